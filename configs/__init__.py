@@ -1,0 +1,1 @@
+"""Configuration: YAML by kind, composed into typed dataclasses."""

@@ -1,0 +1,1 @@
+"""The commands: one file each, run as python -m experiments.<command>."""

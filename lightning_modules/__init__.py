@@ -1,0 +1,1 @@
+"""Lightning modules: generator (causal or non-causal) and RQ-VAE."""

@@ -1,0 +1,1 @@
+"""Metrics whose names say which network and which convention they use."""

@@ -1,0 +1,1 @@
+"""Networks: RQ-VAE tokenizer, scale transformer, text encoders, perceptual networks."""

@@ -1,0 +1,84 @@
+"""Settings of the RQ-VAE and of the scale transformer. Imports no torch: configs are composed before torch is loaded."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from switti.errors import UserError
+
+
+def _validate_scales(scales: list[int], path: str) -> None:
+    if not scales or scales[0] < 1 or any(b <= a for a, b in zip(scales, scales[1:], strict=False)):
+        raise UserError(f"{path}.scales={scales} must be positive, strictly increasing side lengths")
+
+
+@dataclass
+class RQVAEConfig:
+    """Multi-scale residual-quantised autoencoder (Section 3.1). Defaults are the released 512 px tokenizer's."""
+
+    scales: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 6, 9, 13, 18, 24, 32])
+    codebook_size: int = 4096
+    code_width: int = 32
+    channels: int = 160
+    multipliers: list[int] = field(default_factory=lambda: [1, 1, 2, 2, 4])
+    residual_blocks: int = 2
+    phi_count: int = 4
+    phi_ratio: float = 0.5
+    commitment: float = 0.25
+
+    @property
+    def downsampling(self) -> int:
+        """Picture pixels per latent position and side."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def resolution(self) -> int:
+        """Side of the square picture in pixels that the last scale stands for."""
+        return self.scales[-1] * self.downsampling
+
+    def validate(self, path: str) -> None:
+        _validate_scales(self.scales, path)
+        for name in ("codebook_size", "code_width", "channels", "residual_blocks", "phi_count"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{path}.{name}={getattr(self, name)} must be at least 1")
+        if not 0.0 <= self.phi_ratio <= 1.0:
+            raise UserError(f"{path}.phi_ratio={self.phi_ratio} must lie in [0, 1]")
+        if self.channels % 32:
+            raise UserError(f"{path}.channels={self.channels} must be a multiple of 32 (GroupNorm has 32 groups)")
+
+
+@dataclass
+class GeneratorConfig:
+    """Scale transformer. The ladder of Figures 3 and 4 is `norms`, `head_precision`, `ffn`, `visibility`."""
+
+    visibility: Literal["causal", "non_causal"] = "non_causal"
+    head_precision: Literal["float32", "bfloat16"] = "float32"
+    norms: Literal["sandwich", "pre"] = "sandwich"
+    ffn: Literal["swiglu", "gelu"] = "swiglu"
+    query_key_norm: Literal["layer", "rms"] = "layer"
+    depth: int = 30
+    width: int = 1920
+    heads: int = 30
+    scales: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 6, 9, 13, 18, 24, 32])
+    codebook_size: int = 4096
+    code_width: int = 32
+    text_width: int = 2048
+    pooled_width: int = 1280
+    crop_condition: bool = True
+    rope: bool = True
+    rope_theta: float = 10_000.0
+    rope_size: float = 128.0
+
+    def validate(self, path: str) -> None:
+        _validate_scales(self.scales, path)
+        for name in ("depth", "width", "heads", "codebook_size", "code_width", "text_width", "pooled_width"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{path}.{name}={getattr(self, name)} must be at least 1")
+        if self.width % self.heads:
+            raise UserError(f"{path}.width={self.width} must be a multiple of {path}.heads={self.heads}")
+        if (self.width // self.heads) % 4:
+            raise UserError(
+                f"{path}.width={self.width} / {path}.heads={self.heads} must be a multiple of 4 "
+                "(two axes of rotary pairs)"
+            )
+        if self.crop_condition and self.width % 8:
+            raise UserError(f"{path}.width={self.width} must be a multiple of 8 for the crop condition")

@@ -1,0 +1,1 @@
+"""Run folders to rows to tables, plots and one HTML page."""

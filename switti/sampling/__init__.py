@@ -1,0 +1,1 @@
+"""Sampling: guidance, filters, Gumbel smoothing, the scale-by-scale sampler, the pipeline."""

@@ -1,0 +1,39 @@
+"""Settings of the sampler (Section 3.5 and the released pipeline). Imports no torch."""
+
+from dataclasses import dataclass
+
+from switti.errors import UserError
+
+
+@dataclass
+class SamplingConfig:
+    """How logits become tokens. N scales are counted from 0; r = k / (N - 1).
+
+    guidance: strength c; at scale k logits are (1 + c·r)·conditional − c·r·unconditional.
+    guidance_start, guidance_stop: first scale with guidance, first scale without it again (None: never stopped).
+    late_temperature: divisor of the logits from guidance_stop on (released: 0.1; None: 1).
+    top_k: keep that many largest logits (0: all). top_p: nucleus mass (0: no cut).
+    gumbel, gumbel_start: from that scale on, while guidance is on, mix the codebook softly instead of a hard draw.
+    """
+
+    guidance: float = 4.0
+    guidance_start: int = 0
+    guidance_stop: int | None = None
+    late_temperature: float | None = None
+    top_k: int = 400
+    top_p: float = 0.95
+    gumbel: bool = True
+    gumbel_start: int = 2
+
+    def validate(self, path: str) -> None:
+        if self.top_k < 0:
+            raise UserError(f"{path}.top_k={self.top_k} must be 0 (all) or positive")
+        if not 0.0 <= self.top_p <= 1.0:
+            raise UserError(f"{path}.top_p={self.top_p} must lie in [0, 1]")
+        if self.late_temperature is not None and self.late_temperature <= 0:
+            raise UserError(f"{path}.late_temperature={self.late_temperature} must be positive")
+        for name in ("guidance_start", "gumbel_start"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{path}.{name}={getattr(self, name)} must not be negative")
+        if self.guidance_stop is not None and self.guidance_stop < 0:
+            raise UserError(f"{path}.guidance_stop={self.guidance_stop} must not be negative")

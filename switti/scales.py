@@ -1,0 +1,70 @@
+"""The scale pyramid: the one authority for sides, spans, levels and (for reference only) masks."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from switti.errors import UserError
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """Square token maps from coarse to fine; tokens are row-major within a scale, scales are concatenated.
+
+    sides: strictly increasing side lengths, e.g. (1, 2, 3, 4, 6, 9, 13, 18, 24, 32).
+    """
+
+    sides: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sides", tuple(int(side) for side in self.sides))
+        if not self.sides or self.sides[0] < 1 or any(b <= a for a, b in zip(self.sides, self.sides[1:], strict=False)):
+            raise UserError(f"scales={list(self.sides)} must be positive, strictly increasing side lengths")
+
+    @property
+    def count(self) -> int:
+        """Number of scales N."""
+        return len(self.sides)
+
+    @property
+    def latent_side(self) -> int:
+        """Side of the finest map, which is the latent's."""
+        return self.sides[-1]
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Tokens of each scale."""
+        return tuple(side * side for side in self.sides)
+
+    @cached_property
+    def length(self) -> int:
+        """Tokens of all scales, L."""
+        return sum(self.sizes)
+
+    @cached_property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """(start, stop) of each scale in the concatenated sequence."""
+        stops = [sum(self.sizes[: k + 1]) for k in range(self.count)]
+        return tuple((stop - size, stop) for stop, size in zip(stops, self.sizes, strict=True))
+
+    def ratio(self, scale: int) -> float:
+        """Progress r = k / (N − 1) in [0, 1]; 0 for a pyramid of one scale."""
+        return scale / (self.count - 1) if self.count > 1 else 0.0
+
+    def levels(self, device: torch.device | str | None = None) -> Tensor:
+        """Scale number of every position, int64 [L]."""
+        sizes = torch.tensor(self.sizes, device=device)
+        return torch.repeat_interleave(torch.arange(self.count, device=device), sizes)
+
+    def split(self, values_BL: Tensor) -> tuple[Tensor, ...]:
+        """Views of each scale along dimension 1, which must have length L."""
+        return values_BL.split(self.sizes, dim=1)
+
+    def dense_mask(self, visibility: str) -> Tensor:
+        """Boolean [L, L], True where query (row) sees key (column). For tests and benchmarks only (Section 3.3)."""
+        levels = self.levels()
+        if visibility == "causal":
+            return levels[:, None] >= levels[None, :]
+        return levels[:, None] == levels[None, :]
