@@ -1,0 +1,97 @@
+"""What every text encoder gives, and how one is built.
+
+Shape suffixes: B captions, T token positions (padded), C channels of the token states, P channels of the pooled state.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from switti.models.text.config import TextConfig
+
+
+@dataclass(frozen=True)
+class TextEmbedding:
+    """Encoded captions.
+
+    tokens_BTC: last hidden states, float32. mask_BT: bool, True at a real token, False at padding.
+    pooled_BP: one vector per caption, float32.
+    """
+
+    tokens_BTC: Tensor
+    mask_BT: Tensor
+    pooled_BP: Tensor
+
+    def __len__(self) -> int:
+        return self.tokens_BTC.shape[0]
+
+    def __getitem__(self, index: slice | Tensor | list[int]) -> Self:
+        """A sub-batch; `index` is a slice, a list, or an integer or boolean tensor over the captions."""
+        return self.map(lambda value: value[index])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The same function applied to the three tensors."""
+        return type(self)(function(self.tokens_BTC), function(self.mask_BT), function(self.pooled_BP))
+
+    def to(self, device: torch.device | str) -> Self:
+        return self.map(lambda value: value.to(device))
+
+    def expand(self, count: int) -> Self:
+        """One caption (B = 1) seen `count` times, without a copy: the null caption beside a batch."""
+        return self.map(lambda value: value.expand(count, *value.shape[1:]))
+
+    @classmethod
+    def concatenate(cls, parts: list[Self]) -> Self:
+        """Joins batches of one encoder; all must have the same T, C and P."""
+        return cls(
+            torch.cat([part.tokens_BTC for part in parts]),
+            torch.cat([part.mask_BT for part in parts]),
+            torch.cat([part.pooled_BP for part in parts]),
+        )
+
+
+class TextEncoder(Protocol):
+    """A frozen caption encoder.
+
+    fingerprint: hexadecimal digest of everything that decides the values (encoder, weights, settings); stores of
+    precomputed embeddings carry it, so that embeddings of another encoder are refused.
+    truncated: captions cut so far because they had more than `max_length` tokens.
+    """
+
+    name: str
+    width: int
+    pooled_width: int
+    max_length: int
+    truncated: int
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def encode(self, captions: list[str]) -> TextEmbedding:
+        """Captions (empty string: the null caption) → embedding on the encoder's device, padded to `max_length`."""
+        ...
+
+
+def fingerprint_of(name: str, weights: list[str], settings: dict[str, object]) -> str:
+    """SHA-256 over an encoder's name, the digests of its weights and the settings that change its values."""
+    content = json.dumps({"name": name, "weights": weights, "settings": settings}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def build_text_encoder(config: TextConfig, device: torch.device | str = "cpu") -> TextEncoder:
+    """The encoder that `config` names, on `device`. UserError if its package or weights are missing."""
+    config.validate("text")
+    if config.encoder == "minilm":
+        from switti.models.text.minilm import MiniLMEncoder
+
+        return MiniLMEncoder(max_length=config.max_length, device=device)
+    from switti.models.text.clip_pair import ClipPairEncoder
+
+    encoder = ClipPairEncoder(config.clip_l, config.big_g, max_length=config.max_length, device=device)
+    encoder.check_widths(config.width, config.pooled_width)
+    return encoder
