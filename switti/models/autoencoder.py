@@ -1,0 +1,158 @@
+"""Convolutional encoder and decoder of the RQ-VAE (Section 3.1, after the VQGAN).
+
+Module and parameter names are the published ones, so that released weights load key for key.
+Shape suffixes: B batch, C channels, H height, W width, N = H * W positions.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GROUPS = 32
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(GROUPS, channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    """Two normalised 3 × 3 convolutions around a shortcut; `nin_shortcut` exists where the channel number changes."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = group_norm(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        same = channels_in == channels_out
+        self.nin_shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        h_BCHW = self.conv1(F.silu(self.norm1(x_BCHW)))
+        h_BCHW = self.conv2(F.silu(self.norm2(h_BCHW)))
+        return self.nin_shortcut(x_BCHW) + h_BCHW
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over all positions, added to its input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        qkv_BNE = self.qkv(self.norm(x_BCHW)).flatten(2).transpose(1, 2)
+        q_B1NC, k_B1NC, v_B1NC = qkv_BNE.unsqueeze(1).chunk(3, dim=-1)
+        h_BNC = F.scaled_dot_product_attention(q_B1NC, k_B1NC, v_B1NC).squeeze(1)
+        return x_BCHW + self.proj_out(h_BNC.transpose(1, 2).reshape(x_BCHW.shape))
+
+
+class Downsample(nn.Module):
+    """Halves both sides; the input gains one zero column on the right and one zero row at the bottom only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.conv(F.pad(x_BCHW, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Doubles both sides: nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x_BCHW, scale_factor=2, mode="nearest"))
+
+
+class Middle(nn.Module):
+    """Residual, attention, residual at the latent resolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block_1 = ResidualBlock(channels, channels)
+        self.attn_1 = AttentionBlock(channels)
+        self.block_2 = ResidualBlock(channels, channels)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x_BCHW)))
+
+
+class Level(nn.Module):
+    """Residual blocks of one resolution, each followed by attention if asked for, then the change of resolution."""
+
+    def __init__(self, channels_in: int, channels_out: int, blocks: int, *, attention: bool) -> None:
+        super().__init__()
+        widths = [channels_in] + [channels_out] * blocks
+        self.block = nn.ModuleList(ResidualBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.attn = nn.ModuleList(AttentionBlock(channels_out) for _ in range(blocks if attention else 0))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        for i, block in enumerate(self.block):
+            x_BCHW = block(x_BCHW)
+            if len(self.attn):
+                x_BCHW = self.attn[i](x_BCHW)
+        return x_BCHW
+
+
+class Encoder(nn.Module):
+    """Picture [B, 3, H, W] → features [B, code_width, H/f, W/f] with f = 2 ** (len(multipliers) − 1)."""
+
+    def __init__(
+        self, *, channels: int, multipliers: list[int], residual_blocks: int, code_width: int
+    ) -> None:
+        super().__init__()
+        widths = [channels * multiplier for multiplier in multipliers]
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
+        self.down = nn.ModuleList()
+        for i, width in enumerate(widths):
+            level = Level(widths[i - 1] if i else channels, width, residual_blocks, attention=i == last)
+            if i < last:
+                level.downsample = Downsample(width)
+            self.down.append(level)
+        self.mid = Middle(widths[-1])
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], code_width, 3, padding=1)
+
+    def forward(self, image_B3HW: Tensor) -> Tensor:
+        x_BCHW = self.conv_in(image_B3HW)
+        for level in self.down:
+            x_BCHW = level(x_BCHW)
+            if hasattr(level, "downsample"):
+                x_BCHW = level.downsample(x_BCHW)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x_BCHW))))
+
+
+class Decoder(nn.Module):
+    """Mirror of the encoder with one more residual block a level. `up[0]` is the finest level, as published."""
+
+    def __init__(
+        self, *, channels: int, multipliers: list[int], residual_blocks: int, code_width: int
+    ) -> None:
+        super().__init__()
+        widths = [channels * multiplier for multiplier in multipliers]
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(code_width, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1])
+        self.up = nn.ModuleList()
+        for i, width in enumerate(widths):
+            level = Level(widths[min(i + 1, last)], width, residual_blocks + 1, attention=i == last)
+            if i:
+                level.upsample = Upsample(width)
+            self.up.append(level)
+        self.norm_out = group_norm(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+
+    def forward(self, f_hat_BCHW: Tensor) -> Tensor:
+        x_BCHW = self.mid(self.conv_in(f_hat_BCHW))
+        for level in reversed(self.up):
+            x_BCHW = level(x_BCHW)
+            if hasattr(level, "upsample"):
+                x_BCHW = level.upsample(x_BCHW)
+        return self.conv_out(F.silu(self.norm_out(x_BCHW)))

@@ -1,0 +1,161 @@
+"""The RQ-VAE: pictures ↔ token pyramids (Section 3.1). Parameter names are the published ones.
+
+Shape suffixes: B batch, C code width, H latent side (the last W is the same), L tokens of all scales,
+M = L − p0² next-scale input rows. Pictures are [B, 3, H·f, W·f] in [-1, 1], f = config.downsampling.
+"""
+
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from switti.errors import UserError
+from switti.models.autoencoder import Decoder, Encoder
+from switti.models.config import RQVAEConfig
+from switti.models.quantizer import MultiScaleQuantizer, sample_noise
+from switti.scales import Pyramid
+
+EMBEDDED = "embedded:"
+
+
+class Reconstruction(NamedTuple):
+    """image_B3HW: unclamped; vq_loss: scalar; tokens_BL: int64."""
+
+    image_B3HW: Tensor
+    vq_loss: Tensor
+    tokens_BL: Tensor
+
+
+class RQVAE(nn.Module):
+    """Multi-scale residual-quantised autoencoder."""
+
+    def __init__(self, config: RQVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.pyramid = Pyramid(tuple(config.scales))
+        shape = {
+            "channels": config.channels,
+            "multipliers": list(config.multipliers),
+            "residual_blocks": config.residual_blocks,
+            "code_width": config.code_width,
+        }
+        self.encoder = Encoder(**shape)
+        self.decoder = Decoder(**shape)
+        self.quantize = MultiScaleQuantizer(
+            self.pyramid,
+            codebook_size=config.codebook_size,
+            code_width=config.code_width,
+            phi_count=config.phi_count,
+            phi_ratio=config.phi_ratio,
+            commitment=config.commitment,
+        )
+        self.quant_conv = nn.Conv2d(config.code_width, config.code_width, 3, padding=1)
+        self.post_quant_conv = nn.Conv2d(config.code_width, config.code_width, 3, padding=1)
+
+    def encode(self, image_B3HW: Tensor) -> Tensor:
+        """Picture → continuous latent f, [B, C, H, H].
+
+        Raises UserError if the picture's sides do not fit the pyramid.
+        """
+        side = self.config.resolution
+        if tuple(image_B3HW.shape[-2:]) != (side, side):
+            raise UserError(
+                f"tokenizer.scales={list(self.pyramid.sides)} with down-sampling {self.config.downsampling} needs "
+                f"pictures of {side} x {side} pixels, got {image_B3HW.shape[-2]} x {image_B3HW.shape[-1]}"
+            )
+        return self.quant_conv(self.encoder(image_B3HW))
+
+    def decode(self, f_hat_BCHH: Tensor) -> Tensor:
+        """Quantised latent → picture, unclamped."""
+        return self.decoder(self.post_quant_conv(f_hat_BCHH))
+
+    @torch.no_grad()
+    def tokenize(
+        self,
+        image_B3HW: Tensor,
+        noise_std: float = 0.0,
+        seeds: Tensor | None = None,
+        noise_BLC: Tensor | None = None,
+    ) -> Tensor:
+        """Picture → tokens [B, L], int64. The encoder follows the surrounding autocast; the quantiser does not.
+
+        noise_std: n in [0, 1), strength of the noise that the search sees. Its draws are `noise_BLC`, or come from
+        `seeds` [B]: a sample's noise depends on its own seed only.
+        """
+        if not 0.0 <= noise_std < 1.0:
+            raise UserError(f"noise_std={noise_std} must lie in [0, 1)")
+        if noise_std > 0 and noise_BLC is None:
+            if seeds is None:
+                raise UserError(f"noise_std={noise_std} needs one seed a picture")
+            shape = self.pyramid.length, self.config.code_width
+            noise_BLC = sample_noise(seeds, *shape, device=image_B3HW.device)
+        return self.quantize.tokenize(self.encode(image_B3HW), noise_std, noise_BLC)
+
+    @torch.no_grad()
+    def teacher_forcing(self, tokens_BL: Tensor) -> Tensor:
+        """Tokens → inputs for scales 1 … N − 1, [B, M, C]: the averaged f_hat of all coarser scales."""
+        last = self.pyramid.count - 1
+        rows = [
+            self.quantize.next_input(k, f) for k, f in enumerate(self.quantize.latents(tokens_BL)) if k < last
+        ]
+        if not rows:
+            return self.quantize.embedding.weight.new_zeros(tokens_BL.shape[0], 0, self.config.code_width)
+        return torch.cat(rows, dim=1)
+
+    def tokens_to_latent(self, tokens_BL: Tensor) -> Tensor:
+        """Tokens of all scales → f_hat, [B, C, H, H]."""
+        f_hat_BCHH = self.quantize.empty_latent(tokens_BL.shape[0])
+        for f_hat_BCHH in self.quantize.latents(tokens_BL):
+            pass
+        return f_hat_BCHH
+
+    def forward(self, image_B3HW: Tensor) -> Reconstruction:
+        """Training pass with the straight-through latent."""
+        latent_BCHH, loss, tokens_BL = self.quantize(self.encode(image_B3HW))
+        return Reconstruction(self.decode(latent_BCHH), loss, tokens_BL)
+
+
+def weights_path(weights: str | Path) -> Path:
+    """File behind a `tokenizer_weights` setting: a path, or "embedded:NAME" for what the package ships."""
+    text = str(weights)
+    if not text.startswith(EMBEDDED):
+        return Path(text).expanduser()
+    name = text.removeprefix(EMBEDDED)
+    return Path(str(resources.files("switti") / "assets" / f"{name}_tokenizer" / "model.safetensors"))
+
+
+def load_rqvae(config: RQVAEConfig, weights: str | Path) -> RQVAE:
+    """RQ-VAE in eval mode, frozen, float32, with weights from a safetensors file (stored in float16 or float32).
+
+    Raises UserError naming the file, or every missing, unexpected or misshapen key.
+    """
+    path = weights_path(weights)
+    if not path.is_file():
+        raise UserError(f"tokenizer_weights={weights}: no file {path}; give a path or embedded:demo")
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"tokenizer_weights={weights}: {path} is no readable safetensors file ({error})"
+        ) from error
+    model = RQVAE(config)
+    _check_keys(model.state_dict(), state, path)
+    model.load_state_dict({key: value.float() for key, value in state.items()})
+    return model.eval().requires_grad_(False)
+
+
+def _check_keys(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
+    problems = [f"{key} is missing" for key in expected if key not in found]
+    problems += [f"{key} is unexpected" for key in found if key not in expected]
+    problems += [
+        f"{key} is {list(found[key].shape)}, the settings need {list(value.shape)}"
+        for key, value in expected.items()
+        if key in found and found[key].shape != value.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise UserError(f"{path} does not fit tokenizer.*: " + "; ".join(problems[:5]) + more)

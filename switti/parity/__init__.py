@@ -1,0 +1,1 @@
+"""Comparison with golden tensors: a folder of weights, inputs and expected outputs of the published implementation."""
