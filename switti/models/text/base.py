@@ -1,6 +1,6 @@
 """What every text encoder gives, and how one is built.
 
-Shape suffixes: B captions, T token positions (padded), C channels of the token states, P channels of the pooled state.
+Shape suffixes: B captions, T token positions (padded), C channels of the token states, P of the pooled state.
 """
 
 import hashlib
@@ -23,9 +23,9 @@ class TextEmbedding:
     pooled_BP: one vector per caption, float32.
     """
 
-    tokens_BTC: Tensor
-    mask_BT: Tensor
-    pooled_BP: Tensor
+    tokens_BTC: Tensor  # noqa: N815
+    mask_BT: Tensor  # noqa: N815
+    pooled_BP: Tensor  # noqa: N815
 
     def __len__(self) -> int:
         return self.tokens_BTC.shape[0]
@@ -58,8 +58,8 @@ class TextEmbedding:
 class TextEncoder(Protocol):
     """A frozen caption encoder.
 
-    fingerprint: hexadecimal digest of everything that decides the values (encoder, weights, settings); stores of
-    precomputed embeddings carry it, so that embeddings of another encoder are refused.
+    fingerprint: hexadecimal digest of everything that decides the values (encoder, weights, settings);
+    stores of precomputed embeddings carry it, so that embeddings of another encoder are refused.
     truncated: captions cut so far because they had more than `max_length` tokens.
     """
 
@@ -73,7 +73,7 @@ class TextEncoder(Protocol):
     def fingerprint(self) -> str: ...
 
     def encode(self, captions: list[str]) -> TextEmbedding:
-        """Captions (empty string: the null caption) → embedding on the encoder's device, padded to `max_length`."""
+        """Captions ("": the null caption) → embedding on the encoder's device, padded to `max_length`."""
         ...
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from switti.errors import UserError
 from switti.models.text.base import TextEmbedding, fingerprint_of
 from switti.models.text.config import CLIP_POSITIONS
+from switti.models.text.quiet import quiet_transformers
 
 STATES = "last_hidden_state"
 POOLED = "pooler_output"
@@ -41,15 +42,17 @@ def load_clip_text(source: str, setting: str) -> tuple[Any, nn.Module]:
     options: dict[str, Any] = {"local_files_only": local.is_dir()}
     try:
         tokenizer = CLIPTokenizer.from_pretrained(place, **options)
-        model, info = CLIPTextModel.from_pretrained(
-            place, **options, output_loading_info=True, dtype=torch.float32
-        )
+        with quiet_transformers():  # the vision half of a whole CLIP would be reported as unexpected
+            loaded: Any = CLIPTextModel.from_pretrained(
+                place, **options, output_loading_info=True, dtype=torch.float32
+            )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"{setting}={source} cannot be loaded ({reason}); give a local folder with config.json, "
             "model.safetensors and tokenizer files, or download it on a machine with network: hf download <id>"
         ) from error
+    model, info = loaded
     if info["missing_keys"]:
         raise UserError(f"{setting}={source} lacks text weights such as {sorted(info['missing_keys'])[0]}")
     return tokenizer, model.eval().requires_grad_(False)

