@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from switti.errors import UserError
+
 _CHUNK = 1 << 20
 
 
@@ -53,6 +55,16 @@ def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path, default: Any = None) -> Any:
+    """The file's content; `default` if there is no such file. Raises UserError when it is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return default
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}; remove it or restore it") from error
 
 
 def sha256_file(path: str | Path) -> str:

@@ -1,0 +1,37 @@
+"""Settings of the callbacks. Imports no torch. `*_every` counts optimiser steps; 0 switches the callback off."""
+
+from dataclasses import dataclass, field
+
+from switti.errors import UserError
+
+
+@dataclass
+class CallbacksConfig:
+    """What is watched, drawn and saved during a run.
+
+    metrics_every: steps between online metrics (metrics.* says which). samples_every: between sample grids.
+    sample_prompts: captions of the grid (empty: the first sample_count validation captions).
+    ema_decay: weight of the old average per step (null: no average is kept).
+    checkpoint_every: steps between checkpoints; keep_last: how many of them stay besides `last`.
+    """
+
+    activation_norms_every: int = 50
+    metrics_every: int = 0
+    samples_every: int = 500
+    sample_prompts: list[str] = field(default_factory=list)
+    sample_count: int = 8
+    ema_decay: float | None = 0.999
+    checkpoint_every: int = 500
+    keep_last: int = 2
+
+    def validate(self, path: str) -> None:
+        for name in ("activation_norms_every", "metrics_every", "samples_every"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{path}.{name}={getattr(self, name)} must be 0 (off) or positive")
+        for name in ("sample_count", "checkpoint_every", "keep_last"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{path}.{name}={getattr(self, name)} must be at least 1")
+        if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
+            raise UserError(
+                f"{path}.ema_decay={self.ema_decay} must lie in (0, 1), or be null for no average"
+            )

@@ -1,0 +1,83 @@
+"""metrics.csv: every logged number of a run as one row, in a form that a spreadsheet and a report can both read."""
+
+import csv
+import time
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from switti.files import atomic_write
+
+COLUMNS = ("step", "epoch", "metric", "value", "time")
+
+
+class MetricsCSV(Logger):
+    """Long-format, append-only log. Columns: step, epoch, metric, value, time (Unix seconds).
+
+    step is the number of optimiser steps completed when the row is written. Lightning's own counter lags by one when
+    it logs and callbacks count differently; once `follow` has been called, the trainer is asked instead of both.
+    Each call is flushed to the file, so that a killed run loses nothing that it had logged.
+    """
+
+    def __init__(self, run_dir: str | Path) -> None:
+        super().__init__()
+        self.path = Path(run_dir) / "metrics.csv"
+        self._trainer: Trainer | None = None
+        self._epoch = 0
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    def follow(self, trainer: Trainer) -> None:
+        """Take step and epoch from this trainer from now on."""
+        self._trainer = trainer
+
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """Drop the rows after `step`: a resumed run writes them again. Other rows stay byte for byte."""
+        if not self.path.is_file():
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and _is_kept(line, step)]
+        if kept != lines:
+            with atomic_write(self.path) as temporary:
+                temporary.write_text("".join(kept), encoding="utf-8")
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append one row a metric; `epoch` among them fills the column."""
+        values = dict(metrics)
+        self._epoch = int(values.pop("epoch", self._epoch))
+        if self._trainer is not None:
+            step, self._epoch = self._trainer.global_step, self._trainer.current_epoch
+        now = f"{time.time():.3f}"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            if stream.tell() == 0:
+                writer.writerow(COLUMNS)
+            writer.writerows(
+                (step, self._epoch, name, repr(float(value)), now) for name, value in values.items()
+            )
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run folder's config.yaml holds them."""
+
+
+def _is_kept(line: str, step: int) -> bool:
+    first = line.split(",", 1)[0]
+    return first == COLUMNS[0] or (first.isdigit() and int(first) <= step)

@@ -1,0 +1,194 @@
+"""record.json: what a run was, with which code, where, how far it came and how it ended."""
+
+import os
+import platform
+import resource
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from callbacks.metrics_log import MetricsCSV
+from switti.files import read_json, write_json
+
+FORMAT = 1
+HEARTBEAT_SECONDS = 10.0
+_PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "transformers", "omegaconf", "numpy")
+
+
+class RunRecord(Callback):
+    """Keeps record.json true from the start of `fit` to its end; only rank zero writes, always a whole file.
+
+    A run that ends by an exception is `failed` with the error's last line, one stopped by a signal `interrupted`; a
+    process that was killed leaves `running` with its `pid` and the time of its last sign of life in `updated`.
+    tokens_per_image: length of the token pyramid, for the report's throughput.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        *,
+        name: str,
+        study: str | None,
+        task: str,
+        seed: int,
+        tokens_per_image: int,
+    ) -> None:
+        self.path = Path(run_dir) / "record.json"
+        self.record: dict[str, Any] = {
+            "format": FORMAT,
+            "name": name,
+            "study": study,
+            "task": task,
+            "seed": seed,
+            "tokens_per_image": tokens_per_image,
+        }
+        self._previous: dict[str, Any] = {}
+        self._training_since: float | None = None
+        self._written = time.monotonic()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        self._previous = read_json(self.path, default={})
+        self.record |= {
+            "status": "running",
+            "error": None,
+            "started": _now(),
+            "ended": None,
+            "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+            "pid": os.getpid(),
+            **git_state(Path(__file__).parent),
+            "versions": versions(),
+            "device": _device_name(pl_module.device),
+            "host": socket.gethostname(),
+            "world_size": trainer.world_size,
+            "max_steps": trainer.max_steps,
+        }
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step = trainer.global_step  # now restored, if there was a checkpoint
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                logger.follow(trainer)
+                logger.rewind(step)
+        if step:
+            self.record["started"] = self._previous.get("started", self.record["started"])
+            self.record["resumed"] = [*self._previous.get("resumed", []), step]
+        else:
+            self._previous = {}  # nothing of an earlier attempt was kept
+            self.record["resumed"] = []
+        self.record["parameters"] = count_parameters(pl_module)
+        self._training_since = time.monotonic()
+        self._write(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        self._heartbeat(trainer, pl_module)
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if not trainer.sanity_checking:
+            self._heartbeat(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.record |= {"status": "finished", "ended": _now()}
+        self._write(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        interrupted = isinstance(exception, KeyboardInterrupt | SystemExit)
+        self.record |= {
+            "status": "interrupted" if interrupted else "failed",
+            "error": None if interrupted else last_line(exception),
+            "ended": _now(),
+        }
+        with suppress(OSError):  # the disk may be what failed; the first error is the one to report
+            self._write(trainer, pl_module)
+
+    def _heartbeat(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if time.monotonic() - self._written >= HEARTBEAT_SECONDS:
+            self._write(trainer, pl_module)
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._written = time.monotonic()
+        if not trainer.is_global_zero:
+            return
+        began = self._training_since
+        seconds = self._previous.get("train_seconds", 0.0) + (
+            self._written - began if began is not None else 0.0
+        )
+        self.record |= {
+            "updated": _now(),
+            "step": trainer.global_step if began is not None else self._previous.get("step", 0),
+            "train_seconds": round(seconds, 3),
+            "peak_memory_bytes": peak_memory(pl_module.device),
+        }
+        write_json(self.path, self.record)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def last_line(exception: BaseException) -> str:
+    """ "ValueError: the message's last line"."""
+    lines = str(exception).strip().splitlines()
+    return f"{type(exception).__name__}: {lines[-1]}" if lines else type(exception).__name__
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """{"commit", "dirty"} of the checkout; both null outside of git. dirty counts tracked files only."""
+
+    def git(*arguments: str) -> str | None:
+        with suppress(OSError, subprocess.TimeoutExpired):
+            done = subprocess.run(
+                ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False
+            )
+            return done.stdout.strip() if done.returncode == 0 else None
+        return None
+
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that numbers depend on, as installed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def count_parameters(pl_module: LightningModule) -> dict[str, int]:
+    """{"trained", "frozen"}: numbers, each parameter once. An average of the trained ones counts as neither."""
+    average = getattr(pl_module, "ema_generator", None)
+    averaged = {id(parameter) for parameter in average.parameters()} if average is not None else set()
+    tokenizer = getattr(pl_module, "tokenizer", None)
+    parameters = {id(parameter): parameter for parameter in pl_module.parameters()}
+    if isinstance(tokenizer, torch.nn.Module):  # frozen parts are no registered submodules
+        parameters |= {id(parameter): parameter for parameter in tokenizer.parameters()}
+    counted = [parameter for key, parameter in parameters.items() if key not in averaged]
+    trained = sum(parameter.numel() for parameter in counted if parameter.requires_grad)
+    return {"trained": trained, "frozen": sum(parameter.numel() for parameter in counted) - trained}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the allocator's peak on a GPU, this process's largest resident size otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"

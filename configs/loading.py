@@ -1,0 +1,177 @@
+"""YAML and `key=value` → a typed, checked RunConfig. Imports no torch, so that a command can show a config at once.
+
+A file holds only its differences: `base: other.yaml` (or a list) names what it starts from, relative to itself. It
+opens with a comment: what it is, the command that runs it, what it costs (measured, on what), what to expect.
+Later sources win: defaults, bases in order, the file, the command line. `${tokenizer.scales}` refers to a setting.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from configs.schema import LINKS, RunConfig
+from configs.settings import Setting, nearest, walk
+from switti.errors import UserError
+
+CONFIGS = Path(__file__).parent
+SETTINGS: dict[str, Setting] = {setting.name: setting for setting in walk(RunConfig)}
+
+
+def load(config: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Compose a run's settings.
+
+    config: a path, or a name below configs/ such as `generator/demo`. overrides: `key=value`, values in YAML.
+    Raises UserError for a missing file, an unknown name, a value of the wrong type or out of range.
+    """
+    path = find(config)
+    return _compose([*_chain(path, ()), _parse_overrides(overrides)], default_name=path.stem)
+
+
+def from_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The settings saved in a run folder's config.yaml."""
+    path = Path(run_dir) / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{run_dir} is not a run folder: it has no config.yaml")
+    return _compose([*_chain(path, ()), _parse_overrides(overrides)], default_name=Path(run_dir).name)
+
+
+def to_yaml(config: RunConfig) -> str:
+    """All settings, resolved, in the form that `load` and `from_run` read."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def find(config: str | Path, folder: Path = CONFIGS) -> Path:
+    """The file meant by a path or by a name below `folder`; `.yaml` may be left out."""
+    tried = [Path(config), Path(f"{config}.yaml"), folder / config, folder / f"{config}.yaml"]
+    for path in tried:
+        if path.is_file():
+            return path
+    names = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+    near = nearest(str(config).removesuffix(".yaml"), names)
+    hint = f"; did you mean {near!r}?" if near else f"; there are: {', '.join(names) or 'none'}"
+    raise UserError(f"no config {str(config)!r}, neither as a path nor below {folder}{hint}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """One file as plain containers, interpolations untouched. Duplicate keys and broken YAML are UserErrors."""
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold `key: value` settings")
+    return content
+
+
+def _chain(path: Path, above: tuple[Path, ...]) -> Iterator[list[tuple[str, Any, str]]]:
+    """Leaves of a file's bases, then its own, as (dotted name, value, source for messages)."""
+    if path.resolve() in above:
+        circle = " → ".join(item.name for item in (*above, path))
+        raise UserError(f"{path} is its own base: {circle}")
+    content = read_yaml(path)
+    bases = content.pop("base", [])
+    for base in [bases] if isinstance(bases, str) else bases:
+        target = path.parent / str(base)
+        if not target.is_file():
+            raise UserError(f"{path}: no base file {target}")
+        yield from _chain(target, (*above, path.resolve()))
+    yield list(_leaves(content, "", f"{path}: "))
+
+
+def _leaves(content: dict[Any, Any], prefix: str, source: str) -> Iterator[tuple[str, Any, str]]:
+    groups = {name.rpartition(".")[0] for name in SETTINGS}
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if name in groups and isinstance(value, dict):
+            yield from _leaves(value, f"{name}.", source)
+        elif name in groups:
+            raise UserError(f"{source}{name}={_show(value)}: {name} is a group of settings, not one")
+        else:
+            yield check_name(name, source), value, source
+
+
+def check_name(name: str, source: str = "") -> str:
+    """`name` itself if there is such a setting, otherwise UserError with the nearest valid one."""
+    if name in SETTINGS:
+        return name
+    near = nearest(name, list(SETTINGS))
+    raise UserError(f"{source}unknown setting {name!r}" + (f"; did you mean {near!r}?" if near else ""))
+
+
+def _parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Any, str]]:
+    leaves = []
+    for item in overrides:
+        name, equals, text = item.partition("=")
+        if not equals or not name or name.startswith("-") or name != name.strip():
+            raise UserError(f"cannot read {item!r}: settings are key=value, such as model.depth=4")
+        if any(known.startswith(f"{name}.") for known in SETTINGS):
+            raise UserError(f"{item}: {name} is a group of settings; set one of them, {name}.<setting>=value")
+        leaves.append((check_name(name), _parse_value(text, SETTINGS[name], item), ""))
+    return leaves
+
+
+def _parse_value(text: str, setting: Setting, item: str) -> Any:
+    try:
+        value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)["value"]  # type: ignore[index, call-overload]
+    except (yaml.YAMLError, OmegaConfBaseException):
+        value = text
+    if setting.kind is str and value is not None and not isinstance(value, str):
+        return text  # `name=007` and `name=2e5` mean what is written, not a number
+    if value is text and setting.kind is not str:
+        raise UserError(f"{item} is not {setting.words}")
+    return value
+
+
+def _compose(sources: list[list[tuple[str, Any, str]]], default_name: str) -> RunConfig:
+    tree = OmegaConf.structured(RunConfig)
+    for name, link in LINKS.items():
+        OmegaConf.update(tree, name, link, merge=False)
+    for name, value, source in (leaf for leaves in sources for leaf in leaves):
+        try:
+            OmegaConf.update(tree, name, value, merge=False)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{source}{name}={_show(value)} is not {SETTINGS[name].words}") from error
+    _resolve(tree)
+    config = cast(RunConfig, OmegaConf.to_object(tree))
+    config.name = config.name or default_name
+    _validate(config, "")
+    return config
+
+
+def _resolve(tree: DictConfig) -> None:
+    """Follow every interpolation, so that a wrong one is reported under the name of the setting that holds it."""
+    for setting in SETTINGS.values():
+        try:
+            value = OmegaConf.select(tree, setting.name)
+        except OmegaConfBaseException as error:
+            reason = str(error).split("\n")[0]
+            raise UserError(f"{setting.name} cannot be worked out: {reason}") from error
+        numbers = value if OmegaConf.is_list(value) else [value]
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise UserError(f"{setting.name}={_show(value)} is not a finite number")
+
+
+def _validate(config: Any, path: str) -> None:
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            name = f"{path}{item.name}"
+            _validate(value, f"{name}.")
+            if hasattr(value, "validate"):
+                value.validate(name)
+    if isinstance(config, RunConfig):
+        config.validate()
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,81 @@
+"""Every setting of a run, composed from the dataclasses that live beside what they configure. Imports no torch."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from callbacks.config import CallbacksConfig
+from datamodules.config import DataConfig
+from lightning_modules.config import LossConfig, OptimizerConfig, TrainerConfig
+from switti.errors import UserError
+from switti.metrics.config import MetricsConfig
+from switti.models.config import GeneratorConfig, RQVAEConfig
+from switti.models.text.config import TextConfig
+from switti.sampling.config import SamplingConfig
+
+_FOLDER_NAME = re.compile(r"[^/\\\0\s][^/\\\0]*")
+
+
+@dataclass
+class RunConfig:
+    """One run. name: its folder (empty: the config file's name). study: the folder above it (null: "single").
+
+    tokenizer_weights: file of the frozen tokenizer, or "embedded:demo". init_from: checkpoint whose weights are
+    loaded before step 0 (a later training stage); resuming needs no setting.
+    """
+
+    task: Literal["generator", "tokenizer"] = "generator"
+    name: str = ""
+    study: str | None = None
+    runs_dir: str = "runs"
+    seed: int = 0
+    init_from: str | None = None
+    tokenizer: RQVAEConfig = field(default_factory=RQVAEConfig)
+    tokenizer_weights: str | None = None
+    model: GeneratorConfig = field(default_factory=GeneratorConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    @property
+    def run_dir(self) -> Path:
+        """runs/<study or "single">/<run>."""
+        return Path(self.runs_dir) / (self.study or "single") / self.name
+
+    def validate(self) -> None:
+        """What concerns more than one group. Raises UserError naming both settings."""
+        for name in ("name", "study"):
+            value = getattr(self, name)
+            if value is not None and (value in (".", "..") or not _FOLDER_NAME.fullmatch(value)):
+                raise UserError(f"{name}={value!r} must be usable as a folder name")
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed} must not be negative")
+        for ours, theirs in (
+            ("model.scales", "tokenizer.scales"),
+            ("model.codebook_size", "tokenizer.codebook_size"),
+            ("model.code_width", "tokenizer.code_width"),
+            ("model.text_width", "text.width"),
+            ("model.pooled_width", "text.pooled_width"),
+        ):
+            if self.task == "generator" and self._get(ours) != self._get(theirs):
+                raise UserError(f"{ours}={self._get(ours)} must equal {theirs}={self._get(theirs)}")
+
+    def _get(self, dotted: str) -> Any:
+        group, name = dotted.split(".")
+        return getattr(getattr(self, group), name)
+
+
+# Settings that follow others unless a file or the command line sets them. Applied over the dataclass defaults.
+LINKS = {
+    "model.scales": "${tokenizer.scales}",
+    "model.codebook_size": "${tokenizer.codebook_size}",
+    "model.code_width": "${tokenizer.code_width}",
+    "model.text_width": "${text.width}",
+    "model.pooled_width": "${text.pooled_width}",
+}

@@ -1,0 +1,66 @@
+"""The names and types of all settings, read off the dataclasses, and the words in which errors speak of them."""
+
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from difflib import SequenceMatcher
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+_SINGULAR = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+_PLURAL = {int: "integers", float: "numbers", bool: "true/false values", str: "texts"}
+_CLOSE = 0.6  # similarity from which a name is offered as what was meant
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One leaf of the configuration tree. `kind` is its type with `| None` taken off."""
+
+    name: str
+    kind: Any
+    optional: bool
+
+    @property
+    def words(self) -> str:
+        """What a value must be, as the end of a sentence: "an integer"."""
+        text = _describe(self.kind)
+        return f"{text} (or null)" if self.optional else text
+
+
+def _describe(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(str(choice) for choice in get_args(kind))
+    if get_origin(kind) is list:
+        return f"a list of {_PLURAL.get(get_args(kind)[0], 'values')}, such as [a, b]"
+    return _SINGULAR.get(kind, str(kind))
+
+
+def _strip_none(hint: Any) -> tuple[Any, bool]:
+    if get_origin(hint) in (Union, types.UnionType):
+        others = [part for part in get_args(hint) if part is not type(None)]
+        if len(others) == 1:
+            return others[0], True
+    return hint, False
+
+
+def walk(schema: type, prefix: str = "") -> Iterator[Setting]:
+    """All leaves of a dataclass type, depth first, with dotted names."""
+    hints = get_type_hints(schema)
+    for item in fields(schema):
+        kind, optional = _strip_none(hints[item.name])
+        name = f"{prefix}{item.name}"
+        if is_dataclass(kind):
+            yield from walk(kind, f"{name}.")
+        else:
+            yield Setting(name, kind, optional)
+
+
+def nearest(name: str, names: list[str]) -> str | None:
+    """The name most likely meant: the same or a similar last part counts as much as a similar whole."""
+
+    def similarity(candidate: str) -> float:
+        whole = SequenceMatcher(None, name, candidate).ratio()
+        last = SequenceMatcher(None, name.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
+        return max(whole, 0.99 * last) + 0.01 * whole
+
+    best = max(names, key=similarity, default=None)
+    return best if best is not None and similarity(best) >= _CLOSE else None
