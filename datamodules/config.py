@@ -1,0 +1,67 @@
+"""Settings of the data. Imports no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from switti.errors import UserError
+
+STREAMS = ("pipe:", "http:", "https:")
+
+
+@dataclass
+class DataConfig:
+    """Which shards, how pictures become squares, how batches are made. The order's seed is the run's.
+
+    train, validation: shards of WebDataset, each a path, a glob (`data/train-*.tar`), a brace range
+      (`train-{000000..000009}.tar`) or a stream (`pipe:…`, `http(s)://…`: resampled, not exactly resumable).
+    resolution: side of the square pictures in px (None: the tokenizer's).
+    crop: of the training pictures; validation pictures are always cropped in the centre.
+    crop_base: the crop condition is told in pixels of a picture whose shorter side has this length.
+    batch_size: samples of one optimizer step, over all ranks and accumulated batches. A rank reads
+      batch_size / (world size · trainer.accumulate) at a time.
+    workers: reading processes a rank; 0 reads in the training process.
+    embeddings: folder(s) made by `experiments.embed`: one store, or the `embeddings` folder that holds several, of
+      which the run's text encoder picks its own. None: batches bring captions only.
+    caption_dropout: probability of the empty caption in training, which guidance needs.
+    shuffle_window_shards: so many shards are shuffled together; more is a better shuffle, fewer keep reads local.
+    max_bad_fraction: a larger share of damaged pictures stops the run.
+    """
+
+    train: str | list[str] = "data/emoji64/train-*.tar"
+    validation: str | list[str] = "data/emoji64/validation-*.tar"
+    resolution: int | None = None
+    crop: Literal["center", "random"] = "random"
+    crop_base: int = 512
+    batch_size: int = 64
+    workers: int = 2
+    embeddings: str | list[str] | None = None
+    caption_dropout: float = 0.1
+    shuffle_window_shards: int = 4
+    max_bad_fraction: float = 0.01
+
+    def validate(self, path: str) -> None:
+        for name in ("train", "validation"):
+            if not as_list(getattr(self, name)):
+                raise UserError(f"{path}.{name} names no shards")
+        for name in ("crop_base", "batch_size", "shuffle_window_shards"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{path}.{name}={getattr(self, name)} must be positive")
+        if self.resolution is not None and self.resolution < 1:
+            raise UserError(
+                f"{path}.resolution={self.resolution} must be positive, or null for the tokenizer's"
+            )
+        if self.workers < 0:
+            raise UserError(f"{path}.workers={self.workers} must not be negative")
+        for name in ("caption_dropout", "max_bad_fraction"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UserError(f"{path}.{name}={getattr(self, name)} must lie in [0, 1]")
+        if self.embeddings and any(s.startswith(STREAMS) for s in as_list(self.train)):
+            raise UserError(
+                f"{path}.embeddings needs shards on disk; with streams set {path}.embeddings=null"
+            )
+
+
+def as_list(value: str | list[str] | None) -> list[str]:
+    """One or several, as a list without empty entries."""
+    entries = [value] if isinstance(value, str) else list(value or [])
+    return [entry for entry in entries if entry]
