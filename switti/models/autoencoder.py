@@ -4,6 +4,8 @@ Module and parameter names are the published ones, so that released weights load
 Shape suffixes: B batch, C channels, H height, W width, N = H * W positions.
 """
 
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -84,20 +86,29 @@ class Middle(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution, each followed by attention if asked for, then the change of resolution."""
+    """Residual blocks of one resolution, each followed by attention if asked for, then the change of resolution.
 
-    def __init__(self, channels_in: int, channels_out: int, blocks: int, *, attention: bool) -> None:
+    The latter's name differs between encoder and decoder, as published: `downsample`, `upsample`, or none.
+    """
+
+    def __init__(
+        self, channels_in: int, channels_out: int, blocks: int, *, attention: bool, resize: nn.Module | None
+    ) -> None:
         super().__init__()
         widths = [channels_in] + [channels_out] * blocks
-        self.block = nn.ModuleList(ResidualBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.block = nn.ModuleList(ResidualBlock(a, b) for a, b in pairwise(widths))
         self.attn = nn.ModuleList(AttentionBlock(channels_out) for _ in range(blocks if attention else 0))
+        self.resize = ""
+        if resize is not None:
+            self.resize = type(resize).__name__.lower()
+            self.add_module(self.resize, resize)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         for i, block in enumerate(self.block):
             x_BCHW = block(x_BCHW)
             if len(self.attn):
                 x_BCHW = self.attn[i](x_BCHW)
-        return x_BCHW
+        return self.get_submodule(self.resize)(x_BCHW) if self.resize else x_BCHW
 
 
 class Encoder(nn.Module):
@@ -112,10 +123,9 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
         self.down = nn.ModuleList()
         for i, width in enumerate(widths):
-            level = Level(widths[i - 1] if i else channels, width, residual_blocks, attention=i == last)
-            if i < last:
-                level.downsample = Downsample(width)
-            self.down.append(level)
+            before = widths[i - 1] if i else channels
+            resize = Downsample(width) if i < last else None
+            self.down.append(Level(before, width, residual_blocks, attention=i == last, resize=resize))
         self.mid = Middle(widths[-1])
         self.norm_out = group_norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], code_width, 3, padding=1)
@@ -124,8 +134,6 @@ class Encoder(nn.Module):
         x_BCHW = self.conv_in(image_B3HW)
         for level in self.down:
             x_BCHW = level(x_BCHW)
-            if hasattr(level, "downsample"):
-                x_BCHW = level.downsample(x_BCHW)
         return self.conv_out(F.silu(self.norm_out(self.mid(x_BCHW))))
 
 
@@ -142,17 +150,14 @@ class Decoder(nn.Module):
         self.mid = Middle(widths[-1])
         self.up = nn.ModuleList()
         for i, width in enumerate(widths):
-            level = Level(widths[min(i + 1, last)], width, residual_blocks + 1, attention=i == last)
-            if i:
-                level.upsample = Upsample(width)
-            self.up.append(level)
+            before = widths[min(i + 1, last)]
+            resize = Upsample(width) if i else None
+            self.up.append(Level(before, width, residual_blocks + 1, attention=i == last, resize=resize))
         self.norm_out = group_norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, f_hat_BCHW: Tensor) -> Tensor:
         x_BCHW = self.mid(self.conv_in(f_hat_BCHW))
-        for level in reversed(self.up):
+        for level in self.up[::-1]:
             x_BCHW = level(x_BCHW)
-            if hasattr(level, "upsample"):
-                x_BCHW = level.upsample(x_BCHW)
         return self.conv_out(F.silu(self.norm_out(x_BCHW)))

@@ -3,11 +3,11 @@
 All arithmetic on the running latent f_hat and the nearest-code search run in the codebook's own precision (float32),
 whatever autocast is active around them.
 
-Shape suffixes: B batch, C code width, V codebook size, S scales, H latent side (the last W is the same), P = p² positions
-of one scale, L positions of all scales, R rows of any kind.
+Shape suffixes: B batch, C code width, V codebook size, S scales, HH the square latent, P = p² positions of one scale,
+L positions of all scales, R rows of any kind.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -70,18 +70,25 @@ class SharedPhi(nn.Module):
         self.qresi_ls = nn.ModuleList(Phi(width, ratio) for _ in range(count))
 
 
-class Quantized(NamedTuple):
-    """latent_BCHH: straight-through latent; loss: scalar; tokens_BL: int64, scales concatenated coarse to fine."""
+class Step(NamedTuple):
+    """One scale of the quantisation: residual rows [B, P, C] and the codes chosen for them [B, P]."""
 
-    latent_BCHH: Tensor
+    rows: Tensor
+    tokens: Tensor
+
+
+class Quantized(NamedTuple):
+    """latent: straight-through, [B, C, H, H]; loss: scalar; tokens: int64 [B, L], scales from coarse to fine."""
+
+    latent: Tensor
     loss: Tensor
-    tokens_BL: Tensor
+    tokens: Tensor
 
 
 class MultiScaleQuantizer(nn.Module):
     """Quantises a latent as a sum of up-sampled token maps, coarse to fine."""
 
-    ema_vocab_hit_SV: Tensor
+    ema_vocab_hit_SV: Tensor  # noqa: N815 (the published name)
 
     def __init__(
         self,
@@ -152,25 +159,34 @@ class MultiScaleQuantizer(nn.Module):
         with full_precision(f_hat_BCHH):
             return self._rows(scale + 1, f_hat_BCHH)
 
+    def _descend(self, f_BCHH: Tensor, noises: Sequence[Tensor] | None, noise_std: float) -> Iterator[Step]:
+        """The greedy quantisation, scale by scale."""
+        rest_BCHH = f_BCHH.to(self.embedding.weight.dtype)
+        for scale in range(self.pyramid.count):
+            z_BPC = seen_BPC = self._rows(scale, rest_BCHH)
+            if noises is not None:
+                seen_BPC = (1 - noise_std**2) ** 0.5 * z_BPC + noise_std * noises[scale]
+            tokens_BP = self.nearest(seen_BPC.flatten(0, 1)).view(z_BPC.shape[:2])
+            rest_BCHH = rest_BCHH - self._rise(scale, self.embed(tokens_BP))
+            yield Step(z_BPC, tokens_BP)
+
     @torch.no_grad()
     def tokenize(self, f_BCHH: Tensor, noise_std: float = 0.0, noise_BLC: Tensor | None = None) -> Tensor:
         """Latent → tokens [B, L].
 
-        noise_std: n in [0, 1); the search (only) sees sqrt(1 − n²) · z + n · noise, which makes the generator robust
-        against its own errors. noise_BLC: standard normal rows of all scales, required if noise_std > 0.
+        noise_BLC: standard normal rows of all scales. The search (only) sees sqrt(1 − n²) · z + n · noise with
+        n = noise_std, which makes the generator robust against its own errors.
         """
-        rest_BCHH = f_BCHH.to(self.embedding.weight.dtype)
-        noises = self.pyramid.split(noise_BLC) if noise_BLC is not None else None
-        found = []
-        with full_precision(rest_BCHH):
-            for scale in range(self.pyramid.count):
-                z_BPC = self._rows(scale, rest_BCHH)
-                if noise_std > 0 and noises is not None:
-                    z_BPC = (1 - noise_std**2) ** 0.5 * z_BPC + noise_std * noises[scale]
-                tokens_BP = self.nearest(z_BPC.flatten(0, 1)).view(z_BPC.shape[:2])
-                rest_BCHH = rest_BCHH - self._rise(scale, self.embed(tokens_BP))
-                found.append(tokens_BP)
-        return torch.cat(found, dim=1)
+        noises = None if noise_BLC is None else self.pyramid.split(noise_BLC)
+        with full_precision(f_BCHH):
+            steps = self._descend(f_BCHH, noises, noise_std)
+            return torch.cat([step.tokens for step in steps], dim=1)
+
+    @torch.no_grad()
+    def residuals(self, f_BCHH: Tensor) -> Tensor:
+        """The rows that the codes have to match, all scales: [B, L, C]."""
+        with full_precision(f_BCHH):
+            return torch.cat([step.rows for step in self._descend(f_BCHH, None, 0.0)], dim=1)
 
     def latents(self, tokens_BL: Tensor) -> Iterator[Tensor]:
         """f_hat after each scale."""
@@ -185,7 +201,7 @@ class MultiScaleQuantizer(nn.Module):
         Loss: mean over scales of commitment · MSE(stopgrad(f_hat_s), f) + MSE(f_hat_s, stopgrad(f)).
         """
         f_BCHH = f_BCHH.to(self.embedding.weight.dtype)
-        tokens_BL = self.tokenize(f_BCHH.detach())
+        tokens_BL = self.tokenize(f_BCHH)
         loss, f_hat_BCHH = f_BCHH.new_zeros(()), f_BCHH
         with full_precision(f_BCHH):
             for f_hat_BCHH in self.latents(tokens_BL):

@@ -1,7 +1,7 @@
 """The RQ-VAE: pictures ↔ token pyramids (Section 3.1). Parameter names are the published ones.
 
-Shape suffixes: B batch, C code width, H latent side (the last W is the same), L tokens of all scales,
-M = L − p0² next-scale input rows. Pictures are [B, 3, H·f, W·f] in [-1, 1], f = config.downsampling.
+Shape suffixes: B batch, C code width, HH the square latent, L tokens of all scales, M = L − p0² next-scale input rows.
+Pictures (3HW) are in [-1, 1]; their sides are the latent's times config.downsampling.
 """
 
 from importlib import resources
@@ -23,11 +23,11 @@ EMBEDDED = "embedded:"
 
 
 class Reconstruction(NamedTuple):
-    """image_B3HW: unclamped; vq_loss: scalar; tokens_BL: int64."""
+    """image: unclamped, [B, 3, H, W]; vq_loss: scalar; tokens: int64 [B, L]."""
 
-    image_B3HW: Tensor
+    image: Tensor
     vq_loss: Tensor
-    tokens_BL: Tensor
+    tokens: Tensor
 
 
 class RQVAE(nn.Module):
@@ -37,14 +37,18 @@ class RQVAE(nn.Module):
         super().__init__()
         self.config = config
         self.pyramid = Pyramid(tuple(config.scales))
-        shape = {
-            "channels": config.channels,
-            "multipliers": list(config.multipliers),
-            "residual_blocks": config.residual_blocks,
-            "code_width": config.code_width,
-        }
-        self.encoder = Encoder(**shape)
-        self.decoder = Decoder(**shape)
+        self.encoder = Encoder(
+            channels=config.channels,
+            multipliers=config.multipliers,
+            residual_blocks=config.residual_blocks,
+            code_width=config.code_width,
+        )
+        self.decoder = Decoder(
+            channels=config.channels,
+            multipliers=config.multipliers,
+            residual_blocks=config.residual_blocks,
+            code_width=config.code_width,
+        )
         self.quantize = MultiScaleQuantizer(
             self.pyramid,
             codebook_size=config.codebook_size,
@@ -93,7 +97,7 @@ class RQVAE(nn.Module):
                 raise UserError(f"noise_std={noise_std} needs one seed a picture")
             shape = self.pyramid.length, self.config.code_width
             noise_BLC = sample_noise(seeds, *shape, device=image_B3HW.device)
-        return self.quantize.tokenize(self.encode(image_B3HW), noise_std, noise_BLC)
+        return self.quantize.tokenize(self.encode(image_B3HW), noise_std, noise_BLC if noise_std else None)
 
     @torch.no_grad()
     def teacher_forcing(self, tokens_BL: Tensor) -> Tensor:
@@ -108,9 +112,7 @@ class RQVAE(nn.Module):
 
     def tokens_to_latent(self, tokens_BL: Tensor) -> Tensor:
         """Tokens of all scales → f_hat, [B, C, H, H]."""
-        f_hat_BCHH = self.quantize.empty_latent(tokens_BL.shape[0])
-        for f_hat_BCHH in self.quantize.latents(tokens_BL):
-            pass
+        *_, f_hat_BCHH = self.quantize.latents(tokens_BL)
         return f_hat_BCHH
 
     def forward(self, image_B3HW: Tensor) -> Reconstruction:
