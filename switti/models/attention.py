@@ -1,0 +1,124 @@
+"""Attention within a scale (non-causal) or to all scales up to one's own (causal), and to the caption.
+
+No L×L mask exists here: a scale is one unmasked call on a slice (Section 3.3).
+
+Shape suffixes: B batch, L query tokens, T caption tokens, H heads, K head width, D = H·K, C caption width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from switti.models.norm import unit_layer_norm, unit_rms_norm
+from switti.models.rope import rotate
+
+QUERY_KEY_NORMS = {"layer": unit_layer_norm, "rms": unit_rms_norm}
+
+
+@dataclass
+class Rotation:
+    """Rotary tables of the tokens at hand, each [L, K]."""
+
+    cosine: Tensor
+    sine: Tensor
+
+    def rows(self, start: int, stop: int) -> "Rotation":
+        return Rotation(self.cosine[start:stop], self.sine[start:stop])
+
+
+class KeyValueCache:
+    """Keys and values of one block for all scales of a causal model, allocated once per call of the sampler.
+
+    It is an argument that dies with the call. `rows` limits it to the first rows of the batch when guidance stops.
+    """
+
+    def __init__(self, batch: int, heads: int, length: int, head_width: int, like: Tensor) -> None:
+        self.keys = like.new_empty(batch, heads, length, head_width)
+        self.values = like.new_empty(batch, heads, length, head_width)
+        self.filled = 0
+
+    def append(self, k_BHLK: Tensor, v_BHLK: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores the new tokens and returns views of everything so far."""
+        batch, stop = k_BHLK.shape[0], self.filled + k_BHLK.shape[2]
+        self.keys[:batch, :, self.filled : stop] = k_BHLK
+        self.values[:batch, :, self.filled : stop] = v_BHLK
+        self.filled = stop
+        return self.keys[:batch, :, :stop], self.values[:batch, :, :stop]
+
+    @property
+    def nbytes(self) -> int:
+        return 2 * self.keys.numel() * self.keys.element_size()
+
+
+def attend_by_scale(
+    q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, spans: tuple[tuple[int, int], ...], visibility: str
+) -> Tensor:
+    """All scales at once, as in training: one unmasked call a scale on its own tokens or on its prefix."""
+    outputs = []
+    for start, stop in spans:
+        first = start if visibility == "non_causal" else 0
+        outputs.append(
+            F.scaled_dot_product_attention(
+                q_BHLK[:, :, start:stop], k_BHLK[:, :, first:stop], v_BHLK[:, :, first:stop]
+            )
+        )
+    return torch.cat(outputs, dim=2)
+
+
+class SelfAttention(nn.Module):
+    """Query-key-normalised self-attention with normalised rotary embedding."""
+
+    def __init__(self, width: int, heads: int, visibility: str, query_key_norm: str) -> None:
+        super().__init__()
+        self.heads = heads
+        self.visibility = visibility
+        self.normalise = QUERY_KEY_NORMS[query_key_norm]
+        self.to_qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(
+        self,
+        x_BLD: Tensor,
+        rotation: Rotation | None,
+        spans: tuple[tuple[int, int], ...],
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """spans: token ranges of the scales in x, one scale when sampling; cache: a causal model's, when sampling."""
+        q, k, v = self.to_qkv(x_BLD).chunk(3, dim=-1)
+        # Normalised over the full width, before the split into heads.
+        q, k = (self.normalise(t).to(v.dtype).unflatten(-1, (self.heads, -1)) for t in (q, k))
+        if rotation is not None:
+            q, k = (rotate(t, rotation.cosine, rotation.sine) for t in (q, k))
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v.unflatten(-1, (self.heads, -1))))
+        if cache is not None:
+            k, v = cache.append(k, v)
+            out = F.scaled_dot_product_attention(q, k, v)
+        else:
+            out = attend_by_scale(q, k, v, spans, self.visibility)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Attention to the caption; keys and values are computed once a caption and passed in."""
+
+    def __init__(self, width: int, heads: int, text_width: int, query_key_norm: str) -> None:
+        super().__init__()
+        self.heads = heads
+        self.normalise = QUERY_KEY_NORMS[query_key_norm]
+        self.to_q = nn.Linear(width, width)
+        self.to_kv = nn.Linear(text_width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def project_text(self, text_BTC: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the caption, each [B, H, T, K]."""
+        k, v = self.to_kv(text_BTC).chunk(2, dim=-1)
+        k = self.normalise(k).to(v.dtype)
+        return tuple(t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (k, v))  # type: ignore[return-value]
+
+    def forward(self, x_BLD: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask_B11T: Tensor | None) -> Tensor:
+        q = self.to_q(x_BLD)
+        q = self.normalise(q).to(v_BHTK.dtype).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        out = F.scaled_dot_product_attention(q, k_BHTK, v_BHTK, attn_mask=mask_B11T)
+        return self.proj(out.transpose(1, 2).flatten(2))

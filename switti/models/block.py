@@ -1,0 +1,124 @@
+"""One transformer block: self-attention, cross-attention, feed-forward (Section 3.2, Figure 4).
+
+Shape suffixes: B batch, L tokens, T caption tokens, C caption width, D width, H heads, K head width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from switti.models.attention import CrossAttention, KeyValueCache, Rotation, SelfAttention
+from switti.models.config import GeneratorConfig
+from switti.models.norm import RMSNorm
+
+
+class SwiGLU(nn.Module):
+    """down(SiLU(gate(x)) · up(x)) without biases, hidden width ⌊8D/3⌋."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = width * 8 // 3
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class GELUFeedForward(nn.Module):
+    """Two linear maps around the tanh form of GELU, hidden width 4D."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+@dataclass
+class BlockCondition:
+    """What a block needs to know of the caption; the same for all scales, so the sampler computes it once.
+
+    modulation: gate 1, gate 2, scale 1, scale 2, shift 1, shift 2, each [B, 1, D]; keys, values [B, H, T, K].
+    """
+
+    modulation: tuple[Tensor, ...]
+    keys: Tensor
+    values: Tensor
+
+    def first_rows(self, count: int) -> "BlockCondition":
+        return BlockCondition(
+            tuple(m[:count] for m in self.modulation), self.keys[:count], self.values[:count]
+        )
+
+
+class Block(nn.Module):
+    """Residual block. `norms="sandwich"` adds an RMSNorm after each sub-layer, before the residual sum."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        width, sandwich = config.width, config.norms == "sandwich"
+
+        def before(size: int) -> nn.Module:
+            return RMSNorm(size) if sandwich else nn.LayerNorm(size, eps=1e-6)
+
+        def after() -> nn.Module:
+            return RMSNorm(width) if sandwich else nn.Identity()
+
+        if config.crop_condition:
+            self.crop_cond_scales = nn.Parameter(torch.zeros(1, width))
+        else:
+            self.register_parameter("crop_cond_scales", None)
+        self.attn = SelfAttention(width, config.heads, config.visibility, config.query_key_norm)
+        self.cross_attn = CrossAttention(width, config.heads, config.text_width, config.query_key_norm)
+        self.ffn = SwiGLU(width) if config.ffn == "swiglu" else GELUFeedForward(width)
+        self.self_attention_norm1, self.self_attention_norm2 = before(width), after()
+        self.cross_attention_norm1, self.cross_attention_norm2 = before(width), after()
+        self.ffn_norm1, self.ffn_norm2 = before(width), after()
+        self.attention_y_norm = before(config.text_width)
+        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def prepare(self, condition_BD: Tensor, crop_BD: Tensor | None, text_BTC: Tensor) -> BlockCondition:
+        """Modulation (AdaLN) and the caption's keys and values."""
+        if crop_BD is not None:
+            condition_BD = condition_BD + self.crop_cond_scales * crop_BD
+        modulation = self.ada_lin(condition_BD)[:, None].chunk(6, dim=-1)
+        keys, values = self.cross_attn.project_text(self.attention_y_norm(text_BTC))
+        return BlockCondition(modulation, keys, values)
+
+    def advance(
+        self,
+        x_BLD: Tensor,
+        condition: BlockCondition,
+        mask_B11T: Tensor | None,
+        rotation: Rotation | None,
+        spans: tuple[tuple[int, int], ...],
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """The block proper, given what `prepare` returned."""
+        gate1, gate2, scale1, scale2, shift1, shift2 = condition.modulation
+        x = x_BLD
+        h = torch.addcmul(shift1, self.self_attention_norm1(x), scale1 + 1)
+        x = torch.addcmul(x, gate1, self.self_attention_norm2(self.attn(h, rotation, spans, cache)))
+        h = self.cross_attn(self.cross_attention_norm1(x), condition.keys, condition.values, mask_B11T)
+        x = x + self.cross_attention_norm2(h)
+        h = torch.addcmul(shift2, self.ffn_norm1(x), scale2 + 1)
+        return torch.addcmul(x, gate2, self.ffn_norm2(self.ffn(h)))
+
+    def forward(
+        self,
+        x_BLD: Tensor,
+        condition_BD: Tensor,
+        crop_BD: Tensor | None,
+        text_BTC: Tensor,
+        mask_B11T: Tensor | None,
+        rotation: Rotation | None,
+        spans: tuple[tuple[int, int], ...],
+    ) -> Tensor:
+        """Training: everything in one call, so that sharding and checkpointing see one unit."""
+        return self.advance(x_BLD, self.prepare(condition_BD, crop_BD, text_BTC), mask_B11T, rotation, spans)

@@ -1,0 +1,53 @@
+"""Classifier-free guidance that grows with the scale and may stop early (Sections 3.4 and 3.5)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from switti.sampling.config import SamplingConfig
+from switti.scales import Pyramid
+
+
+@dataclass(frozen=True)
+class GuidancePlan:
+    """What happens at each scale: which rows are computed and how logits are combined.
+
+    strengths: t of (1 + t)·conditional − t·unconditional, per scale; 0 where guidance is off.
+    start, stop: guidance is on from `start` to before `stop`; at scales past both, logits are divided by
+    `late_temperature`.
+    """
+
+    strengths: tuple[float, ...]
+    start: int
+    stop: int
+    late_temperature: float | None
+
+    @classmethod
+    def of(cls, config: SamplingConfig, pyramid: Pyramid) -> "GuidancePlan":
+        count = pyramid.count
+        stop = count if config.guidance_stop is None else min(config.guidance_stop, count)
+        strengths = tuple(
+            config.guidance * pyramid.ratio(k) if config.guidance_start <= k < stop else 0.0
+            for k in range(count)
+        )
+        return cls(strengths, config.guidance_start, stop, config.late_temperature)
+
+    @property
+    def last_guided(self) -> int:
+        """Last scale that needs unconditional logits, −1 if none does."""
+        return max((k for k, t in enumerate(self.strengths) if t != 0.0), default=-1)
+
+    def needs_unconditional(self, scale: int, causal: bool) -> bool:
+        """Whether unconditional rows must run: for their logits or, causally, to be seen by later scales."""
+        return scale <= self.last_guided if causal else self.strengths[scale] != 0.0
+
+    def combine(self, logits: Tensor, batch: int, scale: int) -> Tensor:
+        """Guided logits [batch, P, V] in float32 from rows [conditional; unconditional] or conditional only."""
+        conditional = logits[:batch].float() if logits.dtype.itemsize < 4 else logits[:batch]
+        strength = self.strengths[scale]
+        if strength != 0.0:
+            unconditional = logits[batch:].to(conditional.dtype)
+            return conditional * (1.0 + strength) - unconditional * strength
+        if scale >= max(self.start, self.stop) and self.late_temperature is not None:
+            return conditional / self.late_temperature
+        return conditional

@@ -1,0 +1,121 @@
+"""The sampler: scale by scale from a caption to a latent (Section 3.5).
+
+Shape suffixes: B pictures, P tokens of a scale, V vocabulary, C code width, T caption tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from switti.models.rqvae import RQVAE
+from switti.models.text.base import TextEmbedding
+from switti.models.transformer import Condition, ScaleTransformer
+from switti.sampling.config import SamplingConfig
+from switti.sampling.filters import draw_tokens, gumbel_softmax, gumbel_temperature
+from switti.sampling.guidance import GuidancePlan
+
+# noise(scale, (P, V)) → Exp(1) draws [B, P, V]; None stands for the most probable token.
+Noise = Callable[[int, tuple[int, int]], Tensor | None]
+
+
+@dataclass
+class ScaleTrace:
+    """What happened at one scale; handed to `on_scale_end`.
+
+    tokens_BP is None where the codebook was mixed softly (soft_BPV then holds the weights).
+    """
+
+    scale: int
+    logits: Tensor
+    guided_BPV: Tensor
+    tokens_BP: Tensor | None
+    soft_BPV: Tensor | None
+    noise_BPV: Tensor | None
+    latent_BCHW: Tensor
+
+
+@dataclass
+class PictureNoise:
+    """Exp(1) draws from one CPU generator a picture, so that a picture depends on its seed alone."""
+
+    seeds: list[int]
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    generators: list[torch.Generator] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.generators = [torch.Generator().manual_seed(int(seed)) for seed in self.seeds]
+
+    def __call__(self, scale: int, shape: tuple[int, int]) -> Tensor:
+        draws = torch.empty(len(self.generators), *shape)
+        for row, generator in zip(draws, self.generators, strict=True):
+            row.exponential_(generator=generator)
+        return draws.to(self.device, self.dtype)
+
+
+def _conditions(
+    model: ScaleTransformer,
+    text: TextEmbedding,
+    null: TextEmbedding,
+    crop_B4: Tensor | None,
+    plan: GuidancePlan,
+) -> Condition:
+    """Condition of the rows [conditional; unconditional], or of the conditional rows alone without guidance."""
+    if plan.last_guided < 0:
+        return model.prepare(text.tokens_BTC, text.mask_BT, text.pooled_BP, crop_B4)
+    batch = len(text.pooled_BP)
+    both = TextEmbedding.concatenate([text, null.expand(batch)])
+    crop = None if crop_B4 is None else torch.cat([crop_B4, crop_B4])
+    return model.prepare(both.tokens_BTC, both.mask_BT, both.pooled_BP, crop)
+
+
+def _choose(
+    config: SamplingConfig, plan: GuidancePlan, ratio: float, scale: int, guided: Tensor, noise: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """(tokens, None, guided) or (None, soft weights, guided·(1 + r)), depending on Gumbel smoothing."""
+    if config.gumbel and config.gumbel_start <= scale < plan.stop and noise is not None:
+        guided = guided * (1.0 + ratio)
+        return None, gumbel_softmax(guided, noise, gumbel_temperature(ratio)), guided
+    return draw_tokens(guided, config.top_k, config.top_p, noise), None, guided
+
+
+@torch.no_grad()
+def sample_latent(
+    model: ScaleTransformer,
+    tokenizer: RQVAE,
+    text: TextEmbedding,
+    null: TextEmbedding,
+    config: SamplingConfig,
+    noise: Noise,
+    crop_B4: Tensor | None = None,
+    on_scale_end: Callable[[ScaleTrace], None] | None = None,
+) -> Tensor:
+    """Latents [B, C, H, W] in float32 for `RQVAE.decode`.
+
+    text: B captions; null: one caption (or B) for the unconditional rows, "" or a negative prompt. Guidance, filters
+    and the running latent are kept in float32 whatever the model's precision.
+    """
+    pyramid, quantizer = model.pyramid, tokenizer.quantize
+    plan = GuidancePlan.of(config, pyramid)
+    causal = model.config.visibility == "causal"
+    batch = len(text.pooled_BP)
+    condition = _conditions(model, text, null, crop_B4, plan)
+    conditional = condition.first_rows(batch)
+    cache = model.build_cache(len(condition.first_BPD))
+    latent, rows = quantizer.empty_latent(batch), None
+    for scale in range(pyramid.count):
+        unconditional = plan.needs_unconditional(scale, causal)
+        inputs = rows if rows is None or not unconditional else torch.cat([rows, rows])
+        logits = model.forward_scale(scale, inputs, condition if unconditional else conditional, cache)
+        guided = plan.combine(logits, batch, scale)
+        drawn = noise(scale, (guided.shape[1], guided.shape[2]))
+        tokens, soft, guided = _choose(config, plan, pyramid.ratio(scale), scale, guided, drawn)
+        codes = soft @ quantizer.embedding.weight if tokens is None else quantizer.embed(tokens)
+        latent = quantizer.accumulate(scale, latent, codes)
+        if scale + 1 < pyramid.count:
+            rows = quantizer.next_input(scale, latent)
+        if on_scale_end is not None:
+            on_scale_end(ScaleTrace(scale, logits, guided, tokens, soft, drawn, latent))
+    return latent
