@@ -39,6 +39,7 @@ def test_minilm_agrees_with_transformers_one_caption_at_a_time(encoder: minilm.M
             states = model(**batch).last_hidden_state[0]
         count = len(states)
         assert embedding.mask_BT[row].sum() == count
+        assert embedding.tokens_BTC[row, count:].abs().sum() == 0
         torch.testing.assert_close(embedding.tokens_BTC[row, :count], states, atol=2e-5, rtol=1e-4)
         torch.testing.assert_close(
             embedding.pooled_BP[row], states.double().mean(0).float(), atol=2e-5, rtol=1e-4

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from switti.errors import UserError
 from switti.files import sha256_file
@@ -84,7 +85,7 @@ class MiniLMEncoder:
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> TextEmbedding:
-        """B captions → tokens [B, T, 384], mask [B, T], pooled [B, 384], with T = max_length.
+        """B captions → tokens [B, T, 384], mask [B, T], pooled [B, 384], with T = max_length; zeros at padding.
 
         The empty caption has two real tokens (start and end). Longer captions are cut and counted in `truncated`.
         """
@@ -99,8 +100,11 @@ class MiniLMEncoder:
         lengths = [len(ids) for ids in tokenizer(captions, truncation=False, verbose=False)["input_ids"]]
         self.truncated += sum(length > self.max_length for length in lengths)
         batch = tokenizer(
-            captions, padding="max_length", truncation=True, max_length=self.max_length, return_tensors="pt"
+            captions, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
         ).to(self.device)
-        states_BTC = model(**batch).last_hidden_state.float()
         mask_BT = batch["attention_mask"].bool()
-        return TextEmbedding(states_BTC, mask_BT, masked_mean(states_BTC, mask_BT))
+        # computed at the longest caption's length, then padded with zeros: most captions are far below max_length
+        states_BTC = model(**batch).last_hidden_state.float() * mask_BT.unsqueeze(-1)
+        padding = self.max_length - mask_BT.shape[1]
+        pooled_BC = masked_mean(states_BTC, mask_BT)
+        return TextEmbedding(F.pad(states_BTC, (0, 0, 0, padding)), F.pad(mask_BT, (0, padding)), pooled_BC)
