@@ -1,7 +1,6 @@
-"""Checkpoints that are whole or absent: atomic writing, pruning, finding the one to resume from, stopping on a signal."""
+"""Checkpoints that are whole or absent: atomic writing, the newest readable one, saving when a signal stops the run."""
 
 import logging
-import os
 import shutil
 import signal
 import threading
@@ -152,7 +151,7 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def find_resume(run_dir: str | Path) -> Path | None:
-    """The newest checkpoint of a run that can be read whole; None if there is none. Damaged ones are named and passed over."""
+    """The newest checkpoint of a run that can be read whole, or None. Damaged ones are named and passed over."""
     candidates = sorted((Path(run_dir) / FOLDER).glob("step_*.ckpt"), key=_step_of, reverse=True)
     for path in candidates:
         reason = damage(path)
@@ -163,7 +162,7 @@ def find_resume(run_dir: str | Path) -> Path | None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file, None if nothing is: all its bytes are read and compared with their checksums."""
+    """What is wrong with a checkpoint file, or None: all its bytes are compared with their checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()

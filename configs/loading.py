@@ -46,6 +46,14 @@ def to_yaml(config: RunConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
+def get(config: RunConfig, name: str) -> Any:
+    """The value of a setting by its dotted name."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
 def find(config: str | Path, folder: Path = CONFIGS) -> Path:
     """The file meant by a path or by a name below `folder`; `.yaml` may be left out."""
     tried = [Path(config), Path(f"{config}.yaml"), folder / config, folder / f"{config}.yaml"]
@@ -125,7 +133,7 @@ def _parse_value(text: str, setting: Setting, item: str) -> Any:
         value = text
     if setting.kind is str and value is not None and not isinstance(value, str):
         return text  # `name=007` and `name=2e5` mean what is written, not a number
-    if value is text and setting.kind is not str:
+    if value is text and not setting.takes_text:
         raise UserError(f"{item} is not {setting.words}")
     return value
 

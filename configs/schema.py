@@ -63,12 +63,25 @@ class RunConfig:
             ("model.text_width", "text.width"),
             ("model.pooled_width", "text.pooled_width"),
         ):
-            if self.task == "generator" and self._get(ours) != self._get(theirs):
-                raise UserError(f"{ours}={self._get(ours)} must equal {theirs}={self._get(theirs)}")
+            mine, other = _get(self, ours), _get(self, theirs)
+            if self.task == "generator" and mine != other:
+                raise UserError(f"{ours}={mine} must equal {theirs}={other}")
+        if self.data.resolution not in (None, self.tokenizer.resolution):
+            raise UserError(
+                f"data.resolution={self.data.resolution} must be null or {self.tokenizer.resolution} px, the finest of "
+                f"tokenizer.scales={self.tokenizer.scales} times its down-sampling by {self.tokenizer.downsampling}"
+            )
+        parts = self.trainer.devices * self.trainer.num_nodes * self.trainer.accumulate
+        if self.data.batch_size % parts:
+            raise UserError(
+                f"data.batch_size={self.data.batch_size} must be a multiple of "
+                f"trainer.devices·num_nodes·accumulate={parts}: it is the batch of one optimiser step"
+            )
 
-    def _get(self, dotted: str) -> Any:
-        group, name = dotted.split(".")
-        return getattr(getattr(self, group), name)
+
+def _get(config: RunConfig, name: str) -> Any:
+    group, setting = name.split(".")
+    return getattr(getattr(config, group), setting)
 
 
 # Settings that follow others unless a file or the command line sets them. Applied over the dataclass defaults.

@@ -7,7 +7,12 @@ from difflib import SequenceMatcher
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 _SINGULAR = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
-_PLURAL = {int: "integers", float: "numbers", bool: "true/false values", str: "texts"}
+_LISTS = {
+    int: "integers, such as [1, 2]",
+    float: "numbers, such as [0.9, 0.95]",
+    str: "texts, such as [a, b]",
+}
+_UNIONS = (Union, types.UnionType)
 _CLOSE = 0.6  # similarity from which a name is offered as what was meant
 
 
@@ -20,6 +25,11 @@ class Setting:
     optional: bool
 
     @property
+    def takes_text(self) -> bool:
+        """Whether any text is a value."""
+        return self.kind is str or (get_origin(self.kind) in _UNIONS and str in get_args(self.kind))
+
+    @property
     def words(self) -> str:
         """What a value must be, as the end of a sentence: "an integer"."""
         text = _describe(self.kind)
@@ -30,16 +40,17 @@ def _describe(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(kind))
     if get_origin(kind) is list:
-        return f"a list of {_PLURAL.get(get_args(kind)[0], 'values')}, such as [a, b]"
+        return f"a list of {_LISTS.get(get_args(kind)[0], 'values')}"
+    if get_origin(kind) in _UNIONS:
+        return " or ".join(_describe(part) for part in get_args(kind) if part is not type(None))
     return _SINGULAR.get(kind, str(kind))
 
 
 def _strip_none(hint: Any) -> tuple[Any, bool]:
-    if get_origin(hint) in (Union, types.UnionType):
-        others = [part for part in get_args(hint) if part is not type(None)]
-        if len(others) == 1:
-            return others[0], True
-    return hint, False
+    if get_origin(hint) not in _UNIONS:
+        return hint, False
+    others = [part for part in get_args(hint) if part is not type(None)]
+    return others[0] if len(others) == 1 else hint, len(others) < len(get_args(hint))
 
 
 def walk(schema: type, prefix: str = "") -> Iterator[Setting]:

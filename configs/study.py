@@ -1,0 +1,171 @@
+"""A study: one base config, a grid of settings, one run for each point. Imports no torch.
+
+name: demo                      # folder below runs/
+base: generator/demo            # a config as `experiments.train` takes it
+vary:                           # every combination is a run
+  model.visibility: [causal, non_causal]
+  seed: [0, 1, 2]
+pair_by: seed                   # runs that agree in it share data order and noise: compared as pairs
+overrides: {trainer.max_steps: 500}   # for all runs; optional
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.loading import CONFIGS, SETTINGS, check_name, find, from_run, get, load, read_yaml
+from configs.schema import RunConfig
+from switti.errors import UserError
+
+_KEYS = ("name", "base", "vary", "pair_by", "overrides")
+# What may differ between the attempts of one run: where it runs changes nothing about what it is.
+_PLACE = frozenset({"runs_dir", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"})
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One point of the grid. arguments: what follows `experiments.train`; config: the same, loaded and checked."""
+
+    name: str
+    varied: dict[str, Any]
+    arguments: list[str]
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study with all its runs. folder: runs/<study>."""
+
+    name: str
+    base: str
+    vary: dict[str, list[Any]]
+    pair_by: str | None
+    runs: list[PlannedRun]
+
+    @property
+    def folder(self) -> Path:
+        return self.runs[0].config.run_dir.parent
+
+    def as_dict(self) -> dict[str, Any]:
+        """For study.json, from which reports learn what was varied and how runs pair."""
+        runs = [{"name": run.name, "varied": run.varied} for run in self.runs]
+        return {
+            "name": self.name,
+            "base": self.base,
+            "vary": self.vary,
+            "pair_by": self.pair_by,
+            "runs": runs,
+        }
+
+
+def load_study(study: str | Path, overrides: Sequence[str] = ()) -> Study:
+    """Read a study and check every run of it.
+
+    study: a path, or a name below configs/studies/. overrides: `key=value` for all runs; `study=` renames the study.
+    Raises UserError for an empty grid, a duplicate, an unknown setting, a run whose settings are not valid.
+    """
+    path = find(study, CONFIGS / "studies")
+    content = read_yaml(path)
+    for key in content:
+        if key not in _KEYS:
+            raise UserError(f"{path}: unknown key {key!r}; a study has {', '.join(_KEYS)}")
+    base = content.get("base")
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base must name a config, such as generator/demo")
+    name = str(content.get("name") or path.stem)
+    vary = _check_grid(content.get("vary"), path)
+    shared = [*_as_overrides(content.get("overrides"), path), *overrides]
+    for item in shared:
+        field = item.partition("=")[0]
+        if field in vary:
+            raise UserError(f"{item}: {field} is varied by {path}; change it there")
+        if field == "name":
+            raise UserError(
+                f"{item}: the names of a study's runs follow from what is varied; study=… renames it"
+            )
+    pair_by = content.get("pair_by")
+    if pair_by is not None and pair_by not in vary:
+        raise UserError(f"{path}: pair_by={pair_by} is not among the varied settings ({', '.join(vary)})")
+    source = str(find(base).resolve() if not (CONFIGS / f"{base}.yaml").is_file() else base)
+    runs = [
+        _plan(source, vary, point, [f"study={name}", *shared]) for point in itertools.product(*vary.values())
+    ]
+    _check_names(runs, path)
+    return Study(runs[0].config.study or name, base, vary, pair_by, runs)
+
+
+def _check_grid(vary: Any, path: Path) -> dict[str, list[Any]]:
+    if not isinstance(vary, dict) or not vary:
+        raise UserError(f"{path}: vary must hold at least one `setting: [values]`")
+    for name, values in vary.items():
+        check_name(str(name), f"{path}: ")
+        if not isinstance(values, list) or not values:
+            raise UserError(f"{path}: vary.{name} must be a list of at least one value, such as [0, 1]")
+        texts = [_text(value) for value in values]
+        if len(set(texts)) != len(texts):
+            raise UserError(f"{path}: vary.{name}={texts} names a value twice")
+        if name in ("name", "study", "runs_dir"):
+            raise UserError(f"{path}: {name} cannot be varied, it says where runs are kept")
+    return vary
+
+
+def _as_overrides(overrides: Any, path: Path) -> list[str]:
+    if overrides is None:
+        return []
+    if not isinstance(overrides, dict):
+        raise UserError(f"{path}: overrides must hold `setting: value`, such as {{trainer.max_steps: 500}}")
+    return [f"{check_name(str(name), f'{path}: ')}={_text(value)}" for name, value in overrides.items()]
+
+
+def _plan(base: str, vary: dict[str, list[Any]], point: tuple[Any, ...], shared: list[str]) -> PlannedRun:
+    varied = dict(zip(vary, point, strict=True))
+    shortest = [short if _is_unique(short := name.rpartition(".")[2], vary) else name for name in vary]
+    name = ",".join(f"{short}={_folder_text(value)}" for short, value in zip(shortest, point, strict=True))
+    settings = [f"{setting}={_text(value)}" for setting, value in varied.items()]
+    arguments = [base, *shared, *settings, f"name={name}"]
+    try:
+        config = load(base, arguments[1:])
+    except UserError as error:
+        raise UserError(f"run {name}: {error}") from error
+    return PlannedRun(name, varied, arguments, config)
+
+
+def _is_unique(short: str, vary: dict[str, list[Any]]) -> bool:
+    return sum(name.rpartition(".")[2] == short for name in vary) == 1
+
+
+def _text(value: Any) -> str:
+    """A value as it is written on the command line; JSON is YAML."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _folder_text(value: Any) -> str:
+    return re.sub(r"[^\w.+-]+", "-", _text(value)).strip("-") or "empty"
+
+
+def _check_names(runs: list[PlannedRun], path: Path) -> None:
+    seen: set[str] = set()
+    for run in runs:
+        if run.name in seen:
+            raise UserError(
+                f"{path}: two runs would be kept in the folder {run.name!r}; make their values differ"
+            )
+        seen.add(run.name)
+
+
+def check_same(run: PlannedRun) -> None:
+    """UserError if the run's folder holds a run with other settings, which must not be taken for this one."""
+    if not (run.config.run_dir / "config.yaml").is_file():
+        return
+    saved = from_run(run.config.run_dir)
+    for name in SETTINGS:
+        before, now = get(saved, name), get(run.config, name)
+        if before != now and name not in _PLACE:
+            raise UserError(
+                f"{run.config.run_dir} was run with {name}={before}, now it is {now}; "
+                "give the study another name (study=…) or remove the folder"
+            )
