@@ -17,6 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from switti.models.codebook import token_counts
 from switti.scales import Pyramid
 
 # Distances held at a time by the search; 2**26 float32 are 256 MiB.
@@ -219,9 +220,7 @@ class MultiScaleQuantizer(nn.Module):
         As published, the counter behind the decay counts scales, not passes: the very first scale is copied, the
         others start from zero with decay 0.9, and 0.99 after 100 scales.
         """
-        size = self.embedding.num_embeddings
-        hits_SV = torch.stack([t.flatten().bincount(minlength=size) for t in self.pyramid.split(tokens_BL)])
-        hits_SV = hits_SV.to(self.ema_vocab_hit_SV.dtype)
+        hits_SV = token_counts(tokens_BL, self.pyramid, self.embedding.num_embeddings)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(hits_SV)
         for ema_V, hits_V in zip(self.ema_vocab_hit_SV, hits_SV, strict=True):

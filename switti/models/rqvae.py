@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from switti.errors import UserError
+from switti.files import atomic_write
 from switti.models.autoencoder import Decoder, Encoder
 from switti.models.config import RQVAEConfig
 from switti.models.quantizer import MultiScaleQuantizer, sample_noise
@@ -148,6 +149,13 @@ def load_rqvae(config: RQVAEConfig, weights: str | Path) -> RQVAE:
     _check_keys(model.state_dict(), state, path)
     model.load_state_dict({key: value.float() for key, value in state.items()})
     return model.eval().requires_grad_(False)
+
+
+def save_rqvae(model: RQVAE, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
+    """Weights as a safetensors file that `load_rqvae` reads. Either the old file stays or the new one is complete."""
+    state = {key: value.detach().cpu().to(dtype).contiguous() for key, value in model.state_dict().items()}
+    with atomic_write(Path(path)) as temporary:
+        save_file(state, temporary)
 
 
 def _check_keys(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
