@@ -1,0 +1,65 @@
+"""From runs to the report's files."""
+
+from datetime import datetime
+from pathlib import Path
+
+from switti.files import atomic_write
+from switti.report import html, markdown, plots, tables
+from switti.report.document import Block, Document, Figure, Text
+from switti.report.formatting import plural
+from switti.report.picture_sections import caption_section, conventions_section, samples_section
+from switti.report.sections import (
+    cost_section,
+    curves_section,
+    metrics_section,
+    runs_section,
+    scales_section,
+    settings_section,
+)
+from switti.report.study import Study
+from switti.report.verdict import label_variants, verdict
+
+
+def document(study: Study) -> Document:
+    """All that the report says, independent of how it is shown."""
+    lead: list[Block] = [Text(_subject(study))]
+    if unfinished := [run for run in study.runs if not run.finished]:
+        text = f"Preliminary: {plural(len(unfinished), 'run')} of {len(study.runs)} not finished (see Runs)."
+        lead.append(Text(text, "warning"))
+    lead += [Text(sentence, "verdict") for sentence in verdict(study)]
+    sections = [
+        metrics_section(study),
+        curves_section(study),
+        scales_section(study),
+        cost_section(study),
+        samples_section(study),
+        caption_section(study),
+        runs_section(study),
+        settings_section(study),
+        conventions_section(study),
+    ]
+    return Document(f"{study.name}: {label_variants(study.variants)}", lead, sections)
+
+
+def _subject(study: Study) -> str:
+    varied = ", ".join(f"`{key}`" for key in study.vary)
+    counts = ", ".join(f"{variant.label} ({plural(len(variant.runs), 'run')})" for variant in study.variants)
+    what = f"Compared by {varied}: {counts}" if varied else f"One variant: {plural(len(study.runs), 'run')}"
+    return f"{what}; paired by `{study.pair_by}`. Made {datetime.now():%Y-%m-%d %H:%M} from the run folders alone."
+
+
+def write_report(study: Study, folder: str | Path) -> Path:
+    """Write index.html, report.md, rows.csv, paired.csv and every plot as SVG and PNG; return the page's path."""
+    folder = Path(folder)
+    report = document(study)
+    header, rows = tables.rows(study)
+    tables.write_csv(folder / "rows.csv", header, rows)
+    tables.write_csv(folder / "paired.csv", tables.PAIRED_COLUMNS, tables.paired_rows(study))
+    for section in report.sections:
+        for block in section.blocks:
+            if isinstance(block, Figure):
+                plots.save_figure(block, folder)
+    for name, text in (("report.md", markdown.render(report)), ("index.html", html.render(report))):
+        with atomic_write(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return folder / "index.html"

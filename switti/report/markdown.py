@@ -1,0 +1,53 @@
+"""The document as Markdown, for a paper's repository or an issue: tables as text, plots and pictures as files."""
+
+from switti.report.document import Block, Document, Figure, Pictures, Table, Text
+
+_MARKS = {
+    "plain": "",
+    "verdict": "- ",
+    "note": "",
+    "warning": "> **Warning:** ",
+    "missing": "> **Missing:** ",
+}
+
+
+def render(document: Document) -> str:
+    """Markdown text; figures are linked as files beside it, which `plots.save_figure` writes."""
+    parts = [f"# {document.title}"]
+    for block in document.lead:
+        parts.append(_block(block))
+    for section in document.sections:
+        parts += [f"## {section.title}", *map(_block, section.blocks)]
+    text = "\n\n".join(part for part in parts if part) + "\n"
+    return text.replace("\n\n- ", "\n- ").replace("\n- ", "\n\n- ", 1)
+
+
+def _block(block: Block) -> str:
+    if isinstance(block, Text):
+        return _MARKS[block.kind] + block.text
+    if isinstance(block, Table):
+        return _table(block)
+    if isinstance(block, Figure):
+        title = ", ".join(panel.title for panel in block.panels[:4])
+        return f"![{_cell(title)}]({block.name}.png)\n\n*{block.caption}*"
+    return _pictures(block)
+
+
+def _table(table: Table) -> str:
+    align = ["---" if i in table.words else "---:" for i in range(len(table.header))]
+    lines = [_row(table.header), _row(align), *map(_row, table.rows)]
+    return "\n".join(lines) + (f"\n\n*{table.caption}*" if table.caption else "")
+
+
+def _row(cells: tuple[str, ...] | list[str]) -> str:
+    return "| " + " | ".join(map(_cell, cells)) + " |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _pictures(block: Pictures) -> str:
+    """Captions only: pictures are inside the HTML page."""
+    captions = "; ".join(f"{prompt} (seed {seed})" for prompt, seed, _ in block.rows)
+    return f"*{block.title}: {', '.join(block.columns)}, pictures in `index.html`.* {captions}"

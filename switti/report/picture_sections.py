@@ -1,0 +1,148 @@
+"""Sections about pictures: the grid of samples, and how well pictures follow their captions."""
+
+from pathlib import Path
+
+from switti.report.document import Block, Picture, Pictures, Section, Table, Text
+from switti.report.formatting import DASH, interval, number, plus_minus, signed
+from switti.report.metric_names import describe
+from switti.report.runs import Run, Samples
+from switti.report.statistics import paired_bootstrap
+from switti.report.study import Study, show, sort_values
+from switti.report.values import final, metric_names, summary
+
+_SCORE = "mini_clip_score"
+_ROWS = 24  # pictures shown for one training seed
+Key = tuple[str, int]
+
+
+def samples_section(study: Study) -> Section:
+    """For each training seed the same captions and picture seeds under every variant."""
+    section = Section("pictures", "Pictures")
+    values = sort_values({run.setting(study.pair_by) for run in study.runs})
+    for value in values:
+        runs = [run for run in study.runs if run.setting(study.pair_by) == value]
+        if len(runs) == 1 and len(study.variants) > 1 and len(values) > 1 and not runs[0].samples:
+            continue
+        section.blocks += _grid(study, runs, f"{study.pair_by} {show(value)}", opened=value == values[0])
+    if without := [f"`{run.name}`" for run in study.runs if not run.samples]:
+        text = f'No samples in {", ".join(without)}: `python -m experiments.sample RUN "prompt"` or training with '
+        section.blocks.append(Text(text + "`callbacks.samples_every` above 0 makes them.", "missing"))
+    return section
+
+
+def _grid(study: Study, runs: list[Run], title: str, opened: bool) -> list[Block]:
+    drawn = [(run, run.samples) for run in runs if run.samples and run.samples.files]
+    if not drawn:
+        return []
+    tables = [_by_key(samples) for _, samples in drawn]
+    common = [key for key in tables[0] if all(key in table for table in tables[1:])]
+    notes = _notes([samples for _, samples in drawn], tables, common, title)
+    columns = tuple(f"{study.variant_of(run).label}, step {samples.step}" for run, samples in drawn)
+    rows = []
+    for prompt, seed in common[:_ROWS]:
+        cells = []
+        for (run, _), table in zip(drawn, tables, strict=True):
+            place = table[prompt, seed]
+            alt = f"{study.variant_of(run).label}, picture seed {seed}: {prompt}"
+            cells.append(Picture(place if place.is_file() else None, alt))
+        rows.append((prompt, seed, tuple(cells)))
+    if len(common) > _ROWS:
+        notes.append(Text(f"{title}: the first {_ROWS} of {len(common)} common pictures.", "note"))
+    return [*notes, Pictures(title, columns, tuple(rows), opened)] if rows else notes
+
+
+def _by_key(samples: Samples) -> dict[Key, Path]:
+    return {(p, s): file for p, s, file in zip(samples.prompts, samples.seeds, samples.files, strict=True)}
+
+
+def _notes(
+    samples: list[Samples], tables: list[dict[Key, Path]], common: list[Key], title: str
+) -> list[Block]:
+    """What makes the columns of a grid unlike in more than the variant."""
+    notes: list[Block] = []
+    if len(common) < max(map(len, tables)):
+        text = (
+            f"{title}: captions or picture seeds differ between variants; {len(common)} are common and shown."
+        )
+        notes.append(Text(text, "warning"))
+    if len({sample.step for sample in samples}) > 1:
+        notes.append(Text(f"{title}: the pictures are from different steps.", "warning"))
+    keys = sorted({key for sample in samples for key in sample.sampling})
+    unlike = [key for key in keys if len({show(sample.sampling.get(key)) for sample in samples}) > 1]
+    if unlike:
+        notes.append(Text(f"{title}: the sampling settings differ ({', '.join(unlike)}).", "warning"))
+    return notes
+
+
+def caption_section(study: Study) -> Section:
+    """The score with a picture's own caption beside that with another's: only the gap speaks of following the text."""
+    section, rows = Section("captions", "Following the caption"), []
+    known = metric_names(study.runs)
+    for prefix, source in (("evaluation/", "evaluated"), ("metrics/", "in training")):
+        own, other = f"{prefix}{_SCORE}", f"{prefix}{_SCORE}_shuffled"
+        if own not in known or other not in known:
+            continue
+        reference = _gaps(study.variants[0].runs, study.pair_by, own, other)
+        for variant in study.variants:
+            gaps = _gaps(variant.runs, study.pair_by, own, other)
+            mean = sum(gaps.values()) / len(gaps) if gaps else None
+            cells = [
+                variant.label,
+                source,
+                plus_minus(summary(variant, own)),
+                plus_minus(summary(variant, other)),
+            ]
+            rows.append(
+                (*cells, number(mean), _gap_difference(reference, gaps, variant is study.variants[0]))
+            )
+    if rows:
+        header = ("variant", "taken", "own caption", "another caption", "gap", "gap's paired difference")
+        section.blocks.append(Table(header, tuple(rows), words=frozenset({0, 1, 5})))
+        section.blocks.append(Text(f"Score: {describe(f'metrics/{_SCORE}_shuffled').description}.", "note"))
+    else:
+        text = (
+            f"`{_SCORE}` and `{_SCORE}_shuffled` have not both been measured: `python -m experiments.evaluate RUN`, or "
+            "training with `callbacks.metrics_every` above 0, makes them."
+        )
+        section.blocks.append(Text(text, "missing"))
+    return section
+
+
+def _gaps(runs: tuple[Run, ...], pair_by: str, own: str, other: str) -> dict[str, float]:
+    """Own − other caption's score of each run, by its pairing value."""
+    gaps = {}
+    for run in runs:
+        a, b = final(run, own), final(run, other)
+        if a is not None and b is not None:
+            gaps[show(run.setting(pair_by))] = a - b
+    return gaps
+
+
+def _gap_difference(reference: dict[str, float], gaps: dict[str, float], is_reference: bool) -> str:
+    common = [value for value in reference if value in gaps]
+    if is_reference or not common:
+        return "reference" if is_reference else DASH
+    paired = paired_bootstrap([gaps[value] - reference[value] for value in common])
+    return f"{signed(paired.mean)} {interval(paired)}"
+
+
+def conventions_section(study: Study) -> Section:
+    """What each metric on the page is; a name that is not known is shown as such."""
+    rows = []
+    for name in metric_names(study.runs):
+        metric = describe(name)
+        if "_by_scale/" in name or "/block_" in name:
+            continue
+        better = f"{metric.arrow} {metric.better} is better" if metric.better else "no direction"
+        rows.append(
+            (
+                metric.title,
+                name,
+                better,
+                metric.description or "not described: a name this version does not know",
+            )
+        )
+    table = Table(("metric", "logged as", "direction", "convention"), tuple(rows), words=frozenset(range(4)))
+    return Section(
+        "conventions", "What the metrics are", [table] if rows else [Text("No metrics.", "missing")]
+    )

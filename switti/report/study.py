@@ -1,0 +1,207 @@
+"""Runs into variants and pairs, and the rules of what may be compared with what."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from switti.errors import UserError
+from switti.report.metric_names import Metric
+from switti.report.runs import Run
+
+MISSING = "not set"
+_IDENTITY = {"name", "study", "runs_dir", "seed"}
+# Settings that change how batches come, never which pictures and captions there are.
+_DATA_MECHANICS = {"workers", "num_workers", "prefetch", "pin_memory", "batch", "batch_size", "cache"}
+_TOKEN_KEYS = ("tokenizer_weights", "model.scales", "model.codebook_size")
+_TOKEN_MECHANICS = {"tokenizer.commitment"}
+_MACHINE_KEYS = ("device", "world_size")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Runs that differ in the pairing key alone."""
+
+    label: str
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared. `variants[0]` is the reference: differences are variant − reference."""
+
+    name: str
+    runs: tuple[Run, ...]
+    variants: tuple[Variant, ...]
+    vary: tuple[str, ...]
+    pair_by: str
+
+    def pairs(self, variant: Variant) -> list[tuple[Any, Run, Run]]:
+        """(pair value, reference run, variant run) for every value of `pair_by` that both have."""
+        reference = {run.setting(self.pair_by): run for run in self.variants[0].runs}
+        partners = {run.setting(self.pair_by): run for run in variant.runs}
+        return [
+            (value, reference[value], partners[value])
+            for value in sort_values(reference)
+            if value in partners
+        ]
+
+    def variant_of(self, run: Run) -> Variant:
+        return next(variant for variant in self.variants if run in variant.runs)
+
+    @property
+    def unpaired(self) -> list[Run]:
+        """Runs without a partner in the reference (or, for the reference's, in any other variant)."""
+        if len(self.variants) < 2:
+            return []
+        paired = {run.path for variant in self.variants[1:] for _, *two in self.pairs(variant) for run in two}
+        return [run for run in self.runs if run.path not in paired]
+
+
+def group(
+    runs: list[Run], pair_by: str = "seed", vary: list[str] | None = None, name: str | None = None
+) -> Study:
+    """Sort runs into variants.
+
+    vary: dotted keys that make a variant; None takes every key that differs, but for names and the pairing key.
+    Raises UserError for mixed tasks and for two runs of one variant with the same pairing value.
+    """
+    tasks = sorted({str(run.record.get("task")) for run in runs})
+    if len(tasks) > 1:
+        raise UserError(
+            f"runs of different tasks ({', '.join(tasks)}) cannot be compared: give runs of one task"
+        )
+    for run in runs:
+        for key in [pair_by, *(vary or [])]:
+            run.setting(key)
+    keys = tuple(vary) if vary else _varied(runs, pair_by)
+    members: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        members.setdefault(tuple(show(run.config.get(key, MISSING)) for key in keys), []).append(run)
+    variants = []
+    for values in sorted(members, key=lambda values: [_sort_key(value) for value in values]):
+        own = sorted(members[values], key=lambda run: _sort_key(run.setting(pair_by)))
+        _refuse_twins(own, pair_by, label(keys, values))
+        variants.append(Variant(label(keys, values), tuple(own)))
+    ordered = tuple(run for variant in variants for run in variant.runs)
+    return Study(name or _study_name(runs), ordered, tuple(variants), keys, pair_by)
+
+
+def differing(runs: Iterable[Run]) -> dict[str, list[Any]]:
+    """Dotted keys whose values are not the same in all runs, with one value a run; names and folders left out."""
+    runs = list(runs)
+    keys = sorted({key for run in runs for key in run.config})
+    table = {
+        key: [run.config.get(key, MISSING) for run in runs] for key in keys if key not in _IDENTITY - {"seed"}
+    }
+    return {key: values for key, values in table.items() if len({show(value) for value in values}) > 1}
+
+
+def _varied(runs: list[Run], pair_by: str) -> tuple[str, ...]:
+    """Keys that make the variants; of several that split the runs alike (interpolated ones) one is enough."""
+    chosen: dict[tuple[int, ...], str] = {}
+    candidates = [key for key in differing(runs) if key not in _IDENTITY and key != pair_by]
+    for key in sorted(candidates, key=lambda key: (not key.startswith("model."), key)):
+        values = [show(run.config.get(key, MISSING)) for run in runs]
+        chosen.setdefault(tuple(values.index(value) for value in values), key)
+    return tuple(chosen.values())
+
+
+def _refuse_twins(runs: list[Run], pair_by: str, variant: str) -> None:
+    seen: dict[str, Run] = {}
+    for run in runs:
+        value = show(run.setting(pair_by))
+        if value in seen:
+            raise UserError(
+                f"runs {seen[value].path} and {run.path} are both '{variant}' with {pair_by}={value}: leave one out, "
+                "or name the setting that tells them apart with --vary"
+            )
+        seen[value] = run
+
+
+def label(keys: tuple[str, ...], values: tuple[str, ...]) -> str:
+    """Short name of a variant: words stand alone, numbers and truth values with their key's last part."""
+    if not keys:
+        return "all runs"
+    words = []
+    for key, value in zip(keys, values, strict=True):
+        plain = value[:1].isalpha() and value.lower() not in {"true", "false", "none"} and value != MISSING
+        words.append(value if plain else f"{key.rpartition('.')[2]}={value}")
+    return ", ".join(words)
+
+
+def show(value: Any) -> str:
+    """A setting as text; floats like YAML would give them."""
+    if isinstance(value, list):
+        return "[" + ", ".join(show(item) for item in value) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _sort_key(value: Any) -> tuple[int, float, str]:
+    try:
+        return (0, float(value), "")
+    except (TypeError, ValueError):
+        return (1, 0.0, str(value))
+
+
+def sort_values(values: Iterable[Any]) -> list[Any]:
+    """Numbers by size, then words by alphabet."""
+    return sorted(values, key=_sort_key)
+
+
+def _study_name(runs: list[Run]) -> str:
+    names = {str(run.record.get("study") or "") for run in runs}
+    return names.pop() if len(names) == 1 and "" not in names else f"{len(runs)} runs"
+
+
+def obstacle(metric: Metric, a: Run, b: Run) -> str | None:
+    """Why `metric` of two runs must not be subtracted, as a clause for the page; None if it may."""
+    if metric.needs in ("tokens", "pictures") and (keys := _unlike(a, b, _data_keys(a, b))):
+        return f"the data differ ({', '.join(keys)})"
+    if metric.needs == "tokens" and (keys := token_differences(a, b)):
+        return f"the token spaces differ ({', '.join(keys)})"
+    if (
+        metric.needs == "tokens"
+        and "loss" in metric.name
+        and (keys := _unlike(a, b, ["loss.label_smoothing"]))
+    ):
+        return f"the losses are defined differently ({', '.join(keys)})"
+    if metric.needs == "cost":
+        machine = [key for key in _MACHINE_KEYS if a.record.get(key) != b.record.get(key)]
+        if machine:
+            return f"the machines differ ({', '.join(machine)})"
+    return None
+
+
+def token_differences(a: Run, b: Run) -> list[str]:
+    """Keys that make the tokens of two runs mean different things: their losses are then no common scale."""
+    tokenizer = {
+        key for run in (a, b) for key in run.config if key.startswith("tokenizer.")
+    } - _TOKEN_MECHANICS
+    return _unlike(a, b, [*sorted(tokenizer), *_TOKEN_KEYS])
+
+
+def _data_keys(a: Run, b: Run) -> list[str]:
+    keys = {key for run in (a, b) for key in run.config if key.startswith("data.")}
+    return sorted(key for key in keys if key.rpartition(".")[2] not in _DATA_MECHANICS)
+
+
+def _unlike(a: Run, b: Run, keys: list[str]) -> list[str]:
+    return [key for key in keys if show(a.config.get(key, MISSING)) != show(b.config.get(key, MISSING))]
+
+
+def scale_sides(run: Run) -> list[int]:
+    """Token-map sides of the run, [] if its config has none."""
+    return list(run.config.get("model.scales") or run.config.get("tokenizer.scales") or [])
+
+
+def token_spaces(study: Study) -> list[tuple[Variant, ...]]:
+    """Variants in groups within which losses have a common scale, in the order of the study."""
+    groups: list[list[Variant]] = []
+    for variant in study.variants:
+        for members in groups:
+            if not token_differences(members[0].runs[0], variant.runs[0]):
+                members.append(variant)
+                break
+        else:
+            groups.append([variant])
+    return [tuple(members) for members in groups]
