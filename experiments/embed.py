@@ -1,0 +1,169 @@
+"""python -m experiments.embed DATA [--encoder minilm|clip_pair] [key=value …] [--batch 64]
+
+Text embeddings of every caption in a folder of shards, as side files in DATA/embeddings/<encoder>-<fingerprint>/.
+
+DATA is a folder made by experiments.prepare, or any folder of .tar shards. Settings are those of `text` in a run's
+config, such as max_length=77; a run refuses embeddings that were made with other settings than its own.
+Interrupted, the same command goes on with the shards that are not done; finished, it does nothing.
+"""
+
+import argparse
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from tqdm import tqdm
+
+from experiments.command import run
+from switti.errors import UserError
+from switti.models.text.config import TextConfig
+
+if TYPE_CHECKING:
+    from datamodules.embeddings import EncoderIdentity
+    from datamodules.index import ShardIndex
+    from switti.models.text.base import TextEncoder
+
+CLIP_PAIR_WIDTHS = {"width": 768 + 1280, "pooled_width": 1280, "max_length": 77}
+
+
+def parser() -> argparse.ArgumentParser:
+    form = argparse.ArgumentParser(
+        prog="python -m experiments.embed",
+        description=__doc__.split("\n", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    form.add_argument("data", type=Path, help="folder of shards")
+    form.add_argument("settings", nargs="*", metavar="key=value", help="text settings")
+    form.add_argument("--encoder", choices=("minilm", "clip_pair"), default="minilm", help="(%(default)s)")
+    form.add_argument("--batch", type=int, default=64, help="captions at a time (%(default)s)")
+    form.add_argument("--out", type=Path, help="folder of the stores (DATA/embeddings)")
+    form.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")
+    return form
+
+
+def main(argv: list[str]) -> int:
+    options = parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    config = text_config(options.encoder, options.settings)
+    if options.batch < 1:
+        raise UserError(f"--batch {options.batch} must be positive")
+    shards = find_shards(options.data)
+
+    import torch  # only now: what the user got wrong has been said at once
+
+    from datamodules.embeddings import EncoderIdentity
+    from datamodules.index import load_index
+    from switti.models.text.base import build_text_encoder
+
+    encoder = build_text_encoder(config, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    identity = EncoderIdentity(
+        encoder.name, encoder.fingerprint, encoder.width, encoder.pooled_width, encoder.max_length
+    )
+    store = (options.out or options.data / "embeddings") / identity.folder
+    begun = time.perf_counter()
+    indices = [load_index(path) for path in shards]
+    written = embed(indices, encoder, identity, store, options.batch)
+    seconds = time.perf_counter() - begun
+    total = sum(len(index) for index in indices)
+    if not written:
+        print(f"{store} already holds all {total} captions; nothing to do")
+        return 0
+    cut = f", {encoder.truncated} cut to {encoder.max_length} tokens" if encoder.truncated else ""
+    print(f"{store}: {written} of {total} captions in {seconds:.1f} s ({written / seconds:.0f}/s){cut}")
+    return 0
+
+
+def text_config(encoder: str, settings: list[str]) -> TextConfig:
+    """Text settings of the command line over the encoder's defaults."""
+    for setting in settings:
+        if "=" not in setting:
+            raise UserError(f"{setting!r} is no key=value")
+    defaults = {"encoder": encoder} | (CLIP_PAIR_WIDTHS if encoder == "clip_pair" else {})
+    try:
+        given = OmegaConf.from_dotlist([s.removeprefix("text.") for s in settings])
+        merged = OmegaConf.merge(OmegaConf.structured(TextConfig), defaults, given)
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        names = ", ".join(TextConfig.__dataclass_fields__)
+        reason = str(error).splitlines()[0]
+        raise UserError(f"text settings {' '.join(settings)}: {reason} (settings: {names})") from error
+    assert isinstance(config, TextConfig)  # to_object gives back the dataclass that the schema came from
+    config.validate("text")
+    return config
+
+
+def find_shards(data: Path) -> list[Path]:
+    if not data.is_dir():
+        raise UserError(f"{data} is no folder of shards")
+    shards = sorted(data.glob("*.tar"))
+    if not shards:
+        raise UserError(f"{data} holds no .tar shards; make them with experiments.prepare")
+    return shards
+
+
+def embed(
+    indices: "list[ShardIndex]", encoder: "TextEncoder", identity: "EncoderIdentity", store: Path, batch: int
+) -> int:
+    """Write the side files that are not there yet, the null caption and the manifest; the captions encoded."""
+    from datamodules.embeddings import is_whole, write_manifest
+
+    todo = [i for i in indices if not is_whole(store / f"{i.path.stem}.safetensors", i, identity.fingerprint)]
+    complete = ensure_null(encoder, identity, store)
+    if not todo and complete:
+        return 0
+    with tqdm(total=sum(len(index) for index in todo), unit="caption", smoothing=0.1) as bar:
+        for index in todo:
+            embed_shard(index, encoder, identity, store, batch, bar)
+    write_manifest(store, identity, {index.path.stem: len(index) for index in indices})
+    return sum(len(index) for index in todo)
+
+
+def ensure_null(encoder: "TextEncoder", identity: "EncoderIdentity", store: Path) -> bool:
+    """Write the empty caption's embedding if need be; whether it and the manifest were there already."""
+    import hashlib
+
+    import numpy as np
+
+    from datamodules.embeddings import MANIFEST, NULL, pack, write_packed
+
+    if (store / NULL).exists() and (store / MANIFEST).exists():
+        return True
+    text = encoder.encode([""])
+    digest_N32 = np.frombuffer(hashlib.sha256(b"").digest(), np.uint8).reshape(1, 32)
+    packed = pack(text.tokens_BTC, text.mask_BT, text.pooled_BP)
+    write_packed(store / NULL, packed, [""], digest_N32, identity.fingerprint)
+    return False
+
+
+def embed_shard(
+    index: "ShardIndex",
+    encoder: "TextEncoder",
+    identity: "EncoderIdentity",
+    store: Path,
+    batch: int,
+    bar: tqdm,
+) -> None:
+    from datamodules.embeddings import concatenate, pack, write_packed
+    from datamodules.index import ShardReader
+
+    reader = ShardReader([index])
+    parts = []
+    for rows in batched(len(index), batch):
+        text = encoder.encode([reader.caption(0, row) for row in rows])
+        parts.append(pack(text.tokens_BTC, text.mask_BT, text.pooled_BP))
+        bar.update(len(rows))
+    reader.close()
+    path = store / f"{index.path.stem}.safetensors"
+    write_packed(path, concatenate(parts), index.keys, index.digests_N32, identity.fingerprint)
+
+
+def batched(count: int, size: int) -> Iterator[range]:
+    return (range(start, min(start + size, count)) for start in range(0, count, size))
+
+
+if __name__ == "__main__":
+    run(main)
