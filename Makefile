@@ -11,9 +11,9 @@ PY      = $(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,python)
 TORCH  ?= -r requirements/torch.txt
 # Quick tests are the default; test-all adds the slow ones. `gpu` and `weights` tests are run by name.
 QUICK   = not slow and not distributed and not gpu and not weights
-DATA   ?= data/emoji
+DATA   ?= data/emoji64
 STUDY  ?= demo
-REPORT  = runs/$(STUDY)/report.html
+REPORT  = runs/$(STUDY)/report
 
 ##@ Start here
 .PHONY: help install install-embedded
@@ -64,7 +64,7 @@ hooks:  ## the same checks before each commit
 .PHONY: demo demo-data demo-runs demo-report demo-from-scratch board status
 demo: demo-report  ## emoji data → causal and non-causal runs → evaluation → report
 	@echo
-	@echo "Report:  $(REPORT)"
+	@echo "Report:  $(REPORT)/index.html"
 	@echo "Curves:  make board    (TensorBoard over runs/)"
 
 demo-data:  ## the emoji set as shards with text embeddings
@@ -76,9 +76,10 @@ demo-runs: demo-data  ## train the study's runs
 
 demo-report: demo-runs  ## evaluate the runs and compare them
 	@for run in runs/$(STUDY)/*/; do \
-	  if [ -f "$$run/record.json" ]; then $(PY) -m experiments.evaluate "$${run%/}"; fi; \
+	  [ -f "$$run/record.json" ] || continue; \
+	  [ "$$run/evaluation.json" -nt "$$run/record.json" ] || $(PY) -m experiments.evaluate "$${run%/}"; \
 	done
-	$(PY) -m experiments.compare runs/$(STUDY) --out $(REPORT)
+	$(PY) -m experiments.compare $(STUDY) --out $(REPORT)
 
 demo-from-scratch:  ## forget the demo's data and runs, then make demo
 	rm -rf $(DATA) runs/$(STUDY)

@@ -159,10 +159,10 @@ def _resolve(tree: DictConfig) -> None:
     for setting in SETTINGS.values():
         try:
             value = OmegaConf.select(tree, setting.name)
+            numbers = list(value) if OmegaConf.is_list(value) else [value]
         except OmegaConfBaseException as error:
             reason = str(error).split("\n")[0]
             raise UserError(f"{setting.name} cannot be worked out: {reason}") from error
-        numbers = value if OmegaConf.is_list(value) else [value]
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise UserError(f"{setting.name}={_show(value)} is not a finite number")
 

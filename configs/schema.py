@@ -8,6 +8,7 @@ from typing import Any, Literal
 from callbacks.config import CallbacksConfig
 from datamodules.config import DataConfig
 from lightning_modules.config import LossConfig, OptimizerConfig, TrainerConfig
+from lightning_modules.tokenizer_config import TokenizerLossConfig
 from switti.errors import UserError
 from switti.metrics.config import MetricsConfig
 from switti.models.config import GeneratorConfig, RQVAEConfig
@@ -38,6 +39,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    tokenizer_loss: TokenizerLossConfig = field(default_factory=TokenizerLossConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)

@@ -102,7 +102,7 @@ def launch_all(jobs: Sequence[tuple[str, Sequence[str]]], at_a_time: int) -> lis
     """Run (name, command) pairs, `at_a_time` of them together, and return how each ended, in the given order.
 
     Together they share the cores: each gets its part as OMP_NUM_THREADS, unless that is set already. Ctrl-C sends
-    SIGINT to each child and waits until all have saved; a second one is passed on too. Then KeyboardInterrupt is raised.
+    SIGINT to each child and waits until all have saved; a second one is passed on too. KeyboardInterrupt follows.
     """
     together = min(at_a_time, len(jobs))
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}

@@ -83,9 +83,9 @@ def _summarise(study: Study, todo: dict[str, PlannedRun], outcomes: list[Outcome
         verb = "was interrupted" if record.get("status") == "interrupted" else "failed"
         print(f"\n{outcome.name} {verb}: {reason}")
         print("\n".join(f"    {line}" for line in outcome.tail))
-    skipped = len(study.runs) - len(todo)
+    done, skipped = len(outcomes) - len(failed), len(study.runs) - len(todo)
     print(
-        f"\nstudy {study.name}: {len(outcomes) - len(failed)} finished now, {skipped} skipped, {len(failed)} not finished"
+        f"\nstudy {study.name}: {done} finished now, {skipped} skipped, {len(failed)} not finished"
         + ("; the same command again retries or resumes them" if failed else "")
     )
     return 1 if failed else 0
