@@ -1,0 +1,181 @@
+"""ShardDataModule: shards → batches, with a position that one integer resumes exactly."""
+
+import logging
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from datamodules.config import STREAMS, DataConfig, as_list
+from datamodules.datasets import PositionBatches, ShardSamples, TrainingSet, ValidationSet
+from datamodules.embeddings import EmbeddingStore
+from datamodules.index import ShardIndex, expand, load_index
+from datamodules.loader import CountingLoader, DamageCount
+from datamodules.order import EpochOrder, rank_batch_size, validation_batches
+from datamodules.samples import Framing, collate
+from datamodules.streams import StreamSet
+from switti.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class ShardDataModule(LightningDataModule):
+    """Training and validation batches from WebDataset shards.
+
+    A batch holds image [B, 3, H, W] float32 in [-1, 1]; caption (as used: "" if dropped) and key, lists of str; size
+    [B, 2] (height, width) of the original; crop [B, 4] (height, width, top, left) in pixels of data.crop_base; seed
+    [B], 63 bits of (run seed, epoch, key), from which crop and dropping were drawn; dropped [B] bool; and with
+    embeddings text [B, T, C], text_mask [B, T] (True: real token), pooled [B, P]: the null caption's where dropped.
+
+    The training loader has no end: a run is measured in steps. It starts at `consumed`, the global number of samples
+    trained on, which the training loop must advance by `global_batch` after each batch, before a checkpoint is
+    written: call `advance()`. The trainer must have use_distributed_sampler=False; ranks are divided here.
+
+    Args:
+        resolution: side of the pictures if data.resolution is not set: the tokenizer's.
+        accumulate: batches of one optimizer step; data.batch_size counts the samples of the whole step.
+        expected_fingerprint: of the run's text encoder; embeddings of any other are refused.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        seed: int,
+        resolution: int,
+        accumulate: int = 1,
+        expected_fingerprint: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.seed, self.accumulate = config, seed, accumulate
+        self.resolution = config.resolution or resolution
+        self.expected_fingerprint = expected_fingerprint
+        self.consumed = 0
+        self._order: EpochOrder | None = None
+        self._training: TrainingSet | None = None
+        self._validation: ValidationSet | None = None
+
+    @property
+    def streamed(self) -> bool:
+        """Whether training reads streams, which cannot be resumed exactly."""
+        return any(entry.startswith(STREAMS) for entry in as_list(self.config.train))
+
+    @property
+    def rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def world_size(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def rank_batch(self) -> int:
+        """Samples that one rank reads at a time. UserError if data.batch_size cannot be divided."""
+        return rank_batch_size(self.config.batch_size, self.world_size, self.accumulate)
+
+    @property
+    def global_batch(self) -> int:
+        """Samples that all ranks together read at a time; `accumulate` of these make data.batch_size."""
+        return self.rank_batch * self.world_size
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch of the next sample; None for streams."""
+        return None if self._order is None else self.consumed // self._order.samples
+
+    def setup(self, stage: str | None = None) -> None:
+        """Index the shards (the first time; later from beside them) and check the embeddings. UserError names what
+        is missing, damaged or does not fit."""
+        _ = self.rank_batch
+        if self._training is None and not self.streamed and stage in ("fit", None):
+            samples = self._samples("train", random_crop=self.config.crop == "random", dropout=True)
+            counts = [len(shard) for shard in samples.shards]
+            self._order = EpochOrder(counts, self.config.shuffle_window_shards, self.seed)
+            self._training = TrainingSet(samples, self._order)
+        if self._validation is None:
+            self._validation = ValidationSet(self._samples("validation", random_crop=False, dropout=False))
+
+    def _samples(self, split: str, random_crop: bool, dropout: bool) -> ShardSamples:
+        shards = self._shards(split)
+        embeddings = as_list(self.config.embeddings)
+        store = EmbeddingStore(embeddings, shards, self.expected_fingerprint) if embeddings else None
+        return ShardSamples(shards, self._framing(random_crop, dropout), store, self.seed)
+
+    def _shards(self, split: str) -> list[ShardIndex]:
+        patterns = as_list(getattr(self.config, split))
+        streams = [pattern for pattern in patterns if pattern.startswith(STREAMS)]
+        if streams:
+            raise UserError(
+                f"data.{split}={streams[0]!r} is a stream and cannot stand here; give shards on disk"
+            )
+        return [load_index(path) for path in expand(f"data.{split}", patterns)]
+
+    def _framing(self, random_crop: bool, dropout: bool) -> Framing:
+        probability = self.config.caption_dropout if dropout else 0.0
+        return Framing(self.resolution, self.config.crop_base, random_crop, probability)
+
+    def train_dataloader(self) -> CountingLoader:
+        if self.streamed:
+            return self._stream_loader()
+        if self._training is None or self._order is None:
+            self.setup("fit")
+        assert self._training is not None and self._order is not None  # setup has made them
+        batches = PositionBatches(lambda: self.consumed, self.rank_batch, self.rank, self.world_size)
+        damage = DamageCount(self.config.max_bad_fraction, self._order.samples)
+        return CountingLoader(
+            self._training,
+            batch_sampler=batches,
+            damage=damage,
+            **self._options(self._training.samples.store),
+        )
+
+    def _stream_loader(self) -> CountingLoader:
+        patterns = as_list(self.config.train)
+        if not all(pattern.startswith(STREAMS) for pattern in patterns):
+            raise UserError("data.train mixes streams and shards on disk; give one kind")
+        rank_zero_info(f"data.train is streamed ({patterns[0]} …): resampled, not exactly resumable")
+        framing = self._framing(self.config.crop == "random", dropout=True)
+        dataset = StreamSet(patterns, framing, self.seed, self.consumed, self.rank)
+        damage = DamageCount(self.config.max_bad_fraction, None)
+        return CountingLoader(dataset, batch_size=self.rank_batch, damage=damage, **self._options(None))
+
+    def val_dataloader(self) -> CountingLoader:
+        """The whole split once, shared among the ranks in equally many batches."""
+        if self._validation is None:
+            self.setup("validate")
+        assert self._validation is not None  # setup has made it
+        count = len(self._validation)
+        batches = validation_batches(count, self.rank_batch, self.rank, self.world_size)
+        damage = DamageCount(self.config.max_bad_fraction, count)
+        return CountingLoader(
+            self._validation,
+            batch_sampler=batches,
+            damage=damage,
+            **self._options(self._validation.samples.store),
+        )
+
+    def _options(self, store: EmbeddingStore | None) -> dict[str, Any]:
+        return {
+            "num_workers": self.config.workers,
+            "collate_fn": partial(collate, store=store),
+            "pin_memory": torch.cuda.is_available(),
+        }
+
+    def advance(self, samples: int | None = None) -> None:
+        """Move the position on: by one batch of all ranks, or by so many samples."""
+        self.consumed += self.global_batch if samples is None else samples
+
+    def state_dict(self) -> dict[str, int]:
+        """`consumed` is the state; `samples` (of an epoch) only tells whether the data are still the same."""
+        return {"consumed": self.consumed, "samples": self._order.samples if self._order else 0}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.consumed = int(state_dict["consumed"])
+        before, now = int(state_dict["samples"]), self._order.samples if self._order else 0
+        if before and now and before != now:
+            rank_zero_warn(
+                f"data.train had {before} samples when the checkpoint was written and has {now} now: the order goes "
+                "on at the same position, but is another one"
+            )

@@ -1,0 +1,112 @@
+"""One sample: bytes → a square picture with its crop condition, caption and seed; and samples → a batch.
+
+Shape suffixes: B samples, H, W pixels.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.embeddings import EmbeddingStore
+from datamodules.hashing import stable_fraction
+from datamodules.pictures import decode, resize_shorter, square_crop
+
+Batch = dict[str, Any]
+DAMAGED = "damaged"  # key under which a batch carries what could not be read; the loader takes it out
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How pictures become squares of `side` px, and how often captions are dropped."""
+
+    side: int
+    crop_base: int
+    random_crop: bool
+    caption_dropout: float
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A sample that could not be read: its shard, key and the reason."""
+
+    shard: str
+    key: str
+    reason: str
+
+
+@dataclass
+class Sample:
+    """What a batch is made of. picture: uint8 [side, side, 3]. damages: samples that it stands in for."""
+
+    picture: np.ndarray
+    caption: str
+    key: str
+    size: tuple[int, int]
+    crop: tuple[int, int, int, int]
+    seed: int
+    dropped: bool
+    text: tuple[Tensor, Tensor] | None = None
+    damages: list[Damage] = field(default_factory=list)
+
+
+def make_sample(
+    picture: bytes, caption: str, meta: bytes | None, key: str, seed: int, framing: Framing
+) -> Sample:
+    """Decode, scale the shorter side to framing.side, crop. All that is random is drawn from the seed.
+
+    Raises:
+        DamagedPictureError: the picture cannot be decoded.
+    """
+    decoded = decode(picture)
+    image = resize_shorter(decoded, framing.side)
+    where = (0.5, 0.5)
+    if framing.random_crop:
+        where = stable_fraction(f"{seed}/crop/top"), stable_fraction(f"{seed}/crop/left")
+    crop = square_crop(image.width, image.height, framing.side, framing.crop_base, where)
+    dropped = stable_fraction(f"{seed}/drop") < framing.caption_dropout
+    return Sample(
+        picture=np.asarray(image.crop(crop.box)),
+        caption="" if dropped else caption,
+        key=key,
+        size=original_size(meta) or (decoded.height, decoded.width),
+        crop=crop.condition,
+        seed=seed,
+        dropped=dropped,
+    )
+
+
+def original_size(meta: bytes | None) -> tuple[int, int] | None:
+    """(height, width) before preparation shrank the picture, if the sample's json tells it."""
+    if meta is None:
+        return None
+    try:
+        content = json.loads(meta)
+        return int(content["height"]), int(content["width"])
+    except (ValueError, KeyError, TypeError):
+        return None  # json of another maker
+
+
+def collate(samples: list[Sample | Damage], store: EmbeddingStore | None) -> Batch:
+    """Samples → a batch; damages are listed beside it. A batch of damages alone has no 'image'."""
+    good = [s for s in samples if isinstance(s, Sample)]
+    damages = [s for s in samples if isinstance(s, Damage)] + [d for s in good for d in s.damages]
+    if not good:
+        return {DAMAGED: damages}
+    pictures_BHW3 = torch.from_numpy(np.stack([s.picture for s in good]))
+    batch: Batch = {
+        "image": pictures_BHW3.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous(),
+        "caption": [s.caption for s in good],
+        "key": [s.key for s in good],
+        "size": torch.tensor([s.size for s in good], dtype=torch.int64),
+        "crop": torch.tensor([s.crop for s in good], dtype=torch.int64),
+        "seed": torch.tensor([s.seed for s in good], dtype=torch.int64),
+        "dropped": torch.tensor([s.dropped for s in good]),
+        DAMAGED: damages,
+    }
+    if store is not None:
+        batch |= store.pad([store.null if s.dropped or s.text is None else s.text for s in good])
+    return batch
