@@ -1,12 +1,12 @@
 """ShardDataModule: shards → batches, with a position that one integer resumes exactly."""
 
-import logging
 from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
 
 from datamodules.config import STREAMS, DataConfig, as_list
 from datamodules.datasets import PositionBatches, ShardSamples, TrainingSet, ValidationSet
@@ -14,11 +14,9 @@ from datamodules.embeddings import EmbeddingStore
 from datamodules.index import ShardIndex, expand, load_index
 from datamodules.loader import CountingLoader, DamageCount
 from datamodules.order import EpochOrder, rank_batch_size, validation_batches
-from datamodules.samples import Framing, collate
+from datamodules.samples import DAMAGED, Batch, Framing, collate
 from datamodules.streams import StreamSet
 from switti.errors import UserError
-
-log = logging.getLogger(__name__)
 
 
 class ShardDataModule(LightningDataModule):
@@ -155,6 +153,27 @@ class ShardDataModule(LightningDataModule):
             damage=damage,
             **self._options(self._validation.samples.store),
         )
+
+    def examples(self, split: str, count: int) -> Batch:
+        """`count` samples spread evenly over a split ("train" or "validation"), cropped in the centre, as one batch:
+        the same ones for every run over these shards. Damaged ones are left out."""
+        samples = self._samples(split, random_crop=False, dropout=False)
+        places = [(shard, row) for shard, index in enumerate(samples.shards) for row in range(len(index))]
+        count = min(count, len(places))
+        chosen = [places[i * len(places) // count] for i in range(count)]
+        batch = collate([samples.read(shard, row, epoch=0) for shard, row in chosen], samples.store)
+        del batch[DAMAGED]
+        if not batch:
+            raise UserError(f"data.{split}: none of {count} pictures can be read")
+        return batch
+
+    def null_text(self) -> dict[str, Tensor] | None:
+        """The empty caption as the text entries of a batch of one; None without embeddings."""
+        folders = as_list(self.config.embeddings)
+        if not folders:
+            return None
+        store = EmbeddingStore(folders, self._shards("validation"), self.expected_fingerprint)
+        return store.pad([store.null])
 
     def _options(self, store: EmbeddingStore | None) -> dict[str, Any]:
         return {

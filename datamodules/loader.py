@@ -56,11 +56,14 @@ class DamageCount:
 
 
 class CountingLoader(DataLoader[Any]):
-    """A DataLoader whose batches have passed a DamageCount. Batches without any whole sample are left out."""
+    """A DataLoader whose batches have passed a DamageCount.
 
-    def __init__(self, *args: Any, damage: DamageCount, **options: Any) -> None:
+    A batch without any whole sample is left out if may_skip, and otherwise ends the run: ranks must stay in step.
+    """
+
+    def __init__(self, *args: Any, damage: DamageCount, may_skip: bool = False, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.damage = damage
+        self.damage, self.may_skip = damage, may_skip
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         for batch in super().__iter__():
@@ -68,3 +71,5 @@ class CountingLoader(DataLoader[Any]):
             self.damage.add(len(batch.get("key", ())) + len(damages), damages)
             if batch:
                 yield batch
+            elif not self.may_skip:
+                raise UserError(f"a whole batch is damaged, first {damages[0].key}: {damages[0].reason}")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ class Pyramid:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sides", tuple(int(side) for side in self.sides))
-        if not self.sides or self.sides[0] < 1 or any(b <= a for a, b in zip(self.sides, self.sides[1:], strict=False)):
+        if not self.sides or self.sides[0] < 1 or any(b <= a for a, b in pairwise(self.sides)):
             raise UserError(f"scales={list(self.sides)} must be positive, strictly increasing side lengths")
 
     @property
@@ -56,7 +57,7 @@ class Pyramid:
     def levels(self, device: torch.device | str | None = None) -> Tensor:
         """Scale number of every position, int64 [L]."""
         sizes = torch.tensor(self.sizes, device=device)
-        return torch.repeat_interleave(torch.arange(self.count, device=device), sizes)
+        return torch.repeat_interleave(torch.arange(self.count, device=device), sizes, output_size=self.length)
 
     def split(self, values_BL: Tensor) -> tuple[Tensor, ...]:
         """Views of each scale along dimension 1, which must have length L."""

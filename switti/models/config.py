@@ -1,13 +1,14 @@
-"""Settings of the RQ-VAE and of the scale transformer. Imports no torch: configs are composed before torch is loaded."""
+"""Settings of the RQ-VAE and of the scale transformer. Imports no torch."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from switti.errors import UserError
 
 
 def _validate_scales(scales: list[int], path: str) -> None:
-    if not scales or scales[0] < 1 or any(b <= a for a, b in zip(scales, scales[1:], strict=False)):
+    if not scales or scales[0] < 1 or any(b <= a for a, b in pairwise(scales)):
         raise UserError(f"{path}.scales={scales} must be positive, strictly increasing side lengths")
 
 
@@ -43,7 +44,9 @@ class RQVAEConfig:
         if not 0.0 <= self.phi_ratio <= 1.0:
             raise UserError(f"{path}.phi_ratio={self.phi_ratio} must lie in [0, 1]")
         if self.channels % 32:
-            raise UserError(f"{path}.channels={self.channels} must be a multiple of 32 (GroupNorm has 32 groups)")
+            raise UserError(
+                f"{path}.channels={self.channels} must be a multiple of 32 (GroupNorm has 32 groups)"
+            )
 
 
 @dataclass

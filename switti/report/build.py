@@ -26,7 +26,7 @@ def document(study: Study) -> Document:
     if unfinished := [run for run in study.runs if not run.finished]:
         text = f"Preliminary: {plural(len(unfinished), 'run')} of {len(study.runs)} not finished (see Runs)."
         lead.append(Text(text, "warning"))
-    lead += [Text(sentence, "verdict") for sentence in verdict(study)]
+    lead += verdict(study)
     sections = [
         metrics_section(study),
         curves_section(study),

@@ -16,7 +16,7 @@ class Text:
     """A paragraph. `note` explains, `warning` must not be overlooked, `missing` tells how to get what is not there."""
 
     text: str
-    kind: Literal["plain", "verdict", "note", "warning", "missing"] = "plain"
+    kind: Literal["plain", "summary", "verdict", "note", "warning", "missing"] = "plain"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,14 @@ class Pictures:
     opened: bool = True
 
 
-Block = Text | Table | Figure | Pictures
+@dataclass(frozen=True)
+class Definitions:
+    """Terms with what they mean: (term, names in code, text)."""
+
+    items: tuple[tuple[str, tuple[str, ...], str], ...]
+
+
+Block = Text | Table | Figure | Pictures | Definitions
 
 
 @dataclass

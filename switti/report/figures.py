@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from switti.report import plots
 from switti.report.document import Figure, Panel
-from switti.report.formatting import number, plus_minus
+from switti.report.formatting import number, percent, plus_minus
 from switti.report.metric_names import describe, is_detail
 from switti.report.runs import Run
 from switti.report.statistics import WINDOW, band, smooth
@@ -63,7 +63,7 @@ def curve_panel(
 ) -> Panel:
     metric = describe(name)
     draw = partial(_draw_curves, study=study, variants=variants, name=name, log=log)
-    return Panel(name, title or f"{metric.title} {metric.arrow}".strip(), _alt(variants, name), draw)
+    return Panel(name, title or metric.heading, _alt(variants, name), draw)
 
 
 def legend(study: Study, variants: Sequence[Variant]) -> Legend:
@@ -84,7 +84,9 @@ def curves_figure(
         return None
     smoothed = [name for name in names if name in _SMOOTHED and _has(variants, name)]
     smoothing = (
-        f" Smoothed by a trailing mean over {WINDOW:.0%} of the points, raw values faint." if smoothed else ""
+        f" Smoothed by a trailing mean over {percent(WINDOW)} of the points, raw values faint."
+        if smoothed
+        else ""
     )
     return Figure(key, f"{caption} {BAND_NOTE}{smoothing}".strip(), panels, legend(study, variants))
 
@@ -107,7 +109,7 @@ def by_scale_figure(study: Study, variants: Sequence[Variant], key: str, kind: s
     if not panels:
         return None
     dashed: Legend = (("unigram entropy of the scale", "dashed"),) if kind == "loss" else ()
-    caption = f"{part.capitalize()} {kind} of each scale; every panel has its own vertical axis. {BAND_NOTE}"
+    caption = f"{part.capitalize()} {kind} of each scale over steps; every panel has its own vertical axis. {BAND_NOTE}"
     return Figure(key, caption, tuple(panels), legend(study, variants) + dashed, small=True)
 
 

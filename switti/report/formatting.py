@@ -9,17 +9,19 @@ DASH = "–"
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """`digits` significant digits, a true minus, powers of ten only where they help, thin thousands."""
+    """`digits` significant digits, a true minus, powers of ten only where they help."""
     if value is None:
         return DASH
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else ("−∞" if value < 0 else "∞")
+    if not value:
+        return "0"
     size = abs(value)
-    if size and (size < 1e-3 or size >= 1e6):
+    if size < 1e-4 or size >= 1e6:
         mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
         text = f"{mantissa}e{int(exponent)}"
     else:
-        decimals = digits - 1 if not size else max(0, digits - 1 - math.floor(math.log10(size)))
+        decimals = max(0, digits - 1 - math.floor(math.log10(size)))
         text = f"{value:.{decimals}f}"
     return text.replace("-", "−")
 
@@ -34,7 +36,10 @@ def plus_minus(spread: Spread | None) -> str:
         return DASH
     if spread.deviation is None:
         return number(spread.mean)
-    return f"{number(spread.mean)} ± {number(spread.deviation, 2)}"
+    if not spread.deviation or not 1e-4 <= abs(spread.mean) < 1e6 or spread.deviation < 1e-6:
+        return f"{number(spread.mean)} ± {number(spread.deviation, 2)}"
+    decimals = max(0, 1 - math.floor(math.log10(spread.deviation)))  # both to the deviation's second digit
+    return f"{spread.mean:.{decimals}f} ± {spread.deviation:.{decimals}f}".replace("-", "−")
 
 
 def interval(paired: Paired) -> str:
@@ -67,3 +72,7 @@ def moment(text: str | None) -> str:
 
 def plural(count: int, word: str) -> str:
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

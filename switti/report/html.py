@@ -11,7 +11,7 @@ from PIL import Image
 
 from switti.errors import UserError
 from switti.report import plots
-from switti.report.document import Block, Document, Figure, Picture, Pictures, Table, Text
+from switti.report.document import Block, Definitions, Document, Figure, Picture, Pictures, Table, Text
 from switti.report.template import PAGE, STYLE
 
 _PICTURE_SIDE = (
@@ -57,6 +57,8 @@ def _block(block: Block) -> str:
         return f'<p class="{block.kind}">{_inline(block.text)}</p>'
     if isinstance(block, Table):
         return _table(block)
+    if isinstance(block, Definitions):
+        return _definitions(block)
     return _figure(block) if isinstance(block, Figure) else _pictures(block)
 
 
@@ -83,13 +85,22 @@ def _row(table: Table, row: tuple[str, ...]) -> str:
     )
 
 
+def _definitions(block: Definitions) -> str:
+    items = ""
+    for term, names, text in block.items:
+        codes = " ".join(f"<code>{escape(name)}</code>" for name in names)
+        items += f"<div><dt>{escape(term)}</dt><dd>{escape(text)}<br>{codes}</dd></div>"
+    return f"<dl>{items}</dl>"
+
+
 def _class(table: Table, column: int, cell: str) -> str:
     names = (["word"] if column in table.words else []) + (["long"] if len(cell) > _LONG_CELL else [])
     return f' class="{" ".join(names)}"' if names else ""
 
 
 def _figure(figure: Figure) -> str:
-    kind = "panels small" if figure.small else "panels single" if len(figure.panels) == 1 else "panels"
+    arrangement = {1: "panels single", 2: "panels two", 4: "panels two"}.get(len(figure.panels), "panels")
+    kind = "panels small" if figure.small else arrangement
     panels = "".join(
         f'<div class="panel" role="img" aria-label="{escape(panel.alt)}">'
         f'<p class="panel-title">{escape(panel.title)}</p>'

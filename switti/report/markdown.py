@@ -1,9 +1,10 @@
 """The document as Markdown, for a paper's repository or an issue: tables as text, plots and pictures as files."""
 
-from switti.report.document import Block, Document, Figure, Pictures, Table, Text
+from switti.report.document import Block, Definitions, Document, Figure, Pictures, Table, Text
 
 _MARKS = {
     "plain": "",
+    "summary": "",
     "verdict": "- ",
     "note": "",
     "warning": "> **Warning:** ",
@@ -30,6 +31,10 @@ def _block(block: Block) -> str:
     if isinstance(block, Figure):
         title = ", ".join(panel.title for panel in block.panels[:4])
         return f"![{_cell(title)}]({block.name}.png)\n\n*{block.caption}*"
+    if isinstance(block, Definitions):
+        return "\n".join(
+            f"- **{term}** (`{'`, `'.join(names)}`): {text}" for term, names, text in block.items
+        )
     return _pictures(block)
 
 

@@ -24,10 +24,16 @@ class Metric:
     unit: str = ""
 
     @property
+    def heading(self) -> str:
+        """Title, unit and arrow, as the head of a row or a plot."""
+        return f"{self.title}{', ' if self.unit else ''}{self.unit} {self.arrow}".strip()
+
+    @property
     def arrow(self) -> str:
         return {"lower": "↓", "higher": "↑", None: ""}[self.better]
 
 
+ONLINE = " in training"  # ends the title of a metric that was taken during training, not by an evaluation
 _MINI = (
     "a small dual encoder (frozen MiniLM text encoder and frozen image trunk with two learned heads) trained on the "
     "embedded picture set; cosine. Comparable only with itself, never with a CLIPScore"
@@ -70,7 +76,7 @@ _KNOWN: dict[str, tuple[str, Better, Needs, Reduction, str]] = {
         "last",
         "largest over tokens (Figure 3)",
     ),
-    "time/step_seconds": ("seconds a step", "lower", "cost", "median", "median over the run"),
+    "time/step_seconds": ("time of a step", "lower", "cost", "median", "median over the run"),
     "time/samples_per_second": (
         "samples a second",
         "higher",
@@ -78,9 +84,9 @@ _KNOWN: dict[str, tuple[str, Better, Needs, Reduction, str]] = {
         "median",
         "median over the run, all devices",
     ),
-    "memory/peak_gib": ("peak memory, GiB", "lower", "cost", "max", "largest of the devices, as logged"),
+    "memory/peak_gib": ("peak memory, logged", "lower", "cost", "max", "largest of the devices, as logged"),
     "training/seconds": (
-        "training time, s",
+        "training time",
         "lower",
         "cost",
         "last",
@@ -94,26 +100,35 @@ _KNOWN: dict[str, tuple[str, Better, Needs, Reduction, str]] = {
         "peak over the whole run, from the record",
     ),
     "sampling/seconds_total": (
-        "sampling a batch, s",
+        "sampling time of a batch",
         "lower",
         "cost",
         "last",
         "generator, all scales, whole batch",
     ),
     "sampling/seconds_per_picture": (
-        "sampling a picture, s",
+        "sampling time of a picture",
         "lower",
         "cost",
         "last",
         "batch time over batch size",
     ),
     "sampling/cache_mib": (
-        "key/value cache, MiB",
+        "key/value cache",
         "lower",
         "any",
         "last",
         "image tokens' keys and values of the batch",
     ),
+}
+_UNITS = {
+    "time/step_seconds": "s",
+    "memory/peak_gib": "GiB",
+    "training/seconds": "s",
+    "training/peak_gib": "GiB",
+    "sampling/seconds_total": "s",
+    "sampling/seconds_per_picture": "s",
+    "sampling/cache_mib": "MiB",
 }
 _PICTURES: dict[str, tuple[str, Better, str]] = {
     "fid_alexnet": (
@@ -130,12 +145,12 @@ _PICTURES: dict[str, tuple[str, Better, str]] = {
     "fid": ("FID (Inception)", "lower", "Fréchet distance of Inception-v3 features, 2 048 numbers"),
     "fid_inception": ("FID (Inception)", "lower", "Fréchet distance of Inception-v3 features, 2 048 numbers"),
     "mini_clip_score": (
-        "mini CLIP score, own caption",
+        "mini CLIP score (own caption)",
         "higher",
         f"picture against its own caption: {_MINI}",
     ),
     "mini_clip_score_shuffled": (
-        "mini CLIP score, another caption",
+        "mini CLIP score (another caption)",
         None,
         "the same score with captions dealt to the wrong pictures: the level that knows nothing of the caption. Only "
         "the gap to the own caption's score speaks of following the text",
@@ -151,7 +166,7 @@ _PICTURES: dict[str, tuple[str, Better, str]] = {
         "higher",
         "unweighted mean of six task accuracies, imported from the detector's results",
     ),
-    "psnr": ("PSNR, dB", "higher", "reconstruction against the original"),
+    "psnr": ("PSNR in dB", "higher", "reconstruction against the original"),
     "ssim": ("SSIM", "higher", "reconstruction against the original"),
     "lpips": ("LPIPS", "lower", "perceptual distance of reconstruction and original"),
     "clip_iqa": ("CLIP-IQA", "higher", "no-reference quality from CLIP prompts"),
@@ -164,8 +179,8 @@ def describe(name: str) -> Metric:
     """Everything the report knows about a metric; unknown names come back as they are, with no direction."""
     if name in _KNOWN:
         title, better, needs, reduction, text = _KNOWN[name]
-        return Metric(name, title, better, needs, reduction, text)
-    for prefix, suffix in (("metrics/", ""), ("evaluation/", ", evaluated")):
+        return Metric(name, title, better, needs, reduction, text, _UNITS.get(name, ""))
+    for prefix, suffix in (("metrics/", ONLINE), ("evaluation/", "")):
         if name.startswith(prefix):
             return _picture_metric(name, name.removeprefix(prefix), suffix)
     if match := _SCALE.fullmatch(name):

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from switti.report.document import Block, Picture, Pictures, Section, Table, Text
+from switti.report.document import Block, Definitions, Picture, Pictures, Section, Table, Text
 from switti.report.formatting import DASH, interval, number, plus_minus, signed
-from switti.report.metric_names import describe
+from switti.report.metric_names import ONLINE, describe
 from switti.report.runs import Run, Samples
 from switti.report.statistics import paired_bootstrap
 from switti.report.study import Study, show, sort_values
@@ -98,7 +98,8 @@ def caption_section(study: Study) -> Section:
     if rows:
         header = ("variant", "taken", "own caption", "another caption", "gap", "gap's paired difference")
         section.blocks.append(Table(header, tuple(rows), words=frozenset({0, 1, 5})))
-        section.blocks.append(Text(f"Score: {describe(f'metrics/{_SCORE}_shuffled').description}.", "note"))
+        for name, title in ((_SCORE, "Own caption"), (f"{_SCORE}_shuffled", "Another caption")):
+            section.blocks.append(Text(f"{title}: {describe(f'evaluation/{name}').description}.", "note"))
     else:
         text = (
             f"`{_SCORE}` and `{_SCORE}_shuffled` have not both been measured: `python -m experiments.evaluate RUN`, or "
@@ -127,22 +128,23 @@ def _gap_difference(reference: dict[str, float], gaps: dict[str, float], is_refe
 
 
 def conventions_section(study: Study) -> Section:
-    """What each metric on the page is; a name that is not known is shown as such."""
-    rows = []
+    """What each metric on the page is; the same metric evaluated and in training is told once."""
+    told: dict[tuple[str, str], list[str]] = {}
     for name in metric_names(study.runs):
-        metric = describe(name)
         if "_by_scale/" in name or "/block_" in name:
             continue
-        better = f"{metric.arrow} {metric.better} is better" if metric.better else "no direction"
-        rows.append(
-            (
-                metric.title,
-                name,
-                better,
-                metric.description or "not described: a name this version does not know",
-            )
+        metric = describe(name)
+        better = f" {metric.better.capitalize()} is better." if metric.better else ""
+        text = (
+            f"{metric.description}.{better}"
+            if metric.description
+            else "A name that this version does not know."
         )
-    table = Table(("metric", "logged as", "direction", "convention"), tuple(rows), words=frozenset(range(4)))
+        title = metric.title.removesuffix(ONLINE)
+        told.setdefault((title, text[:1].upper() + text[1:]), []).append(name)
+    items = tuple((title, tuple(names), text) for (title, text), names in told.items())
     return Section(
-        "conventions", "What the metrics are", [table] if rows else [Text("No metrics.", "missing")]
+        "conventions",
+        "What the metrics are",
+        [Definitions(items) if items else Text("No metrics.", "missing")],
     )

@@ -15,7 +15,7 @@ from switti.report.figures import (
 from switti.report.formatting import DASH, duration, interval, moment, number, plus_minus, signed
 from switti.report.metric_names import describe
 from switti.report.runs import Run
-from switti.report.study import MISSING, Study, differing, scale_sides, show, token_spaces
+from switti.report.study import MISSING, Study, Variant, differing, scale_sides, show, token_spaces
 from switti.report.values import Difference, cost_names, difference, main_names, metric_names, summary
 from switti.report.verdict import pairs_note
 
@@ -140,7 +140,7 @@ def comparison_table(study: Study, names: list[str], ratio: bool) -> Table:
     rows = []
     for name in names:
         metric = describe(name)
-        row = [f"{metric.title} {metric.arrow}".strip()]
+        row = [metric.heading]
         row += [plus_minus(summary(variant, name)) for variant in study.variants]
         for variant in study.variants[1:]:
             row += _difference_cells(difference(study, variant, name), ratio)
@@ -210,6 +210,7 @@ def scales_section(study: Study) -> Section:
     section = Section("scales", "Loss of each scale")
     for variants in token_spaces(study):
         sides = scale_sides(variants[0].runs[0])
+        others = [v for v in variants if v is not study.variants[0]] if study.variants[0] in variants else []
         rows = []
         for k in scales(variants, "validation/loss_by_scale"):
             level = entropy(variants, k)
@@ -217,10 +218,12 @@ def scales_section(study: Study) -> Section:
             row = [str(k), f"{sides[k]}×{sides[k]}" if k < len(sides) else DASH, number(level)]
             row += [plus_minus(mean) for mean in means]
             row += [signed(mean.mean - level) if mean and level is not None else DASH for mean in means]
+            row += _scale_differences(study, others, k)
             rows.append(tuple(row))
         if rows:
             header = ["scale", "tokens", "unigram entropy", *(variant.label for variant in variants)]
             header += [f"{variant.label} − entropy" for variant in variants]
+            header += [f"{variant.label} − {study.variants[0].label}, paired" for variant in others]
             section.blocks.append(Table(tuple(header), tuple(rows), "Final validation loss, nats a token."))
     if section.blocks:
         text = (
@@ -231,6 +234,11 @@ def scales_section(study: Study) -> Section:
     else:
         section.blocks.append(Text("No validation loss by scale in any `metrics.csv`.", "missing"))
     return section
+
+
+def _scale_differences(study: Study, others: list[Variant], scale: int) -> list[str]:
+    found = [difference(study, variant, f"validation/loss_by_scale/{scale}").paired for variant in others]
+    return [f"{signed(paired.mean)} {interval(paired)}" if paired else DASH for paired in found]
 
 
 def cost_section(study: Study) -> Section:

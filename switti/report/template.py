@@ -54,6 +54,7 @@ code { font: .88em ui-monospace, "DejaVu Sans Mono", monospace; background: var(
 .warning, .missing { padding: .5rem .8rem; border-left: .25rem solid var(--grid); background: var(--card);
   font-size: .92rem; }
 .warning { border-color: var(--warning); background: var(--warning-ground); }
+.summary { font-size: 1.1rem; font-weight: 600; max-width: 58rem; margin: 1.1rem 0 .6rem; }
 .verdict { margin: 1rem 0; padding: .9rem 1.1rem .9rem 2rem; background: var(--card); border-radius: .5rem;
   max-width: 58rem; }
 .verdict li { margin: .35rem 0; }
@@ -74,6 +75,7 @@ tbody th { font-weight: 500; }
 figure { margin: 1.5rem 0; }
 figcaption { margin-top: .5rem; max-width: 50rem; }
 .panels { display: grid; gap: 1rem 1.25rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
+.panels.two { grid-template-columns: repeat(auto-fit, minmax(min(100%, 29rem), 1fr)); }
 .panels.single { max-width: 40rem; }
 .panels.small { gap: .75rem; grid-template-columns: repeat(auto-fill, minmax(min(45%, 13.5rem), 1fr)); }
 .panel { min-width: 0; }
@@ -86,11 +88,14 @@ figcaption { margin-top: .5rem; max-width: 50rem; }
 .legend i { display: inline-block; width: 1.5rem; border-top: .2rem solid; vertical-align: middle;
   margin-right: .45rem; }
 .legend i.dashed { border-top: .12rem dashed var(--faint); }
+dl { display: grid; gap: .9rem 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
+dt { font-weight: 600; font-size: .92rem; }
+dd { margin: .1rem 0 0; font-size: .88rem; color: var(--faint); }
 details { margin: 1rem 0; }
 summary { cursor: pointer; font-weight: 600; padding: .25rem 0; }
 .pictures { display: grid; gap: 1.25rem 1.75rem; margin-top: .75rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, calc(var(--columns) * 9rem)), 1fr)); }
-.pictures .pair { margin: 0; }
+.pictures .pair { margin: 0; display: flex; flex-direction: column; justify-content: space-between; }
 .pictures .row { display: grid; gap: .5rem; grid-template-columns: repeat(var(--columns), minmax(0, 11rem)); }
 .pictures img, .pictures .absent { display: block; width: 100%; aspect-ratio: 1; object-fit: contain;
   border-radius: .35rem; background: var(--card); }

@@ -1,6 +1,8 @@
 """The answer in sentences, each computed from the paired differences of one metric."""
 
-from switti.report.formatting import interval, number, plural, signed
+from switti.report.document import Text
+from switti.report.formatting import interval, number, percent, plural, signed
+from switti.report.statistics import Paired
 from switti.report.study import Study, Variant
 from switti.report.values import Difference, difference, metric_names
 
@@ -16,61 +18,86 @@ _HEADLINES = (
     ),
     ("time/step_seconds", "time/samples_per_second"),
     ("sampling/seconds_per_picture",),
-    ("memory/peak_gib", "training/peak_gib"),
+    ("training/peak_gib", "memory/peak_gib"),
 )
 
 
-def verdict(study: Study) -> list[str]:
-    """One sentence for each headline metric that exists and each variant against the reference."""
+def verdict(study: Study) -> list[Text]:
+    """For each variant against the reference: one sentence that sums up, then one for each headline metric."""
     if len(study.variants) < 2:
+        text = f"Nothing to compare: {plural(len(study.runs), 'run')} of one variant. The page shows "
         return [
-            f"Nothing to compare: {plural(len(study.runs), 'run')} of one variant. The page shows "
-            "the runs alone; give runs that differ in a setting for paired differences."
+            Text(
+                text + "the runs alone; give runs that differ in a setting for paired differences.", "summary"
+            )
         ]
     known = set(metric_names(study.runs))
-    sentences = []
+    names = [name for choices in _HEADLINES if (name := next((c for c in choices if c in known), None))]
+    sentences: list[Text] = []
     for variant in study.variants[1:]:
-        for choices in _HEADLINES:
-            if name := next((name for name in choices if name in known), None):
-                sentences.append(_sentence(difference(study, variant, name)))
-    return sentences or ["No metric that this report can judge has been logged yet."]
+        found = [difference(study, variant, name) for name in names]
+        if found:
+            sentences += [Text(_summary(found), "summary"), *(Text(_sentence(d), "verdict") for d in found)]
+    return sentences or [Text("No metric that this report can judge has been logged yet.", "missing")]
+
+
+def _summary(found: list[Difference]) -> str:
+    """Which way each headline metric went, and how much weight that can bear."""
+    judged: dict[str, list[str]] = {}
+    for d in found:
+        judged.setdefault(_judgement(d), []).append(d.metric.title)
+    order = ("better", "worse", "not told apart", "equal", "not compared")
+    parts = [f"{word} in {_listed(judged[word])}" for word in order[:2] if word in judged]
+    parts += [f"{word}: {_listed(judged[word])}" for word in order[2:] if word in judged]
+    return f"{found[0].variant} against {found[0].reference}: {'; '.join(parts)}.{_weight(found)}"
+
+
+def _judgement(d: Difference) -> str:
+    if d.paired is None:
+        return "not compared"
+    if d.paired.mean == 0:
+        return "equal"
+    if not d.paired.one_sided:
+        return "not told apart"
+    return "better" if ("higher" if d.paired.mean > 0 else "lower") == d.metric.better else "worse"
+
+
+def _weight(found: list[Difference]) -> str:
+    """The odds that chance alone makes all pairs agree, where pairs are too few for a firm statement."""
+    counts = [d.paired.count for d in found if d.paired and d.paired.one_sided and not d.paired.firm]
+    if not counts:
+        return ""
+    if min(counts) == 1:
+        return " One pair shows which way it went once, not that it would again."
+    chance = min(1.0, 2.0 * 0.5 ** min(counts))
+    return f" With {min(counts)} pairs chance alone makes all agree in {percent(chance)} of studies: a hint only."
 
 
 def _sentence(d: Difference) -> str:
     if d.paired is None:
-        return f"{d.metric.title}: {d.variant} and {d.reference} are not compared – {d.reason}."
-    outcome = _outcome(d)
-    numbers = (
-        f"{number(d.variant_mean)} against {number(d.reference_mean)}, difference {signed(d.paired.mean)}"
+        return f"{d.metric.title}: not compared – {d.reason}."
+    both = d.reference_mean is not None and d.reference_mean > 0 and (d.variant_mean or 0) > 0
+    relative = (
+        f" ({signed(100 * d.paired.mean / d.reference_mean, 2)} %)" if both and d.reference_mean else ""
     )
-    return f"{d.metric.title}: {d.variant} {outcome} {d.reference} ({numbers}, {_evidence(d)})."
-
-
-def _outcome(d: Difference) -> str:
-    paired = d.paired
-    if paired is None or paired.mean == 0:
-        return "equals"
-    word = "higher" if paired.mean > 0 else "lower"
-    if d.metric.better:
-        word += ", which is better," if word == d.metric.better else ", which is worse,"
-    if paired.firm:
-        return f"is {word} than"
+    unit = f" {d.metric.unit}" if d.metric.unit else ""
     return (
-        f"came out {word} than"
-        if paired.one_sided
-        else f"on average came out {word} but is not told apart from"
+        f"{d.metric.title}: {number(d.variant_mean)} against {number(d.reference_mean)}{unit}, difference "
+        f"{signed(d.paired.mean)}{relative}, {_evidence(d.paired)}."
     )
 
 
-def _evidence(d: Difference) -> str:
-    """What the sentence rests on, with the odds that chance alone would do it where pairs are few."""
-    paired = d.paired
-    if paired is None or paired.count == 1:
-        return "one pair, no interval"
-    text = f"95 % interval {interval(paired)}, {plural(paired.count, 'pair')}"
-    if paired.one_sided and not paired.firm:
-        text += f"; all pairs agree, which chance alone gives in {paired.chance:.0%} of such studies"
-    return text
+def _evidence(paired: Paired) -> str:
+    if paired.count == 1:
+        return interval(paired)
+    apart = "" if paired.one_sided else ", which do not agree"
+    return f"95 % interval {interval(paired)} over {plural(paired.count, 'pair')}{apart}"
+
+
+def _listed(words: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    *rest, last = words
+    return f"{', '.join(rest)} and {last}" if rest else last
 
 
 def pairs_note(study: Study) -> str:
@@ -92,8 +119,7 @@ def pairs_note(study: Study) -> str:
 
 
 def label_variants(variants: tuple[Variant, ...]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    *rest, last = [
-        variant.label if "," not in variant.label else f"({variant.label})" for variant in variants
-    ]
-    return f"{', '.join(rest)} and {last}" if rest else last
+    """The variants in one phrase, for the title."""
+    return _listed(
+        [variant.label if "," not in variant.label else f"({variant.label})" for variant in variants]
+    )

@@ -1,0 +1,81 @@
+"""Pictures of fixed captions under fixed noise, so that one can watch a run learn."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from switti.files import write_json
+from switti.models.text.base import TextEmbedding
+from switti.sampling.config import SamplingConfig
+from switti.sampling.pictures import captioned_grid, to_pil
+
+
+class SampleGrids(Callback):
+    """Every `every` optimiser steps and at the end: a grid with guidance and one without.
+
+    Writes samples/step_<n>_guided.png and _unguided.png, TensorBoard pictures, and samples/latest/ with one file a
+    caption and an index.json, which the report pairs with those of other runs.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        every: int,
+        prompts: list[str],
+        text: TextEmbedding,
+        null: TextEmbedding,
+        seeds: list[int],
+        sampling: SamplingConfig,
+    ) -> None:
+        self.folder = Path(run_dir) / "samples"
+        self.every = every
+        self.prompts = prompts
+        self.text = text
+        self.null = null
+        self.seeds = seeds
+        self.sampling = sampling
+        self._done_step = -1
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        step = trainer.global_step
+        if step == self._done_step or (step % self.every and step != trainer.max_steps):
+            return
+        self._done_step = step
+        self._draw(trainer, pl_module, step)
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+        # Every rank takes part, since a sharded model's forward pass is a collective; only rank zero writes.
+        kinds = {"guided": self.sampling, "unguided": replace(self.sampling, guidance=0.0)}
+        for kind, sampling in kinds.items():
+            images = pl_module.generate(self.text, self.null, self.seeds, sampling)
+            if not trainer.is_global_zero:
+                continue
+            pictures = to_pil(images)
+            grid = captioned_grid(pictures, self.prompts)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            grid.save(self.folder / f"step_{step:06d}_{kind}.png")
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    pixels = np.asarray(grid)
+                    logger.experiment.add_image(f"samples/{kind}", pixels, step, dataformats="HWC")
+            if kind == "guided":
+                self._write_latest(pictures, step)
+
+    def _write_latest(self, pictures: list, step: int) -> None:
+        latest = self.folder / "latest"
+        latest.mkdir(parents=True, exist_ok=True)
+        files = [f"{i:02d}.png" for i in range(len(pictures))]
+        for name, picture in zip(files, pictures, strict=True):
+            picture.save(latest / name)
+        index = {
+            "step": step,
+            "sampling": asdict(self.sampling),
+            "prompts": self.prompts,
+            "seeds": self.seeds,
+            "files": files,
+        }
+        write_json(latest / "index.json", index)

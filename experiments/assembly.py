@@ -1,0 +1,122 @@
+"""From settings to the objects of a run: datamodule, module, callbacks, trainer. Not a command itself."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from callbacks.activation_norms import ActivationNorms
+from callbacks.checkpointing import AtomicCheckpointIO, build_checkpoint_callback
+from callbacks.data_position import DataPosition
+from callbacks.ema import ExponentialMovingAverage
+from callbacks.metrics_log import MetricsCSV
+from callbacks.run_record import RunRecord
+from callbacks.sample_grids import SampleGrids
+from callbacks.speed import Speed
+from configs.schema import RunConfig
+from datamodules.datamodule import ShardDataModule
+from lightning_modules.generator import GeneratorModule
+from lightning_modules.tokenizer import TokenizerModule
+from switti.errors import UserError
+from switti.models.rqvae import load_rqvae
+from switti.models.text.base import TextEmbedding, TextEncoder
+from switti.scales import Pyramid
+
+
+def build_datamodule(config: RunConfig, encoder: TextEncoder | None) -> ShardDataModule:
+    """Batches for the run; embeddings must come from `encoder`."""
+    return ShardDataModule(
+        config.data,
+        seed=config.seed,
+        resolution=config.tokenizer.resolution,
+        accumulate=config.trainer.accumulate,
+        expected_fingerprint=None if encoder is None else encoder.fingerprint,
+    )
+
+
+def build_module(config: RunConfig) -> LightningModule:
+    """The module of the run's task, with its frozen parts loaded. UserError if a frozen part is missing."""
+    averaged = config.callbacks.ema_decay is not None
+    common: dict[str, Any] = {"seed": config.seed, "averaged": averaged}
+    if config.task == "tokenizer":
+        return TokenizerModule(
+            config.tokenizer, config.optimizer, config.tokenizer_loss, config.trainer, **common
+        )
+    if config.tokenizer_weights is None:
+        raise UserError("tokenizer_weights is not set; give a file, or embedded:demo for the one that ships")
+    tokenizer = load_rqvae(config.tokenizer, config.tokenizer_weights)
+    return GeneratorModule(config.model, tokenizer, config.optimizer, config.loss, config.trainer, **common)
+
+
+def text_of(batch: dict[str, Any]) -> TextEmbedding:
+    """The text entries of a batch."""
+    return TextEmbedding(batch["text"], batch["text_mask"], batch["pooled"])
+
+
+def build_sample_grids(config: RunConfig, datamodule: ShardDataModule, encoder: TextEncoder) -> SampleGrids:
+    """Grids over callbacks.sample_prompts, or over captions spread over the validation split."""
+    settings = config.callbacks
+    prompts = list(settings.sample_prompts)
+    if not prompts:
+        prompts = datamodule.examples("validation", settings.sample_count)["caption"]
+    return SampleGrids(
+        config.run_dir,
+        settings.samples_every,
+        prompts,
+        encoder.encode(prompts),
+        encoder.encode([""]),
+        list(range(len(prompts))),
+        config.sampling,
+    )
+
+
+def build_callbacks(
+    config: RunConfig, datamodule: ShardDataModule, encoder: TextEncoder | None
+) -> list[Callback]:
+    """In the order in which they run; Lightning puts the checkpoint last."""
+    settings, pyramid = config.callbacks, Pyramid(tuple(config.tokenizer.scales))
+    record = RunRecord(
+        config.run_dir,
+        name=config.name,
+        study=config.study,
+        task=config.task,
+        seed=config.seed,
+        tokens_per_image=pyramid.length,
+    )
+    callbacks: list[Callback] = [Speed(config.trainer.log_every, config.data.batch_size), DataPosition()]
+    if settings.ema_decay is not None:
+        callbacks.append(ExponentialMovingAverage(settings.ema_decay))
+    if encoder is not None:
+        if settings.activation_norms_every:
+            callbacks.append(ActivationNorms(settings.activation_norms_every))
+        if settings.samples_every:
+            callbacks.append(build_sample_grids(config, datamodule, encoder))
+    bar = TQDMProgressBar(refresh_rate=config.trainer.log_every)
+    return [*callbacks, record, bar, build_checkpoint_callback(settings, config.run_dir)]
+
+
+def build_trainer(config: RunConfig, callbacks: list[Callback]) -> Trainer:
+    settings, folder = config.trainer, config.run_dir
+    return Trainer(
+        max_steps=settings.max_steps,
+        max_epochs=-1,
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        precision=settings.precision,
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=settings.gradient_clip or None,
+        val_check_interval=settings.validate_every * settings.accumulate,
+        check_val_every_n_epoch=None,
+        limit_val_batches=settings.validate_batches,
+        num_sanity_val_steps=0,
+        log_every_n_steps=settings.log_every,
+        deterministic="warn" if settings.deterministic else False,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        default_root_dir=str(folder),
+        logger=[TensorBoardLogger(str(folder), name="", version=""), MetricsCSV(folder)],
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+    )

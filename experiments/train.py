@@ -1,0 +1,133 @@
+"""python -m experiments.train CONFIG [key=value …] [--show]
+
+Trains one run. CONFIG is a YAML file, or a name below configs/ such as generator/demo. The run folder is
+runs/<study or "single">/<name>/. The same command again resumes an interrupted run exactly where it was and does
+nothing for a finished one. --show prints all settings with parameter and token counts, and trains nothing.
+"""
+
+import argparse
+import logging
+import warnings
+from pathlib import Path
+
+from configs.loading import SETTINGS, from_run, get, load, to_yaml
+from configs.schema import RunConfig
+from experiments.command import run
+from switti.errors import UserError
+from switti.files import atomic_write, read_json
+
+# What may change when a run is resumed: where and how fast it runs and what is watched, never what is computed.
+RESUMABLE = (
+    "trainer.max_steps",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.log_every",
+)
+RESUMABLE_GROUPS = ("callbacks.", "metrics.", "sampling.", "data.workers", "data.max_bad_fraction")
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", help="YAML file, or a name below configs/")
+    parser.add_argument("settings", nargs="*", metavar="key=value")
+    parser.add_argument("--show", action="store_true", help="print the resolved settings and counts")
+    options = parser.parse_intermixed_args(argv)
+    config = load(options.config, options.settings)
+    if options.show:
+        return show(config)
+    if read_json(config.run_dir / "record.json", default={}).get("status") == "finished":
+        print(f"{config.run_dir} is finished; nothing to do (choose another name=… for a new run)")
+        return 0
+    train(config)
+    return 0
+
+
+def show(config: RunConfig) -> int:
+    """All settings, then what they amount to."""
+    print(to_yaml(config), end="")
+    import torch
+
+    from switti.models.rqvae import RQVAE
+    from switti.models.transformer import ScaleTransformer
+    from switti.scales import Pyramid
+
+    with torch.device("meta"):
+        tokenizer = sum(p.numel() for p in RQVAE(config.tokenizer).parameters())
+        generator = sum(p.numel() for p in ScaleTransformer(config.model).parameters())
+    pyramid = Pyramid(tuple(config.tokenizer.scales))
+    print(f"# tokenizer: {tokenizer:,} parameters, {config.tokenizer.resolution} px")
+    if config.task == "generator":
+        print(f"# generator: {generator:,} parameters")
+    print(f"# tokens a picture: {pyramid.length:,} in {pyramid.count} scales")
+    print(
+        f"# samples: {config.trainer.max_steps * config.data.batch_size:,} in {config.trainer.max_steps:,} steps"
+    )
+    return 0
+
+
+def check_resumable(config: RunConfig, folder: Path) -> None:
+    """Resuming with other settings would compute something else: an error that names them."""
+    before = from_run(folder)
+    changed = [
+        f"{name}={get(config, name)} (the run has {get(before, name)})"
+        for name in SETTINGS
+        if name not in RESUMABLE
+        and not name.startswith(RESUMABLE_GROUPS)
+        and get(config, name) != get(before, name)
+    ]
+    if changed:
+        raise UserError(
+            f"{folder} was started with other settings: {'; '.join(changed)}. Give the old ones to resume it, "
+            "another name=… to start a new run, or remove the folder"
+        )
+
+
+def train(config: RunConfig) -> None:
+    """Fit from the start or from the newest whole checkpoint."""
+    folder = config.run_dir
+    if (folder / "config.yaml").is_file():
+        check_resumable(config, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    from lightning.pytorch import seed_everything
+
+    from callbacks.checkpointing import find_resume
+    from experiments.assembly import build_callbacks, build_datamodule, build_module, build_trainer
+    from switti.models.text.base import build_text_encoder
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    quieten()
+    seed_everything(config.seed, verbose=False)
+    encoder = build_text_encoder(config.text) if config.task == "generator" else None
+    datamodule = build_datamodule(config, encoder)
+    datamodule.setup("fit")
+    module = build_module(config)
+    trainer = build_trainer(config, build_callbacks(config, datamodule, encoder))
+    if trainer.is_global_zero:
+        with atomic_write(folder / "config.yaml") as temporary:
+            temporary.write_text(to_yaml(config), encoding="utf-8")
+    checkpoint = find_resume(folder)
+    print(f"{folder}: " + (f"resuming from {checkpoint.name}" if checkpoint else "starting"), flush=True)
+    trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=False)
+
+
+def quieten() -> None:
+    """Hides remarks of libraries that a user of this command can do nothing about."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for words in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*litlogger.*",
+        ".*Checkpoint directory .* exists.*",
+        ".*weights_only.*",
+    ):
+        warnings.filterwarnings("ignore", words)
+
+
+if __name__ == "__main__":
+    run(main)

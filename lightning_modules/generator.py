@@ -1,0 +1,192 @@
+"""Training of the scale transformer, causal or non-causal (Sections 3 and 4).
+
+Shape suffixes: B pictures, L tokens of all scales, T caption tokens, C code or caption width, P pooled width.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lightning_modules.config import LossConfig, OptimizerConfig, TrainerConfig
+from lightning_modules.optimization import build_optimizer
+from switti.errors import UserError
+from switti.losses import by_scale, token_losses
+from switti.metrics.generator_statistics import GeneratorStatistics
+from switti.models.config import GeneratorConfig
+from switti.models.rqvae import RQVAE
+from switti.models.text.base import TextEmbedding
+from switti.models.transformer import ScaleTransformer
+from switti.sampling.config import SamplingConfig
+from switti.sampling.sampler import PictureNoise, sample_latent
+
+Batch = dict[str, Any]
+
+
+class GeneratorModule(LightningModule):
+    """Next-scale prediction with a frozen tokenizer and precomputed text embeddings.
+
+    tokenizer: frozen; it is no submodule, so that it is neither saved nor sharded nor averaged.
+    averaged: keep an exponential moving average of the transformer (`ema_generator`), which sampling then uses.
+    seed: of the initial weights, so that variants of one seed start from the same ones.
+    """
+
+    generator: ScaleTransformer | None
+    ema_generator: ScaleTransformer | None
+
+    def __init__(
+        self,
+        model: GeneratorConfig,
+        tokenizer: RQVAE,
+        optimizer: OptimizerConfig,
+        loss: LossConfig,
+        trainer: TrainerConfig,
+        *,
+        seed: int,
+        averaged: bool,
+    ) -> None:
+        super().__init__()
+        self.model_config = model
+        self.optimizer_config = optimizer
+        self.loss_config = loss
+        self.trainer_config = trainer
+        self.seed = seed
+        self.averaged = averaged
+        self.generator = None
+        self.ema_generator = None
+        self._frozen = (tokenizer.eval().requires_grad_(False),)
+
+    @property
+    def tokenizer(self) -> RQVAE:
+        return self._frozen[0]
+
+    # ---- building and moving ------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        if self.generator is not None:
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.generator = ScaleTransformer(self.model_config)
+        if self.averaged:
+            self.ema_generator = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self.generator.checkpointing = self.trainer_config.checkpointing
+        if self.trainer_config.compile:
+            for block in self.generator.blocks:
+                block.compile()
+
+    def averaged_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """(average, source) for the callback that updates the average."""
+        if self.ema_generator is None or self.generator is None:
+            return []
+        return [(self.ema_generator, self.generator)]
+
+    def on_fit_start(self) -> None:
+        self.tokenizer.to(self.device)
+
+    on_validate_start = on_test_start = on_predict_start = on_fit_start
+
+    def configure_optimizers(self) -> Any:
+        assert self.generator is not None  # Lightning calls configure_model first
+        optimizer, scheduler = build_optimizer(
+            self.generator, self.optimizer_config, self.trainer_config.max_steps
+        )
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    # ---- training -----------------------------------------------------------------------------------------------
+
+    def compute_token_losses(self, batch: Batch, model: ScaleTransformer, noise: float) -> tuple[Tensor, ...]:
+        """(cross-entropy [B, L], logits [B, L, V], tokens [B, L]) with latent noise of strength `noise`."""
+        if "text" not in batch:
+            raise UserError(
+                "data.embeddings is not set: run `python -m experiments.embed` and name its folder"
+            )
+        with torch.no_grad():
+            tokens = self.tokenizer.tokenize(batch["image"], noise, batch["seed"])
+            inputs = self.tokenizer.teacher_forcing(tokens)
+        logits = model(inputs, batch["text"], batch["text_mask"], batch["pooled"], batch["crop"])
+        smoothing = self.loss_config.label_smoothing if self.training else 0.0
+        return token_losses(logits, tokens, smoothing), logits, tokens
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        losses, logits, tokens = self.compute_token_losses(
+            batch, self.generator, self.loss_config.latent_noise
+        )
+        loss = losses.mean()
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        if (self.global_step + 1) % self.trainer_config.log_every == 0:
+            self._log_by_scale("train", losses, logits, tokens)
+        return loss
+
+    def _log_by_scale(self, stage: str, losses: Tensor, logits: Tensor, tokens: Tensor) -> None:
+        pyramid = self.tokenizer.pyramid
+        correct = (logits.argmax(dim=-1) == tokens).float()
+        values = {f"{stage}/codebook_use": tokens.unique().numel() / self.model_config.codebook_size}
+        for name, per_scale in (
+            ("loss", by_scale(losses, pyramid)),
+            ("accuracy", by_scale(correct, pyramid)),
+        ):
+            values |= {f"{stage}/{name}_by_scale/{k}": value for k, value in enumerate(per_scale)}
+        self.log_dict(values, sync_dist=True)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips by the global norm over all ranks and logs the norm before clipping."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val or float("inf"))
+        self.log("train/gradient_norm", norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+
+    # ---- validation ---------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self._statistics = GeneratorStatistics(self.tokenizer.pyramid, self.model_config.codebook_size).to(
+            self.device
+        )
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        losses, logits, tokens = self.compute_token_losses(batch, self.generator, 0.0)
+        self._statistics.update(tokens, losses, logits.argmax(dim=-1) == tokens)
+
+    def on_validation_epoch_end(self) -> None:
+        values = self._statistics.compute()
+        self.log("validation/loss", values.pop("loss"), prog_bar=True)
+        self.log_dict({f"validation/{name}": value for name, value in values.items()})
+
+    # ---- sampling -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self,
+        text: TextEmbedding,
+        null: TextEmbedding,
+        seeds: list[int],
+        sampling: SamplingConfig,
+        averaged: bool = True,
+    ) -> Tensor:
+        """Pictures [B, 3, H, W] in [0, 1]: one caption and one seed each; null has one row for all or one each."""
+        model = self.ema_generator if averaged and self.ema_generator is not None else self.generator
+        assert model is not None
+        was_training = model.training
+        model.eval()
+        half = self.trainer_config.precision == "bf16-mixed"
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+                latent = sample_latent(
+                    model,
+                    self.tokenizer,
+                    text.to(self.device),
+                    null.to(self.device),
+                    sampling,
+                    PictureNoise(seeds, self.device),
+                )
+                image = self.tokenizer.decode(latent)
+        finally:
+            model.train(was_training)
+        return (image.float().clamp(-1, 1) + 1) / 2

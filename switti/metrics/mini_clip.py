@@ -1,0 +1,145 @@
+"""A small dual encoder for machines without a model hub: two trained heads on frozen MiniLM and frozen AlexNet.
+
+Its `mini_clip_score` tells whether pictures follow their captions within the domain it was trained on (emoji-like
+pictures). It is not CLIP, and its values are comparable only with values of the same heads.
+
+Shape suffixes: B pictures or captions, F picture numbers of the trunk, P pooled text width, D common space.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from switti.errors import UserError
+from switti.metrics.config import EMBEDDED
+from switti.models.perceptual import AlexNetTrunk
+from switti.models.text.minilm import MiniLMEncoder
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+_MAP_CHANNELS = (64, 192, 384, 256, 256)
+_GRID = 2
+
+
+@dataclass(frozen=True)
+class MiniClipConfig:
+    """Sizes of the heads; written beside the weights. picture_side: px at which the trunk looks."""
+
+    text_width: int = 384
+    hidden: int = 384
+    width: int = 256
+    max_length: int = 48
+    picture_side: int = 128
+
+    @property
+    def picture_width(self) -> int:
+        """Numbers per picture: means of the first four maps, and the last one on a coarse grid."""
+        return sum(_MAP_CHANNELS[:4]) + _MAP_CHANNELS[4] * _GRID**2
+
+
+class Head(nn.Module):
+    """Standardise, one hidden layer, project: [B, F] → [B, D] of unit length."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, inputs: int, hidden: int, width: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(inputs))
+        self.register_buffer("deviation", torch.ones(inputs))
+        self.dropout = nn.Dropout(dropout)
+        self.hidden = nn.Linear(inputs, hidden)
+        self.out = nn.Linear(hidden, width)
+
+    @torch.no_grad()
+    def standardise_like(self, features_BF: Tensor) -> None:
+        """Takes mean and deviation of the inputs from a sample of them."""
+        self.mean.copy_(features_BF.mean(0))
+        self.deviation.copy_(features_BF.std(0).clamp(min=1e-3))
+
+    def forward(self, features_BF: Tensor) -> Tensor:
+        hidden = F.gelu(self.hidden(self.dropout((features_BF - self.mean) / self.deviation)))
+        return F.normalize(self.out(self.dropout(hidden)), dim=-1)
+
+
+class MiniClipHeads(nn.Module):
+    """The trained part. scale is the logarithm of the inverse temperature of InfoNCE."""
+
+    def __init__(self, config: MiniClipConfig, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        self.image = Head(config.picture_width, config.hidden, config.width, dropout)
+        self.text = Head(config.text_width, config.hidden, config.width, dropout)
+        self.scale = nn.Parameter(torch.tensor(2.66))
+
+
+class PictureDescription(nn.Module):
+    """Frozen AlexNet → [B, F]: early maps for colour and outline, the last one on a grid for what is where."""
+
+    def __init__(self, side: int = MiniClipConfig.picture_side) -> None:
+        super().__init__()
+        self.trunk = AlexNetTrunk(side)
+
+    @torch.no_grad()
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        """uint8, or float in [0, 1]."""
+        maps = self.trunk(images_B3HW)
+        means = [values.mean(dim=(2, 3)) for values in maps[:4]]
+        return torch.cat([*means, F.adaptive_avg_pool2d(maps[4], _GRID).flatten(1)], dim=1)
+
+
+class MiniClip:
+    """Dual encoder out of frozen networks and trained heads (`switti.metrics.scores.DualEncoder`)."""
+
+    def __init__(self, heads: MiniClipHeads, device: torch.device | str = "cpu") -> None:
+        self.heads = heads.eval().requires_grad_(False).to(device)
+        self.width = heads.config.width
+        self.pictures = PictureDescription(heads.config.picture_side).to(device)
+        self.captions = MiniLMEncoder(heads.config.max_length, device)
+
+    @torch.no_grad()
+    def encode_images(self, images_B3HW: Tensor) -> Tensor:
+        """uint8, or float in [0, 1], [B, 3, H, W] → [B, D] of unit length."""
+        return self.heads.image(self.pictures(images_B3HW))
+
+    @torch.no_grad()
+    def encode_texts(self, captions: list[str]) -> Tensor:
+        """B captions → [B, D] of unit length."""
+        return self.heads.text(self.captions.encode(captions).pooled_BP)
+
+
+def embedded_folder() -> Path:
+    """Folder of the heads that ship with the package."""
+    return Path(str(resources.files("switti") / "assets" / "mini_clip"))
+
+
+def load_heads(source: str | Path = EMBEDDED) -> MiniClipHeads:
+    """Heads from "embedded" or from a folder written by experiments.mini_clip. UserError names what is missing."""
+    folder = embedded_folder() if source == EMBEDDED else Path(source)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"metrics.mini_clip={source}: {folder / name} is missing; train it with "
+                f"python -m experiments.mini_clip --data SHARDS --out {folder}"
+            )
+    try:
+        sizes = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["heads"]
+        heads = MiniClipHeads(MiniClipConfig(**sizes))
+        heads.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS).items()})
+    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"metrics.mini_clip={source}: {folder} does not hold mini-CLIP heads ({reason})"
+        ) from error
+    return heads
+
+
+def describe(config: MiniClipConfig) -> dict[str, int]:
+    """The sizes as written to config.json under "heads"."""
+    return asdict(config)

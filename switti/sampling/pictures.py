@@ -1,0 +1,42 @@
+"""Pictures for people: tensors to PIL, captioned grids."""
+
+import textwrap
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+CAPTION_LINES = 2
+MARGIN = 6
+
+
+def to_pil(images_B3HW: Tensor) -> list[Image.Image]:
+    """Pictures in [0, 1] as 8-bit RGB, rounded to the nearest value."""
+    pixels = (images_B3HW.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(picture) for picture in pixels]
+
+
+def captioned_grid(
+    pictures: Sequence[Image.Image], captions: Sequence[str], columns: int = 8, smallest: int = 128
+) -> Image.Image:
+    """One picture of all pictures with their captions below, row by row.
+
+    Pictures narrower than `smallest` px are enlarged by a whole factor without smoothing.
+    """
+    factor = max(1, -(-smallest // pictures[0].width))
+    width, height = pictures[0].width * factor, pictures[0].height * factor
+    font = ImageFont.load_default(size=max(10, width // 11))
+    line = max(12, width // 9)
+    cell_width, cell_height = width + MARGIN, height + CAPTION_LINES * line + MARGIN
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * cell_width + MARGIN, rows * cell_height + MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        x = MARGIN + index % columns * cell_width
+        y = MARGIN + index // columns * cell_height
+        sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (x, y))
+        letters = max(8, int(width / (font.getlength("n") or 1)))
+        for number, text in enumerate(textwrap.wrap(caption, letters)[:CAPTION_LINES]):
+            draw.text((x, y + height + 2 + number * line), text, fill="black", font=font)
+    return sheet
