@@ -4,6 +4,7 @@ import logging
 import shutil
 import signal
 import threading
+import warnings
 import zipfile
 from pathlib import Path
 from types import FrameType
@@ -85,7 +86,9 @@ class RunCheckpoint(ModelCheckpoint):
         self._seen_step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
+        with warnings.catch_warnings():  # the folder of a run that goes on is not empty, as it should be
+            warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+            super().setup(trainer, pl_module, stage)
         if stage == "fit" and trainer.is_global_zero:
             clear_leftovers(Path(str(self.dirpath)))
 
@@ -132,6 +135,10 @@ class RunCheckpoint(ModelCheckpoint):
             candidates = self._monitor_candidates(trainer)
             self._save_topk_checkpoint(trainer, candidates)
             self._save_last_checkpoint(trainer, candidates)
+
+    def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
+        """Also the one that was resumed from, which Lightning would keep for good: one more at every resume."""
+        return previous != current and Path(previous).parent == Path(current).parent
 
     def _restore_handlers(self) -> None:
         while self._handlers:

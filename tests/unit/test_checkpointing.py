@@ -1,0 +1,219 @@
+"""Checkpoints: whole or absent, pruned, found again, and saved when a signal stops the run."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.data import DataLoader, TensorDataset
+
+from callbacks.checkpointing import (
+    AtomicCheckpointIO,
+    Interrupted,
+    build_checkpoint_callback,
+    damage,
+    find_resume,
+)
+from callbacks.config import CallbacksConfig
+from switti.errors import UserError
+
+
+class Line(LightningModule):
+    """A linear fit by Adam, whose state makes a resume that is not exact visible.
+
+    The data depend on the step alone, as the real data module's do, so that losses can be compared one by one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(3, 1)
+        self.losses: list[float] = []
+
+    def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
+        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(self.global_step))
+        loss = (self.layer(x) - x.sum(1, keepdim=True)).square().mean()
+        self.losses.append(loss.item())
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=0.05)
+
+
+class At(Callback):
+    """Does something once, at the start of the batch that follows `step` optimiser steps."""
+
+    def __init__(self, step: int, action) -> None:
+        self.step, self.action = step, action
+
+    def on_train_batch_start(self, trainer: Trainer, *args: object) -> None:
+        if trainer.global_step == self.step:
+            self.action()
+
+
+def data() -> DataLoader:
+    return DataLoader(TensorDataset(torch.zeros(8, 1)))
+
+
+def train(
+    run_dir: Path, steps: int, *callbacks: Callback, every: int = 3, accumulate: int = 1, resume: bool = False
+) -> Line:
+    config = CallbacksConfig(checkpoint_every=every, keep_last=2)
+    trainer = Trainer(
+        accelerator="cpu", max_steps=steps, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[build_checkpoint_callback(config, run_dir), *callbacks], plugins=[AtomicCheckpointIO()],
+        accumulate_grad_batches=accumulate,
+    )  # fmt: skip
+    module = Line()
+    trainer.fit(module, data(), ckpt_path=find_resume(run_dir) if resume else None)
+    return module
+
+
+def names(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+
+
+def step_of(path: Path) -> int:
+    return torch.load(path, weights_only=False)["global_step"]
+
+
+def test_the_newest_stay_and_last_links_to_the_newest(tmp_path: Path) -> None:
+    train(tmp_path, 10)
+    assert names(tmp_path) == ["last.ckpt", "step_000009.ckpt", "step_000010.ckpt"]
+    folder = tmp_path / "checkpoints"
+    assert (folder / "last.ckpt").resolve() == (folder / "step_000010.ckpt").resolve()
+    assert find_resume(tmp_path) == folder / "step_000010.ckpt"
+    assert step_of(folder / "step_000009.ckpt") == 9
+
+
+def test_pruning_goes_on_after_a_resume(tmp_path: Path) -> None:
+    train(tmp_path, 6)
+    train(tmp_path, 12, resume=True)
+    assert names(tmp_path) == ["last.ckpt", "step_000009.ckpt", "step_000012.ckpt"]
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    assert find_resume(tmp_path) is None
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "empty", "text"])
+def test_a_damaged_newest_is_passed_over_and_named(
+    tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(tmp_path, 6)
+    newest = tmp_path / "checkpoints" / "step_000006.ckpt"
+    content = bytearray(newest.read_bytes())
+    if harm == "flip":
+        content[len(content) // 2] ^= 1
+    newest.write_bytes({"cut": content[:-100], "flip": content, "empty": b"", "text": b"x" * 500}[harm])
+    with caplog.at_level(logging.WARNING):
+        assert find_resume(tmp_path) == tmp_path / "checkpoints" / "step_000003.ckpt"
+    assert "step_000006.ckpt cannot be used" in caplog.text
+    resumed = train(tmp_path, 8, resume=True)
+    assert len(resumed.losses) == 5
+    assert damage(newest) is None  # written anew on the way
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_after_the_step_and_the_resume_is_exact(tmp_path: Path, number: int) -> None:
+    whole = train(tmp_path / "whole", 12)
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(Interrupted) as caught:
+        train(tmp_path / "cut", 12, At(4, lambda: os.kill(os.getpid(), number)))
+    assert caught.value.code == 128 + number
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert find_resume(tmp_path / "cut") == tmp_path / "cut" / "checkpoints" / "step_000005.ckpt"
+    rest = train(tmp_path / "cut", 12, resume=True)
+    assert rest.losses == whole.losses[5:]  # bit for bit
+
+
+def test_a_signal_waits_for_the_end_of_an_accumulated_step(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", 6, accumulate=2)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", 6, At(2, lambda: os.kill(os.getpid(), signal.SIGTERM)), accumulate=2)
+    assert find_resume(tmp_path / "cut") == tmp_path / "cut" / "checkpoints" / "step_000003.ckpt"
+    rest = train(tmp_path / "cut", 6, accumulate=2, resume=True)
+    assert rest.losses == whole.losses[6:]
+
+
+def test_a_failure_saves_nothing(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise ValueError("loss is not finite")
+
+    with pytest.raises(ValueError, match="not finite"):
+        train(tmp_path, 12, At(5, fail))
+    assert names(tmp_path) == ["last.ckpt", "step_000003.ckpt"]
+
+
+def test_leftovers_of_a_killed_write_are_cleared(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / ".step_000003.ckpt.tmp").write_bytes(b"half")
+    assert find_resume(tmp_path) is None
+    train(tmp_path, 3)
+    assert names(tmp_path) == ["last.ckpt", "step_000003.ckpt"]
+
+
+FULL = """
+import resource, signal, sys, torch
+from callbacks.checkpointing import AtomicCheckpointIO
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+AtomicCheckpointIO().save_checkpoint({"state_dict": torch.zeros(int(sys.argv[2]))}, sys.argv[1])
+"""
+
+
+def test_a_write_that_cannot_be_finished_leaves_the_previous_file(tmp_path: Path, root: Path) -> None:
+    """A limit on the size of files stops the write in the middle, as a full disk does, in a process of its own."""
+    path = tmp_path / "step_000001.ckpt"
+
+    def save(numbers: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", FULL, str(path), str(numbers)]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+
+    assert save(1_000).returncode == 0
+    before = path.read_bytes()
+    failed = save(100_000)
+    assert failed.returncode == 1
+    last = failed.stderr.strip().splitlines()[-1]
+    assert f"UserError: cannot write checkpoint {path}" in last
+    assert "MiB free" in last
+    assert path.read_bytes() == before
+    assert [item.name for item in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path):
+    """A file system of 1 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small file system is not permitted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(full_disk: Path) -> None:
+    folder = full_disk / "checkpoints"
+    AtomicCheckpointIO().save_checkpoint({"a": torch.zeros(50_000)}, folder / "step_000001.ckpt")
+    with pytest.raises(UserError, match=r"step_000002\.ckpt: .*MiB free"):
+        AtomicCheckpointIO().save_checkpoint({"a": torch.zeros(500_000)}, folder / "step_000002.ckpt")
+    assert find_resume(full_disk) == folder / "step_000001.ckpt"
+    assert [path.name for path in folder.iterdir()] == ["step_000001.ckpt"]
+
+
+def test_written_and_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "step_000001.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"a": torch.arange(5), "b": [1, "x"]}, path)
+    loaded = AtomicCheckpointIO().load_checkpoint(path)
+    assert loaded["a"].tolist() == [0, 1, 2, 3, 4]
+    assert loaded["b"] == [1, "x"]
+    assert damage(path) is None
