@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.config import OptimizerConfig
+from lightning_modules.config import OptimizerConfig, TrainerConfig
 from lightning_modules.optimization import build_optimizer
 from lightning_modules.tokenizer_config import TokenizerLossConfig
 from switti.models.codebook import draw_rows, entropy, kmeans, token_counts
@@ -27,6 +27,7 @@ WEIGHTS_FILE = "tokenizer.safetensors"
 class TokenizerModule(pl.LightningModule):
     """Trains `rqvae`; validation and the exported weights use its average `ema_rqvae` if there is one.
 
+    seed: of the initial weights. averaged: keep `ema_rqvae`.
     Batches need `image` [B, 3, H, W] in [-1, 1] and, for flips, `seed` int64 [B].
     At the end of training the run folder gets `tokenizer.safetensors`, which `tokenizer_weights` accepts.
     """
@@ -37,17 +38,20 @@ class TokenizerModule(pl.LightningModule):
     def __init__(
         self,
         tokenizer: RQVAEConfig,
-        loss: TokenizerLossConfig,
         optimizer: OptimizerConfig,
+        loss: TokenizerLossConfig,
+        trainer: TrainerConfig,
         *,
-        max_steps: int,
-        averaged: bool = True,
+        seed: int,
+        averaged: bool,
     ) -> None:
         super().__init__()
         self.loss_config = loss
         self.optimizer_config = optimizer
-        self.max_steps = max_steps
-        self.rqvae = RQVAE(tokenizer)
+        self.max_steps = trainer.max_steps
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.rqvae = RQVAE(tokenizer)
         self.ema_rqvae = copy.deepcopy(self.rqvae).eval().requires_grad_(False) if averaged else None
         size = tokenizer.codebook_size
         self._restarted_at = 0
@@ -111,7 +115,6 @@ class TokenizerModule(pl.LightningModule):
         self.log_dict({f"train/{name}": value for name, value in terms._asdict().items()})
         self.log("train/vq_loss", output.vq_loss)
         self.log("train/codebook_use", (counts_SV.sum(0) > 0).float().mean())
-        self.log("train/learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
 
     def _total(self, terms: ReconstructionLosses, vq_loss: Tensor) -> Tensor:
@@ -128,6 +131,7 @@ class TokenizerModule(pl.LightningModule):
         """Clip by the trainer's value (0 or None: not at all) and log the norm before it."""
         limit = gradient_clip_val or float("inf")
         self.log("train/gradient_norm", nn.utils.clip_grad_norm_(self.rqvae.parameters(), limit))
+        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
 
     def on_train_batch_end(self, outputs: Any, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Dead codes get a new start every so many optimiser steps."""
@@ -186,6 +190,8 @@ class TokenizerModule(pl.LightningModule):
             self.log(f"validation/perplexity_by_scale/{scale}", nats.exp())
 
     def on_train_end(self) -> None:
+        """Weights for `tokenizer_weights`; usage counts are a buffer, which is not averaged."""
+        self.evaluated.quantize.ema_vocab_hit_SV.copy_(self.rqvae.quantize.ema_vocab_hit_SV)
         if self.trainer.is_global_zero:
             save_rqvae(self.evaluated, Path(self.trainer.default_root_dir) / WEIGHTS_FILE)
 
