@@ -46,9 +46,9 @@ class EncoderIdentity:
 class PackedText:
     """Embeddings of N captions. tokens_RC float16; offsets int64 [N + 1] into R; pooled_NP float32."""
 
-    tokens_RC: Tensor  # noqa: N815
+    tokens_RC: Tensor
     offsets: Tensor
-    pooled_NP: Tensor  # noqa: N815
+    pooled_NP: Tensor
 
 
 def pack(tokens_BTC: Tensor, mask_BT: Tensor, pooled_BP: Tensor) -> PackedText:

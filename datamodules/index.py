@@ -35,9 +35,9 @@ class ShardIndex:
 
     path: Path
     keys: list[str]
-    offsets_N3: np.ndarray  # noqa: N815
-    sizes_N3: np.ndarray  # noqa: N815
-    digests_N32: np.ndarray  # noqa: N815
+    offsets_N3: np.ndarray
+    sizes_N3: np.ndarray
+    digests_N32: np.ndarray
 
     def __len__(self) -> int:
         return len(self.keys)

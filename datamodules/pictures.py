@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,8 @@ def decode(data: bytes) -> Image.Image:
         DamagedPictureError: empty, truncated or foreign bytes, or a picture beyond Pillow's size guard.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        # Pillow's remarks on odd metadata would fill the log of every worker; what matters raises.
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
             image.load()
             return to_rgb(ImageOps.exif_transpose(image))
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error) as error:
