@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from switti.metrics.scale_statistics import unigram_entropy
+from switti.models.codebook import entropy
 from switti.scales import Pyramid
 
 
@@ -26,7 +26,9 @@ class GeneratorStatistics(Metric):
         scales = pyramid.count
         self.add_state("losses_N", torch.zeros(scales, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("correct_N", torch.zeros(scales, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("counts_NV", torch.zeros(scales, codebook_size, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state(
+            "counts_NV", torch.zeros(scales, codebook_size, dtype=torch.float64), dist_reduce_fx="sum"
+        )
 
     def update(self, tokens_BL: Tensor, losses_BL: Tensor, correct_BL: Tensor) -> None:
         for k, tokens in enumerate(self.pyramid.split(tokens_BL)):
@@ -39,7 +41,7 @@ class GeneratorStatistics(Metric):
         per_scale = {
             "loss_by_scale": self.losses_N / numbers_N,
             "accuracy_by_scale": self.correct_N / numbers_N,
-            "unigram_entropy_by_scale": unigram_entropy(self.counts_NV),
+            "unigram_entropy_by_scale": entropy(self.counts_NV),
         }
         values = {"loss": self.losses_N.sum() / numbers_N.sum()}
         values |= {f"{name}/{k}": value for name, row in per_scale.items() for k, value in enumerate(row)}
