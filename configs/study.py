@@ -17,13 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.loading import CONFIGS, SETTINGS, check_name, find, from_run, get, load, read_yaml
+from configs.loading import CONFIGS, check_name, find, load, read_yaml
 from configs.schema import RunConfig
 from switti.errors import UserError
 
 _KEYS = ("name", "base", "vary", "pair_by", "overrides")
-# What may differ between the attempts of one run: where it runs changes nothing about what it is.
-_PLACE = frozenset({"runs_dir", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"})
 
 
 @dataclass(frozen=True)
@@ -155,17 +153,3 @@ def _check_names(runs: list[PlannedRun], path: Path) -> None:
                 f"{path}: two runs would be kept in the folder {run.name!r}; make their values differ"
             )
         seen.add(run.name)
-
-
-def check_same(run: PlannedRun) -> None:
-    """UserError if the run's folder holds a run with other settings, which must not be taken for this one."""
-    if not (run.config.run_dir / "config.yaml").is_file():
-        return
-    saved = from_run(run.config.run_dir)
-    for name in SETTINGS:
-        before, now = get(saved, name), get(run.config, name)
-        if before != now and name not in _PLACE:
-            raise UserError(
-                f"{run.config.run_dir} was run with {name}={before}, now it is {now}; "
-                "give the study another name (study=…) or remove the folder"
-            )

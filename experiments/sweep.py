@@ -15,9 +15,12 @@ import signal
 import sys
 from types import FrameType
 
-from configs.study import PlannedRun, Study, check_same, load_study
+from configs.loading import from_run
+from configs.study import PlannedRun, Study, load_study
 from experiments.command import run
 from experiments.launch import Outcome, launch_all
+from experiments.train import check_resumable
+from switti.errors import UserError
 from switti.files import read_json, write_json
 from switti.studies import State, state_of
 
@@ -43,9 +46,9 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
 
     study = load_study(options.study, options.settings)
-    for planned in study.runs:
-        check_same(planned)
     states = {planned.name: state_of(planned.config.run_dir) for planned in study.runs}
+    for planned in study.runs:
+        check_same(planned, states[planned.name])
     _print_plan(study, states)
     if options.dry_run:
         return 0
@@ -60,6 +63,20 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive integer")
     return int(text)
+
+
+def check_same(planned: PlannedRun, state: State) -> None:
+    """UserError if the run's folder holds a run with other settings, which must not be taken for this one."""
+    folder = planned.config.run_dir
+    if not (folder / "config.yaml").is_file():
+        return
+    check_resumable(planned.config, folder)
+    before, now = from_run(folder).trainer.max_steps, planned.config.trainer.max_steps
+    if state == "finished" and before != now:
+        raise UserError(
+            f"{folder} is finished with trainer.max_steps={before}, not {now}: give the study another name (study=…) "
+            "or remove the folder"
+        )
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from configs.loading import load, to_yaml
-from configs.study import check_same, load_study
+from configs.loading import load
+from configs.study import load_study
 from switti.errors import UserError
 
 BASE = """\
@@ -96,20 +96,6 @@ def test_what_cannot_be_run_is_refused(write, text: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         load_study(write(text + "\n"))
     assert message in str(caught.value)
-
-
-def test_a_folder_of_other_settings_is_not_taken_for_this_run(write, tmp_path: Path) -> None:
-    path = write("base: BASE\nvary: {seed: [0]}\n")
-    run = load_study(path, [f"runs_dir={tmp_path / 'runs'}"]).runs[0]
-    check_same(run)  # no folder yet
-    run.config.run_dir.mkdir(parents=True)
-    (run.config.run_dir / "config.yaml").write_text(to_yaml(run.config))
-    check_same(run)
-    moved = load_study(path, [f"runs_dir={tmp_path / 'runs'}", "trainer.accelerator=cpu"]).runs[0]
-    check_same(moved)  # where it runs is no setting of the experiment
-    longer = load_study(path, [f"runs_dir={tmp_path / 'runs'}", "trainer.max_steps=7"]).runs[0]
-    with pytest.raises(UserError, match=r"was run with trainer\.max_steps=1000, now it is 7"):
-        check_same(longer)
 
 
 def test_studies_are_checked_without_torch(write, root: Path) -> None:
