@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SHARD_SUFFIXES = ("jpg", "jpeg", "png", "webp")  # what is stored and read as it is; the rest becomes PNG
@@ -27,6 +27,8 @@ def decode(data: bytes) -> Image.Image:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
             image.load()
             return to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:  # its own words hold a memory address
+        raise DamagedPictureError("not a picture of a known format") from error
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error) as error:
         raise DamagedPictureError(str(error) or type(error).__name__) from error
     except Image.DecompressionBombError as error:
