@@ -130,7 +130,9 @@ def _pictures(block: Pictures) -> str:
             f'<div>{_picture(picture)}<div class="column">{escape(column)}</div></div>'
             for column, picture in zip(block.columns, pictures, strict=True)
         )
-        caption = f'<figcaption class="caption">{escape(prompt)} <span>· seed {seed}</span></figcaption>'
+        caption = (
+            f'<figcaption class="caption">{escape(prompt)} <span>· picture seed {seed}</span></figcaption>'
+        )
         rows.append(f'<figure class="pair">{caption}<div class="row">{cells}</div></figure>')
     columns = len(block.columns)
     return (

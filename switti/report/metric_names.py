@@ -93,7 +93,7 @@ _KNOWN: dict[str, tuple[str, Better, Needs, Reduction, str]] = {
         "time inside training, resumed parts added",
     ),
     "training/peak_gib": (
-        "peak memory, GiB",
+        "peak memory",
         "lower",
         "cost",
         "last",

@@ -23,7 +23,9 @@ def samples_section(study: Study) -> Section:
         runs = [run for run in study.runs if run.setting(study.pair_by) == value]
         if len(runs) == 1 and len(study.variants) > 1 and len(values) > 1 and not runs[0].samples:
             continue
-        section.blocks += _grid(study, runs, f"{study.pair_by} {show(value)}", opened=value == values[0])
+        section.blocks += _grid(
+            study, runs, f"Runs with {study.pair_by} {show(value)}", opened=value == values[0]
+        )
     if without := [f"`{run.name}`" for run in study.runs if not run.samples]:
         text = f'No samples in {", ".join(without)}: `python -m experiments.sample RUN "prompt"` or training with '
         section.blocks.append(Text(text + "`callbacks.samples_every` above 0 makes them.", "missing"))

@@ -30,6 +30,7 @@ _POINTS = 400  # more cannot be told apart in a panel
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,
     "font.family": "DejaVu Sans",
     "font.size": 8.0,
     "text.color": INK,
@@ -102,6 +103,8 @@ def save_figure(figure: Figure, folder: Path) -> None:
             handles = [_handle(key) for _, key in figure.legend]
             names = [name for name, _ in figure.legend]
             canvas.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)))
+        canvas.draw_without_rendering()
+        canvas.set_layout_engine("none")  # the layout is found once, not again for each file
         for kind in ("svg", "png"):
             with atomic_write(folder / f"{figure.name}.{kind}") as temporary:
                 canvas.savefig(
@@ -132,7 +135,9 @@ def step_axis(axes: Axes) -> None:
 
 
 def log_axis(axes: Axes) -> None:
-    """A logarithmic vertical axis; labels between the powers of ten where fewer than two powers are in sight."""
+    """A logarithmic vertical axis, with 1, 2, 5 labelled where powers of ten are few; linear if nothing is positive."""
+    if axes.dataLim.minposy == np.inf:
+        return
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     if np.log10(high / low) < 1.5:

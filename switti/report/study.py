@@ -97,13 +97,15 @@ def differing(runs: Iterable[Run]) -> dict[str, list[Any]]:
 
 
 def _varied(runs: list[Run], pair_by: str) -> tuple[str, ...]:
-    """Keys that make the variants; of several that split the runs alike (interpolated ones) one is enough."""
-    chosen: dict[tuple[int, ...], str] = {}
+    """Keys that make the variants; of a setting that others repeat by interpolation only one."""
+    chosen: dict[str, list[str]] = {}
     candidates = [key for key in differing(runs) if key not in _IDENTITY and key != pair_by]
     for key in sorted(candidates, key=lambda key: (not key.startswith("model."), key)):
         values = [show(run.config.get(key, MISSING)) for run in runs]
-        chosen.setdefault(tuple(values.index(value) for value in values), key)
-    return tuple(chosen.values())
+        last = key.rpartition(".")[2]
+        if not any(other.endswith(last) and same == values for other, same in chosen.items()):
+            chosen[key] = values
+    return tuple(chosen)
 
 
 def _refuse_twins(runs: list[Run], pair_by: str, variant: str) -> None:
@@ -124,13 +126,15 @@ def label(keys: tuple[str, ...], values: tuple[str, ...]) -> str:
         return "all runs"
     words = []
     for key, value in zip(keys, values, strict=True):
-        plain = value[:1].isalpha() and value.lower() not in {"true", "false", "none"} and value != MISSING
+        plain = value[:1].isalpha() and value not in {"true", "false", "null"} and value != MISSING
         words.append(value if plain else f"{key.rpartition('.')[2]}={value}")
     return ", ".join(words)
 
 
 def show(value: Any) -> str:
-    """A setting as text; floats like YAML would give them."""
+    """A setting as text, as YAML would give it."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
     if isinstance(value, list):
         return "[" + ", ".join(show(item) for item in value) + "]"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -2,7 +2,7 @@
 
 from switti.report.document import Text
 from switti.report.formatting import interval, number, percent, plural, signed
-from switti.report.statistics import Paired
+from switti.report.statistics import RESAMPLES, Paired
 from switti.report.study import Study, Variant
 from switti.report.values import Difference, difference, metric_names
 
@@ -90,7 +90,7 @@ def _sentence(d: Difference) -> str:
 def _evidence(paired: Paired) -> str:
     if paired.count == 1:
         return interval(paired)
-    apart = "" if paired.one_sided else ", which do not agree"
+    apart = "" if paired.one_sided or not any(paired.differences) else ", which do not agree"
     return f"95 % interval {interval(paired)} over {plural(paired.count, 'pair')}{apart}"
 
 
@@ -103,12 +103,13 @@ def _listed(words: list[str]) -> str:
 def pairs_note(study: Study) -> str:
     """How differences are made, with the warning that few pairs deserve."""
     counts = [len(study.pairs(variant)) for variant in study.variants[1:]]
+    shared = "share data order, caption dropping, sampling noise and, where the architectures agree, initial weights"
+    seeds = f" Runs of one seed {shared}." if study.pair_by == "seed" else ""
     text = (
-        f"Differences are variant − {study.variants[0].label}, paired by `{study.pair_by}`: runs of one seed "
-        "share data order, caption dropping, sampling noise and, where the architectures agree, initial weights. "
-        "Intervals: percentile bootstrap over pairs, "
-        "10 000 resamples, 95 %. A curve's final value is its last one; training curves use the mean of the last "
-        "tenth, speed the median. Runs of unequal length are compared at their last common step."
+        f"Differences are variant − {study.variants[0].label}, paired by `{study.pair_by}`.{seeds} "
+        f"Intervals: percentile bootstrap over pairs, {RESAMPLES} resamples, 95 %. A curve's final value is its last "
+        "one; training curves use the mean of the last tenth, speed the median. Runs of unequal length are compared "
+        "at their last common step."
     )
     if counts and min(counts) < 6:
         text += (

@@ -21,18 +21,18 @@ PROMPTS = [
 COLOURS = ["#d33", "#a7703a", "#36c", "#fc3"]
 
 
-def config(visibility: str, seed: int, name: str) -> dict[str, Any]:
+def config(visibility: str, seed: int, name: str, sides: list[int] = SIDES) -> dict[str, Any]:
     return {
         "task": "generator",
         "name": name,
         "study": "visibility",
         "runs_dir": "runs",
         "seed": seed,
-        "tokenizer": {"scales": SIDES, "codebook_size": 4096, "commitment": 0.25},
+        "tokenizer": {"scales": sides, "codebook_size": 4096, "commitment": 0.25},
         "tokenizer_weights": "embedded:demo",
         "model": {
             "visibility": visibility,
-            "scales": SIDES,
+            "scales": sides,
             "codebook_size": 4096,
             "depth": BLOCKS,
             "width": 512,
@@ -107,12 +107,12 @@ def write_samples(
     (latest / "index.json").write_text(json.dumps(index))
 
 
-def curves(visibility: str, seed: int) -> list[tuple[int, str, float]]:
+def curves(visibility: str, seed: int, sides: list[int]) -> list[tuple[int, str, float]]:
     """Losses that fall, norms that grow, metrics that improve; the causal variant a little slower and heavier."""
     rng, causal = np.random.default_rng([seed, visibility == "causal"]), visibility == "causal"
     luck, points = np.random.default_rng(seed).normal(0, 0.02), []
-    sizes = np.array(SIDES) ** 2
-    entropies = np.linspace(5.5, 7.9, len(SIDES))
+    sizes = np.array(sides) ** 2
+    entropies = np.linspace(5.5, 7.9, len(sides))
     for step in range(10, 2001, 10):
         progress = 1 - np.exp(-step / 500)
         loss = 8.3 - (1.9 + 0.05 * causal) * progress + luck
@@ -136,10 +136,10 @@ def curves(visibility: str, seed: int) -> list[tuple[int, str, float]]:
                 ]
         if step % 200 == 0:
             by_scale = (
-                entropies + 0.4 - (1.5 + 0.07 * causal) * progress * np.linspace(1.3, 0.5, len(SIDES)) + luck
+                entropies + 0.4 - (1.5 + 0.07 * causal) * progress * np.linspace(1.3, 0.5, len(sides)) + luck
             )
             points.append((step, "validation/loss", float((by_scale * sizes).sum() / sizes.sum())))
-            for k in range(len(SIDES)):
+            for k in range(len(sides)):
                 points += [
                     (step, f"validation/loss_by_scale/{k}", by_scale[k] + rng.normal(0, 0.02)),
                     (
@@ -157,9 +157,9 @@ def curves(visibility: str, seed: int) -> list[tuple[int, str, float]]:
     return [*points, (2000, "memory/peak_gib", 6.1 if causal else 5.2)]
 
 
-def evaluation(visibility: str, seed: int) -> dict[str, Any]:
+def evaluation(visibility: str, seed: int, sides: list[int]) -> dict[str, Any]:
     causal = visibility == "causal"
-    seconds = [0.02 + 0.004 * side**1.5 * (1.25 if causal else 1.0) for side in SIDES]
+    seconds = [0.02 + 0.004 * side**1.5 * (1.25 if causal else 1.0) for side in sides]
     return {
         "step": 2000,
         "metrics": {
@@ -179,19 +179,19 @@ def evaluation(visibility: str, seed: int) -> dict[str, Any]:
     }
 
 
-def write_study(root: Path, seeds: tuple[int, ...] = (0, 1)) -> Path:
+def write_study(root: Path, seeds: tuple[int, ...] = (0, 1), sides: list[int] = SIDES) -> Path:
     """runs of both variants below `root`/visibility."""
     for visibility in ("causal", "non_causal"):
         for seed in seeds:
             name = f"visibility={visibility},seed={seed}"
             folder = root / "visibility" / name
-            points = curves(visibility, seed)
+            points = curves(visibility, seed, sides)
             write_run(
                 folder,
-                config(visibility, seed, name),
+                config(visibility, seed, name, sides),
                 record(name, seed),
                 points,
-                evaluation(visibility, seed),
+                evaluation(visibility, seed, sides),
             )
             write_samples(folder, PROMPTS, [0, 1, 2, 3], 2 * seed + 5 * (visibility == "causal"))
     return root / "visibility"

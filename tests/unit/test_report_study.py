@@ -1,0 +1,163 @@
+"""Variants, pairs and paired differences of runs with known numbers."""
+
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from switti.errors import UserError
+from switti.report import tables
+from switti.report.runs import Run, read_run
+from switti.report.study import differing, group, token_spaces
+from switti.report.values import difference, final, summary
+from switti.report.verdict import verdict
+
+MAKER = Path(__file__).parents[1] / "data" / "report" / "synthetic.py"
+maker = SimpleNamespace(**runpy.run_path(str(MAKER)))
+Make = Callable[..., Run]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    def _make(
+        visibility: str, seed: int, loss: float, settings: dict[str, Any] | None = None, **record: Any
+    ) -> Run:
+        name = f"{visibility}-{seed}-{len(list(tmp_path.iterdir()))}"
+        config = maker.config(visibility, seed, name)
+        for key, value in (settings or {}).items():
+            part, _, last = key.rpartition(".")
+            (config[part] if part else config)[last] = value
+        points = [
+            (10, "validation/loss", loss + 1),
+            (20, "validation/loss", loss),
+            (20, "time/step_seconds", loss),
+        ]
+        return read_run(maker.write_run(tmp_path / name, config, maker.record(name, seed, **record), points))
+
+    return _make
+
+
+def four(make: Make) -> list[Run]:
+    values = {("causal", 0): 2.0, ("causal", 1): 3.0, ("non_causal", 0): 1.75, ("non_causal", 1): 2.5}
+    return [make(visibility, seed, loss) for (visibility, seed), loss in values.items()]
+
+
+def test_variants_and_pairs(make: Make) -> None:
+    study = group(four(make))
+    assert study.vary == ("model.visibility",)
+    assert [variant.label for variant in study.variants] == ["causal", "non_causal"]
+    assert [value for value, *_ in study.pairs(study.variants[1])] == [0, 1]
+    assert study.unpaired == []
+    assert list(differing(study.runs)) == ["model.visibility", "seed"]
+
+
+def test_paired_difference_by_hand(make: Make) -> None:
+    study = group(four(make))
+    d = difference(study, study.variants[1], "validation/loss")
+    assert d.paired.differences == (-0.25, -0.5)
+    assert (d.paired.mean, d.paired.low, d.paired.high) == (-0.375, -0.5, -0.25)
+    assert (d.reference_mean, d.variant_mean, d.step) == (2.5, 2.125, 20)
+    assert summary(study.variants[0], "validation/loss").deviation == pytest.approx(0.5**0.5)
+
+
+def test_rows_are_exact(make: Make) -> None:
+    header, rows = tables.rows(group(four(make)))
+    table = [dict(zip(header, row, strict=True)) for row in rows]
+    assert [(row["variant"], row["seed"], row["validation/loss"]) for row in table] == [
+        ("causal", 0, 2.0),
+        ("causal", 1, 3.0),
+        ("non_causal", 0, 1.75),
+        ("non_causal", 1, 2.5),
+    ]
+    assert {row["status"] for row in table} == {"finished"}
+
+
+def test_paired_rows_are_exact(make: Make) -> None:
+    rows = [
+        dict(zip(tables.PAIRED_COLUMNS, row, strict=True)) for row in tables.paired_rows(group(four(make)))
+    ]
+    row = next(row for row in rows if row["metric"] == "validation/loss")
+    assert row["pairs"] == 2 and row["better"] == "lower" and row["differences"] == "0: -0.25; 1: -0.5"
+    assert (row["mean_difference"], row["low"], row["high"], row["not_compared"]) == (-0.375, -0.5, -0.25, "")
+
+
+def test_shorter_run_is_compared_at_the_last_common_step(make: Make, tmp_path: Path) -> None:
+    runs = [make("causal", 0, 2.0), make("non_causal", 0, 1.0)]
+    path = runs[1].path / "metrics.csv"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if not line.startswith("20,")))
+    study = group([runs[0], read_run(runs[1].path)])
+    d = difference(study, study.variants[1], "validation/loss")
+    assert (d.step, d.paired.mean) == (10, 2.0 - 3.0)
+    assert final(runs[0], "validation/loss") == 2.0
+
+
+def test_unpaired_runs_are_told(make: Make) -> None:
+    study = group([make("causal", 0, 1.0), make("causal", 7, 1.0), make("non_causal", 0, 1.0)])
+    assert [run.setting("seed") for run in study.unpaired] == [7]
+    apart = group([make("causal", 1, 1.0), make("non_causal", 2, 1.0)])
+    d = difference(apart, apart.variants[1], "validation/loss")
+    assert d.paired is None and d.reason == "no two runs share a value of seed"
+
+
+def test_losses_of_other_token_spaces_are_not_subtracted(make: Make) -> None:
+    short = {"model.scales": [1, 2, 4], "tokenizer.scales": [1, 2, 4]}
+    study = group([make("causal", 0, 2.0), make("causal", 0, 1.0, short)])
+    assert study.vary == ("model.scales",)  # the tokenizer's scales split the runs alike
+    d = difference(study, study.variants[1], "validation/loss")
+    assert d.paired is None and "token spaces differ (tokenizer.scales, model.scales)" in d.reason
+    assert difference(study, study.variants[1], "time/step_seconds").paired is not None
+    assert [len(space) for space in token_spaces(study)] == [1, 1]
+    assert len(token_spaces(group(four(make)))) == 1
+
+
+def test_other_data_and_other_machines(make: Make) -> None:
+    study = group([make("causal", 0, 2.0), make("causal", 0, 1.0, {"data.source": "photos"}, device="H100")])
+    assert "data differ (data.source)" in difference(study, study.variants[1], "validation/loss").reason
+    assert "machines differ (device)" in difference(study, study.variants[1], "time/step_seconds").reason
+    loading = group([make("causal", 0, 2.0), make("causal", 0, 1.0, {"data.workers": 8})])
+    assert difference(loading, loading.variants[1], "validation/loss").paired is not None
+
+
+def test_not_finite_values_are_left_out(make: Make) -> None:
+    study = group([make("causal", 0, 2.0), make("non_causal", 0, float("nan"))])
+    d = difference(study, study.variants[1], "validation/loss")
+    assert d.paired is None and "not finite" in d.reason
+
+
+def test_vary_and_pair_by_are_the_users(make: Make) -> None:
+    runs = [make("causal", 0, 1.0, {"model.depth": 4}), make("non_causal", 0, 1.0, {"model.depth": 8})]
+    assert group(runs, vary=["model.depth"]).variants[0].label == "depth=4"
+    assert group(runs).variants[1].label == "depth=8, non_causal"
+    assert [len(v.runs) for v in group(runs, pair_by="model.depth", vary=["seed"]).variants] == [2]
+    with pytest.raises(UserError, match=r"did you mean 'model\.depth'"):
+        group(runs, vary=["model.dept"])
+
+
+def test_twins_and_mixed_tasks_are_refused(make: Make) -> None:
+    with pytest.raises(UserError, match=r"are both 'all runs' with seed=0: leave one out.*--vary"):
+        group([make("causal", 0, 1.0), make("causal", 0, 2.0)])
+    with pytest.raises(UserError, match="different tasks \\(generator, tokenizer\\)"):
+        group([make("causal", 0, 1.0), make("causal", 1, 1.0, task="tokenizer")])
+
+
+@pytest.mark.parametrize(("gain", "word"), [(-0.5, "better"), (0.5, "worse"), (0.0, "equal")])
+def test_verdict_follows_the_numbers(make: Make, gain: float, word: str) -> None:
+    study = group([make("causal", 0, 2.0), make("non_causal", 0, 2.0 + gain)])
+    lead, sentence, *_ = [text.text for text in verdict(study)]
+    assert lead.startswith("non_causal against causal: " + word) and "validation loss" in lead
+    assert "one pair, no interval" in sentence
+
+
+def test_verdict_does_not_tell_apart_what_disagrees(make: Make) -> None:
+    runs = [
+        make("causal", 0, 2.0),
+        make("causal", 1, 2.0),
+        make("non_causal", 0, 1.5),
+        make("non_causal", 1, 2.25),
+    ]
+    lead, sentence, *_ = [text.text for text in verdict(group(runs))]
+    assert "not told apart: validation loss" in lead
+    assert "difference −0.125" in sentence and "[−0.500, +0.250] over 2 pairs, which do not agree" in sentence
