@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from switti.errors import UserError
 from switti.models.text.quiet import quiet_transformers
@@ -15,11 +15,11 @@ _TEXT_TOKENS = 77
 class TransformersClipEncoder:
     """A transformers CLIPModel with its processor (`switti.metrics.scores.DualEncoder`); both injected."""
 
-    def __init__(self, model: nn.Module, processor: Any, device: torch.device | str = "cpu") -> None:
+    def __init__(self, model: Any, processor: Any, device: torch.device | str = "cpu") -> None:
         self.model: Any = model.eval().requires_grad_(False).to(device)
         self.processor = processor
         self.device = torch.device(device)
-        self.width: int = self.model.config.projection_dim
+        self.width: int = int(self.model.config.projection_dim)
 
     @torch.no_grad()
     def encode_images(self, images_B3HW: Tensor) -> Tensor:
