@@ -112,7 +112,7 @@ class TokenizerModule(pl.LightningModule):
         counts_SV = token_counts(output.tokens, self.rqvae.pyramid, self.rqvae.config.codebook_size)
         self.window_hits += counts_SV.sum(0)
         self.log("train/loss", loss, prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in terms._asdict().items()})
+        self.log_dict(self._named("train", terms))
         self.log("train/vq_loss", output.vq_loss)
         self.log("train/codebook_use", (counts_SV.sum(0) > 0).float().mean())
         return loss
@@ -121,6 +121,14 @@ class TokenizerModule(pl.LightningModule):
         weights = self.loss_config
         loss = weights.l1 * terms.l1 + weights.mse * terms.mse + weights.vq * vq_loss
         return loss + weights.lpips * terms.lpips if weights.lpips > 0 else loss
+
+    def _named(self, stage: str, terms: ReconstructionLosses) -> dict[str, Tensor]:
+        """Terms under their names in the log; LPIPS only where it was computed."""
+        return {
+            f"{stage}/{name}": value
+            for name, value in terms._asdict().items()
+            if name != "lpips" or self.perceptual is not None
+        }
 
     def configure_gradient_clipping(
         self,
@@ -172,12 +180,10 @@ class TokenizerModule(pl.LightningModule):
         found_B3HW = model.decode(model.tokens_to_latent(tokens_BL)).float().clamp(-1, 1)
         terms = reconstruction_losses(found_B3HW, image_B3HW, self.perceptual)
         self.validation_counts += token_counts(tokens_BL, model.pyramid, model.config.codebook_size)
-        figures = {"l1": terms.l1, "psnr": psnr(found_B3HW, image_B3HW).mean()}
-        figures["ssim"] = ssim(found_B3HW, image_B3HW).mean()
-        if self.perceptual is not None:
-            figures["lpips"] = terms.lpips
-        named = {f"validation/{name}": value for name, value in figures.items()}
-        self.log_dict(named, batch_size=image_B3HW.shape[0], sync_dist=True)
+        figures = self._named("validation", terms)
+        figures["validation/psnr"] = psnr(found_B3HW, image_B3HW).mean()
+        figures["validation/ssim"] = ssim(found_B3HW, image_B3HW).mean()
+        self.log_dict(figures, batch_size=image_B3HW.shape[0], sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         """Use of the codebook over the whole split."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from switti.errors import UserError
@@ -155,7 +155,7 @@ def save_rqvae(model: RQVAE, path: str | Path, dtype: torch.dtype = torch.float3
     """Weights as a safetensors file that `load_rqvae` reads. Either the old file stays or the new one is complete."""
     state = {key: value.detach().cpu().to(dtype).contiguous() for key, value in model.state_dict().items()}
     with atomic_write(Path(path)) as temporary:
-        save_file(state, temporary)
+        temporary.write_bytes(save(state))
 
 
 def _check_keys(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
