@@ -9,6 +9,7 @@ from pathlib import Path
 
 from experiments.command import run
 from switti.report.build import write_report
+from switti.report.formatting import plural
 from switti.report.runs import find_runs, read_run
 from switti.report.study import group
 
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> None:
     paths = find_runs(options.runs, RUNS_DIR)
     study = group([read_run(path) for path in paths], options.pair_by, options.vary)
     page = write_report(study, options.out or default_folder(paths))
-    print(f"{len(study.runs)} runs, {len(study.variants)} variants: {page}")
+    print(f"{plural(len(study.runs), 'run')}, {plural(len(study.variants), 'variant')}: {page}")
 
 
 if __name__ == "__main__":

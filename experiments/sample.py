@@ -1,0 +1,89 @@
+"""python -m experiments.sample RUN|CHECKPOINT "prompt" … [--n 8] [--out grid.png] [key=value …]
+
+Pictures from a trained generator: a captioned grid, or with --separate one file a picture. Settings are those of
+`sampling`, such as guidance=6 guidance_stop=5 top_k=100; each file's metadata hold them with prompt and seed.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from experiments.command import run
+from switti.errors import UserError
+from switti.files import atomic_write
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.sample",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, help="run folder or checkpoint")
+    parser.add_argument("prompts", nargs="+", metavar="prompt or key=value")
+    parser.add_argument("--n", type=int, default=1, help="pictures a prompt (%(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the first picture, the next ones count on (%(default)s)"
+    )
+    parser.add_argument("--negative", default="", help="what guidance leads away from")
+    parser.add_argument(
+        "--batch", type=int, default=8, help="pictures at a time; does not change them (%(default)s)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("samples.png"), help="PNG file (%(default)s)")
+    parser.add_argument("--separate", action="store_true", help="OUT is a folder: one PNG a picture")
+    options = parser.parse_intermixed_args(argv)
+    settings = [p for p in options.prompts if "=" in p and " " not in p]
+    prompts = [p for p in options.prompts if p not in settings]
+    if not prompts:
+        raise UserError("no prompt given")
+    for name in ("n", "batch"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} {getattr(options, name)} must be at least 1")
+
+    from experiments.trained import load_pipeline
+    from switti.sampling.pictures import captioned_grid
+
+    pipeline, config, step = load_pipeline(options.run, settings)
+    seeds = [options.seed + i for i in range(len(prompts) * options.n)]
+    pictures = pipeline(
+        prompts,
+        num_images_per_prompt=options.n,
+        seeds=seeds,
+        negative_prompt=options.negative,
+        batch_size=options.batch,
+        progress=True,
+    )
+    captions = [prompt for prompt in prompts for _ in range(options.n)]
+    details = {
+        "run": str(options.run),
+        "step": step,
+        "negative_prompt": options.negative,
+        "sampling": asdict(config.sampling),
+    }
+    if options.separate:
+        for picture, caption, seed in zip(pictures, captions, seeds, strict=True):
+            save(picture, options.out / f"{seed:05d}.png", {**details, "prompt": caption, "seed": seed})
+    else:
+        grid = captioned_grid(pictures, captions, columns=options.n if options.n > 1 else 8)
+        save(grid, options.out, {**details, "prompts": captions, "seeds": seeds})
+    cut = pipeline.text_encoder.truncated
+    if cut:
+        print(f"note: {cut} captions were cut to text.max_length={pipeline.text_encoder.max_length} tokens")
+    print(options.out)
+    return 0
+
+
+def save(picture, path: Path, details: dict) -> None:  # type: ignore[no-untyped-def]
+    """A PNG with its settings in the metadata, whole or not at all."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("switti", json.dumps(details))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        picture.save(temporary, format="PNG", pnginfo=info)
+
+
+if __name__ == "__main__":
+    run(main)
