@@ -19,6 +19,8 @@ from switti.report.sections import (
 from switti.report.study import Study
 from switti.report.verdict import label_variants, verdict
 
+_TITLE = 70  # characters of variants' labels that a heading can take
+
 
 def document(study: Study) -> Document:
     """All that the report says, independent of how it is shown."""
@@ -38,7 +40,13 @@ def document(study: Study) -> Document:
         settings_section(study),
         conventions_section(study),
     ]
-    return Document(f"{study.name}: {label_variants(study.variants)}", lead, sections)
+    if (
+        study.runs[0].record.get("task") == "tokenizer"
+    ):  # what speaks of generated tokens has nothing to say here
+        sections = [section for section in sections if section.anchor not in ("scales", "captions")]
+    labels = label_variants(study.variants)
+    title = labels if len(labels) <= _TITLE else f"{len(study.variants)} variants"
+    return Document(f"{study.name}: {title}", lead, sections)
 
 
 def _subject(study: Study) -> str:

@@ -18,7 +18,9 @@ from switti.report.study import Study, Variant, scale_sides
 from switti.report.values import is_cost, metric_names, summary
 
 Legend = tuple[tuple[str, int | Literal["dashed"]], ...]
-BAND_NOTE = "Lines are means over seeds, bands reach from the lowest to the highest run."
+BAND_NOTE = (
+    "Lines are means over seeds, bands reach from the lowest to the highest run, of those that got so far."
+)
 _SMOOTHED = {"train/loss", "train/gradient_norm"}
 _BLOCK = re.compile(r"norms/block_(\d+)/(mean|max)")
 
@@ -109,7 +111,8 @@ def by_scale_figure(study: Study, variants: Sequence[Variant], key: str, kind: s
     if not panels:
         return None
     dashed: Legend = (("unigram entropy of the scale", "dashed"),) if kind == "loss" else ()
-    caption = f"{part.capitalize()} {kind} of each scale over steps; every panel has its own vertical axis. {BAND_NOTE}"
+    subject = f"{part.capitalize()} {kind.replace('_', ' ')} of each scale over steps"
+    caption = f"{subject}; every panel has its own vertical axis. {BAND_NOTE}"
     return Figure(key, caption, tuple(panels), legend(study, variants) + dashed, small=True)
 
 
@@ -120,6 +123,15 @@ def _draw_scale(
     axes.set_xlabel("")
     if level is not None:
         plots.draw_level(axes, level)
+
+
+def scale_kinds(variants: Sequence[Variant]) -> list[str]:
+    """What was logged by scale, losses first; the unigram entropy only where no loss takes it as its level."""
+    names = metric_names(tuple(run for variant in variants for run in variant.runs))
+    kinds = {name.partition("/")[2].partition("_by_scale/")[0] for name in names if "_by_scale/" in name}
+    if "loss" in kinds:
+        kinds.discard("unigram_entropy")
+    return sorted(kinds, key=lambda kind: (kind not in ("loss", "accuracy"), kind != "loss", kind))
 
 
 def scales(variants: Sequence[Variant], stem: str) -> list[int]:

@@ -36,7 +36,9 @@ def plus_minus(spread: Spread | None) -> str:
         return DASH
     if spread.deviation is None:
         return number(spread.mean)
-    if not spread.deviation or not 1e-4 <= abs(spread.mean) < 1e6 or spread.deviation < 1e-6:
+    if spread.deviation <= 1e-9 * abs(spread.mean):  # equal but for rounding
+        return f"{number(spread.mean)} ± 0"
+    if not 1e-4 <= abs(spread.mean) < 1e6 or spread.deviation < 1e-6:
         return f"{number(spread.mean)} ± {number(spread.deviation, 2)}"
     decimals = max(0, 1 - math.floor(math.log10(spread.deviation)))  # both to the deviation's second digit
     return f"{spread.mean:.{decimals}f} ± {spread.deviation:.{decimals}f}".replace("-", "−")

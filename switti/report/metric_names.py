@@ -44,14 +44,14 @@ _KNOWN: dict[str, tuple[str, Better, Needs, Reduction, str]] = {
         "lower",
         "tokens",
         "tail",
-        "mean cross-entropy over all tokens, nats a token",
+        "what is minimised; for a generator the mean cross-entropy over all tokens, nats a token",
     ),
     "validation/loss": (
         "validation loss",
         "lower",
         "tokens",
         "last",
-        "the same on held-out pairs, nats a token",
+        "mean cross-entropy over all tokens of held-out pairs, nats a token",
     ),
     "train/gradient_norm": ("gradient norm", None, "any", "tail", "global norm before clipping"),
     "train/learning_rate": ("learning rate", None, "any", "last", "of the first parameter group"),
@@ -122,6 +122,7 @@ _KNOWN: dict[str, tuple[str, Better, Needs, Reduction, str]] = {
     ),
 }
 _UNITS = {
+    "psnr": "dB",
     "time/step_seconds": "s",
     "memory/peak_gib": "GiB",
     "training/seconds": "s",
@@ -166,12 +167,15 @@ _PICTURES: dict[str, tuple[str, Better, str]] = {
         "higher",
         "unweighted mean of six task accuracies, imported from the detector's results",
     ),
-    "psnr": ("PSNR in dB", "higher", "reconstruction against the original"),
+    "psnr": ("PSNR", "higher", "reconstruction against the original"),
     "ssim": ("SSIM", "higher", "reconstruction against the original"),
     "lpips": ("LPIPS", "lower", "perceptual distance of reconstruction and original"),
+    "l1": ("L1", "lower", "mean absolute difference of reconstruction and original, values in [−1, 1]"),
+    "mse": ("MSE", "lower", "mean squared difference of reconstruction and original, values in [−1, 1]"),
+    "codebook_use": ("codebook use", "higher", "share of the codebook that occurs in the tokens"),
     "clip_iqa": ("CLIP-IQA", "higher", "no-reference quality from CLIP prompts"),
 }
-_SCALE = re.compile(r"(train|validation)/(loss|accuracy|unigram_entropy)_by_scale/(\d+)")
+_SCALE = re.compile(r"(train|validation)/(\w+)_by_scale/(\d+)")
 _BLOCK = re.compile(r"norms/block_(\d+)/(mean|max)")
 
 
@@ -180,12 +184,13 @@ def describe(name: str) -> Metric:
     if name in _KNOWN:
         title, better, needs, reduction, text = _KNOWN[name]
         return Metric(name, title, better, needs, reduction, text, _UNITS.get(name, ""))
-    for prefix, suffix in (("metrics/", ONLINE), ("evaluation/", "")):
-        if name.startswith(prefix):
-            return _picture_metric(name, name.removeprefix(prefix), suffix)
+    for prefix, suffix in (("metrics/", ONLINE), ("evaluation/", ""), ("validation/", "")):
+        short = name.removeprefix(prefix)
+        if name.startswith(prefix) and (prefix != "validation/" or short in _PICTURES):
+            return _picture_metric(name, short, suffix)
     if match := _SCALE.fullmatch(name):
         part, kind, scale = match.groups()
-        direction: dict[str, Better] = {"loss": "lower", "accuracy": "higher"}
+        direction: dict[str, Better] = {"loss": "lower", "accuracy": "higher", "codebook_use": "higher"}
         reduction = "tail" if part == "train" else "last"
         title = f"{part} {kind.replace('_', ' ')}, scale {scale}"
         return Metric(
@@ -199,7 +204,7 @@ def describe(name: str) -> Metric:
 def _picture_metric(name: str, short: str, suffix: str) -> Metric:
     if short in _PICTURES:
         title, better, text = _PICTURES[short]
-        return Metric(name, title + suffix, better, "pictures", "last", text)
+        return Metric(name, title + suffix, better, "pictures", "last", text, _UNITS.get(short, ""))
     if short.startswith("clip_score_"):
         backbone = short.removeprefix("clip_score_")
         text = f"raw cosine of picture and caption, backbone {backbone}; other backbones and scalings do not compare"

@@ -10,6 +10,7 @@ from switti.report.figures import (
     norms_figure,
     other_names,
     sampling_figure,
+    scale_kinds,
     scales,
 )
 from switti.report.formatting import DASH, duration, interval, moment, number, plus_minus, signed
@@ -116,6 +117,12 @@ def metrics_section(study: Study) -> Section:
         text = "No metrics yet: `python -m experiments.train` writes `metrics.csv` into a run's folder."
         return Section("metrics", "Final metrics", [Text(text, "missing")])
     section = Section("metrics", "Final metrics", [comparison_table(study, names, ratio=False)])
+    if early := [run for run in study.runs if run.record.get("step") != study.runs[-1].record.get("step")]:
+        stops = ", ".join(
+            f"`{run.name}` at {run.record.get('step', DASH)}" for run in (*early, study.runs[-1])
+        )
+        text = f"Runs ended at different steps ({stops}); means take each at its own end, differences do not."
+        section.blocks.append(Text(text, "warning"))
     if len(study.variants) > 1:
         section.blocks += [Text(pairs_note(study), "note"), *refusals(study, names)]
     if not any(run.evaluation for run in study.runs):
@@ -164,17 +171,19 @@ def _difference_cells(d: Difference, ratio: bool) -> list[str]:
 
 
 def refusals(study: Study, names: list[str]) -> list[Text]:
-    """Which metrics were not subtracted, by reason."""
-    reasons: dict[str, list[str]] = {}
+    """Which metrics were not subtracted: one text for each reason and the variants that it concerns."""
+    found: dict[tuple[str, str], list[str]] = {}
     for variant in study.variants[1:]:
-        for name in names:
-            d = difference(study, variant, name)
+        titles: dict[str, list[str]] = {}
+        for d in (difference(study, variant, name) for name in names):
             if d.reason:
-                few = " for some pairs" if d.paired else ""
-                reasons.setdefault(f"{variant.label}{few}: {d.reason}", []).append(d.metric.title)
+                some = "some pairs only: " if d.paired else ""
+                titles.setdefault(some + d.reason, []).append(d.metric.title)
+        for reason, metrics in titles.items():
+            found.setdefault((reason, ", ".join(metrics)), []).append(variant.label)
     return [
-        Text(f"Not compared – {reason}. Metrics: {', '.join(titles)}.", "warning")
-        for reason, titles in reasons.items()
+        Text(f"Not compared – {reason}. Variants: {'; '.join(labels)}. Metrics: {metrics}.", "warning")
+        for (reason, metrics), labels in found.items()
     ]
 
 
@@ -185,8 +194,10 @@ def curves_section(study: Study) -> Section:
         suffix = f"_{i + 1}" if len(spaces) > 1 else ""
         figures += [
             curves_figure(study, variants, f"loss{suffix}", ("train/loss", "validation/loss")),
-            by_scale_figure(study, variants, f"loss_by_scale{suffix}", "loss"),
-            by_scale_figure(study, variants, f"accuracy_by_scale{suffix}", "accuracy"),
+            *(
+                by_scale_figure(study, variants, f"{kind}_by_scale{suffix}", kind)
+                for kind in scale_kinds(variants)
+            ),
         ]
     names = metric_names(study.runs)
     pictures = [name for name in names if name.startswith("metrics/")]

@@ -11,7 +11,8 @@ from switti.report.runs import Run
 MISSING = "not set"
 _IDENTITY = {"name", "study", "runs_dir", "seed"}
 # Settings that change how batches come, never which pictures and captions there are.
-_DATA_MECHANICS = {"workers", "num_workers", "prefetch", "pin_memory", "batch", "batch_size", "cache"}
+_DATA_MECHANICS = {"workers", "batch_size", "shuffle_window_shards", "max_bad_fraction", "embeddings"}
+_TRAINING_DATA = {"train", "crop", "caption_dropout"}  # of no concern to what is measured on validation data
 _TOKEN_KEYS = ("tokenizer_weights", "model.scales", "model.codebook_size")
 _TOKEN_MECHANICS = {"tokenizer.commitment"}
 _MACHINE_KEYS = ("device", "world_size")
@@ -159,7 +160,7 @@ def _study_name(runs: list[Run]) -> str:
 
 def obstacle(metric: Metric, a: Run, b: Run) -> str | None:
     """Why `metric` of two runs must not be subtracted, as a clause for the page; None if it may."""
-    if metric.needs in ("tokens", "pictures") and (keys := _unlike(a, b, _data_keys(a, b))):
+    if metric.needs in ("tokens", "pictures") and (keys := _unlike(a, b, _data_keys(a, b, metric))):
         return f"the data differ ({', '.join(keys)})"
     if metric.needs == "tokens" and (keys := token_differences(a, b)):
         return f"the token spaces differ ({', '.join(keys)})"
@@ -184,9 +185,11 @@ def token_differences(a: Run, b: Run) -> list[str]:
     return _unlike(a, b, [*sorted(tokenizer), *_TOKEN_KEYS])
 
 
-def _data_keys(a: Run, b: Run) -> list[str]:
+def _data_keys(a: Run, b: Run, metric: Metric) -> list[str]:
+    """Data settings that must agree: for what is measured on validation pairs, only those that concern them."""
+    idle = _DATA_MECHANICS if metric.name.startswith("train/") else _DATA_MECHANICS | _TRAINING_DATA
     keys = {key for run in (a, b) for key in run.config if key.startswith("data.")}
-    return sorted(key for key in keys if key.rpartition(".")[2] not in _DATA_MECHANICS)
+    return sorted(key for key in keys if key.rpartition(".")[2] not in idle)
 
 
 def _unlike(a: Run, b: Run, keys: list[str]) -> list[str]:

@@ -96,7 +96,8 @@ summary { cursor: pointer; font-weight: 600; padding: .25rem 0; }
 .pictures { display: grid; gap: 1.25rem 1.75rem; margin-top: .75rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, calc(var(--columns) * 9rem)), 1fr)); }
 .pictures .pair { margin: 0; display: flex; flex-direction: column; justify-content: space-between; }
-.pictures .row { display: grid; gap: .5rem; grid-template-columns: repeat(var(--columns), minmax(0, 11rem)); }
+.pictures .row { display: grid; gap: .5rem; grid-template-columns: repeat(var(--columns), minmax(5.5rem, 11rem));
+  overflow-x: auto; }
 .pictures img, .pictures .absent { display: block; width: 100%; aspect-ratio: 1; object-fit: contain;
   border-radius: .35rem; background: var(--card); }
 .pictures .absent { display: grid; place-items: center; color: var(--faint); font-size: .8rem; }

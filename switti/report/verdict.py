@@ -9,6 +9,8 @@ from switti.report.values import Difference, difference, metric_names
 # What a reader asks first: quality of the model, of the pictures, their fit to the text, and what it costs.
 _HEADLINES = (
     ("validation/loss",),
+    ("validation/psnr",),
+    ("validation/lpips",),
     ("evaluation/fid", "evaluation/fid_inception", "evaluation/fid_alexnet", "metrics/fid_alexnet"),
     (
         "evaluation/pick_score_v1",
@@ -37,7 +39,9 @@ def verdict(study: Study) -> list[Text]:
     for variant in study.variants[1:]:
         found = [difference(study, variant, name) for name in names]
         if found:
-            sentences += [Text(_summary(found), "summary"), *(Text(_sentence(d), "verdict") for d in found)]
+            sentences.append(Text(_summary(found), "summary"))
+        if len(study.variants) == 2:  # with more the table below is the better place
+            sentences += [Text(_sentence(d), "verdict") for d in found]
     return sentences or [Text("No metric that this report can judge has been logged yet.", "missing")]
 
 

@@ -7,6 +7,7 @@ import re
 import runpy
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -172,7 +173,11 @@ def test_other_scales_are_drawn_apart(tmp_path: Path) -> None:
     folder = tmp_path / "s" / "report"
     assert {"loss_1.png", "loss_2.png", "loss_by_scale_1.svg"} <= {path.name for path in folder.iterdir()}
     text = (folder / "index.html").read_text()
-    assert "have no common scale" in text and "Not compared – scales=[1, 3]: the token spaces differ" in text
+    assert (
+        "have no common scale" in text
+        and "Not compared – the token spaces differ (tokenizer.scales, model.scales). Variants: scales=[1, 3]"
+        in text
+    )
 
 
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
@@ -237,6 +242,24 @@ def test_default_folders(tmp_path: Path) -> None:
     assert compare.default_folder([a, b]) == tmp_path / "s" / "report"
     assert compare.default_folder([a]) == a / "report"
     assert compare.default_folder([a, c]) == Path("runs/report")
+
+
+def test_the_report_needs_no_torch() -> None:
+    code = "import sys, experiments.compare; sys.exit('torch' in sys.modules or 'omegaconf' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_tokenizer_runs(tmp_path: Path) -> None:
+    for i in (0, 1):
+        config = maker.config("causal", 0, str(i)) | {"loss": {"lpips": float(i)}}
+        names = ("validation/psnr", "validation/lpips", "validation/perplexity_by_scale/0", "train/loss")
+        points = [(step, name, 20.0 - i) for step in (1, 2) for name in names]
+        maker.write_run(tmp_path / "s" / str(i), config, maker.record(str(i), 0, task="tokenizer"), points)
+    compare.main([str(tmp_path / "s")])
+    text = (tmp_path / "s" / "report" / "index.html").read_text()
+    assert "lpips=1 against lpips=0: better in LPIPS; worse in PSNR; equal: peak memory." in text
+    assert (tmp_path / "s" / "report" / "perplexity_by_scale.png").is_file()
+    assert not {"scales", "captions"} & set(Page(text).ids)
 
 
 @pytest.mark.slow

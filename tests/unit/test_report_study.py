@@ -10,8 +10,9 @@ import pytest
 
 from switti.errors import UserError
 from switti.report import tables
+from switti.report.metric_names import describe
 from switti.report.runs import Run, read_run
-from switti.report.study import differing, group, token_spaces
+from switti.report.study import differing, group, obstacle, token_spaces
 from switti.report.values import difference, final, summary
 from switti.report.verdict import verdict
 
@@ -114,11 +115,16 @@ def test_losses_of_other_token_spaces_are_not_subtracted(make: Make) -> None:
 
 
 def test_other_data_and_other_machines(make: Make) -> None:
-    study = group([make("causal", 0, 2.0), make("causal", 0, 1.0, {"data.source": "photos"}, device="H100")])
-    assert "data differ (data.source)" in difference(study, study.variants[1], "validation/loss").reason
+    study = group(
+        [make("causal", 0, 2.0), make("causal", 0, 1.0, {"data.validation": "photos.tar"}, device="H100")]
+    )
+    assert "data differ (data.validation)" in difference(study, study.variants[1], "validation/loss").reason
     assert "machines differ (device)" in difference(study, study.variants[1], "time/step_seconds").reason
     loading = group([make("causal", 0, 2.0), make("causal", 0, 1.0, {"data.workers": 8})])
     assert difference(loading, loading.variants[1], "validation/loss").paired is not None
+    more = group([make("causal", 0, 2.0), make("causal", 0, 1.0, {"data.train": "more-*.tar"})])
+    assert difference(more, more.variants[1], "validation/loss").paired is not None
+    assert "data differ (data.train)" in obstacle(describe("train/loss"), *more.runs)
 
 
 def test_not_finite_values_are_left_out(make: Make) -> None:

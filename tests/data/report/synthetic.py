@@ -37,7 +37,13 @@ def config(visibility: str, seed: int, name: str, sides: list[int] = SIDES) -> d
             "depth": BLOCKS,
             "width": 512,
         },
-        "data": {"source": "emoji", "resolution": 512, "batch_size": 32, "workers": 2},
+        "data": {
+            "train": "t-*.tar",
+            "validation": "v-*.tar",
+            "resolution": 512,
+            "batch_size": 32,
+            "workers": 2,
+        },
         "optimizer": {"learning_rate": 1e-4},
         "trainer": {"max_steps": 2000, "precision": "bf16-mixed"},
     }
