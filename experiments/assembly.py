@@ -1,5 +1,6 @@
 """From settings to the objects of a run: datamodule, module, callbacks, trainer. Not a command itself."""
 
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,6 +12,7 @@ from callbacks.checkpointing import AtomicCheckpointIO, build_checkpoint_callbac
 from callbacks.data_position import DataPosition
 from callbacks.ema import ExponentialMovingAverage
 from callbacks.metrics_log import MetricsCSV
+from callbacks.online_metrics import OnlineMetrics
 from callbacks.run_record import RunRecord
 from callbacks.sample_grids import SampleGrids
 from callbacks.speed import Speed
@@ -19,6 +21,7 @@ from datamodules.datamodule import ShardDataModule
 from lightning_modules.generator import GeneratorModule
 from lightning_modules.tokenizer import TokenizerModule
 from switti.errors import UserError
+from switti.metrics.collection import build_metrics
 from switti.models.rqvae import load_rqvae
 from switti.models.text.base import TextEmbedding, TextEncoder
 from switti.scales import Pyramid
@@ -71,6 +74,24 @@ def build_sample_grids(config: RunConfig, datamodule: ShardDataModule, encoder: 
     )
 
 
+def build_online_metrics(
+    config: RunConfig, datamodule: ShardDataModule, encoder: TextEncoder
+) -> OnlineMetrics:
+    """metrics.* over captions spread evenly over the split that metrics.captions names."""
+    batch = datamodule.examples(config.metrics.captions, config.metrics.prompts)
+    return OnlineMetrics(
+        config.callbacks.metrics_every,
+        batch["caption"],
+        text_of(batch) if "text" in batch else encoder.encode(batch["caption"]),
+        encoder.encode([""]),
+        list(range(len(batch["caption"]))),
+        (batch["image"] + 1) / 2,
+        partial(build_metrics, config.metrics),
+        config.sampling,
+        config.metrics.batch,
+    )
+
+
 def build_callbacks(
     config: RunConfig, datamodule: ShardDataModule, encoder: TextEncoder | None
 ) -> list[Callback]:
@@ -92,6 +113,8 @@ def build_callbacks(
             callbacks.append(ActivationNorms(settings.activation_norms_every))
         if settings.samples_every:
             callbacks.append(build_sample_grids(config, datamodule, encoder))
+        if settings.metrics_every:
+            callbacks.append(build_online_metrics(config, datamodule, encoder))
     bar = TQDMProgressBar(refresh_rate=config.trainer.log_every)
     return [*callbacks, record, bar, build_checkpoint_callback(settings, config.run_dir)]
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from switti.errors import UserError
 
@@ -16,7 +17,9 @@ class MetricsConfig:
     names: out of METRICS. The first three need no download: Fréchet and kernel distance on AlexNet features (never
     comparable with Inception FID), and the similarity of the small embedded dual encoder. The last three are the
     paper's and read their networks from the settings below.
-    prompts: captions generated for one measurement; the same number of real pictures is compared with.
+    captions: the split whose captions are generated from. train asks how well concepts that were seen are drawn,
+      validation how well new ones are.
+    prompts: number of captions, spread evenly over that split; their real pictures are compared with.
     batch: pictures generated and scored at once per process.
     inception: file of torch-fidelity's Inception weights (pt_inception-2015-12-05-….pth).
     clip_model, clip_weights: open_clip architecture, and a weights file or a pretrained tag known to open_clip.
@@ -25,6 +28,7 @@ class MetricsConfig:
     """
 
     names: list[str] = field(default_factory=lambda: ["fid_alexnet", "kid_alexnet", "mini_clip_score"])
+    captions: Literal["train", "validation"] = "validation"
     prompts: int = 64
     batch: int = 16
     inception: str | None = None

@@ -8,14 +8,8 @@ from switti.report import html, markdown, plots, tables
 from switti.report.document import Block, Document, Figure, Text
 from switti.report.formatting import plural
 from switti.report.picture_sections import caption_section, conventions_section, samples_section
-from switti.report.sections import (
-    cost_section,
-    curves_section,
-    metrics_section,
-    runs_section,
-    scales_section,
-    settings_section,
-)
+from switti.report.run_sections import runs_section, settings_section
+from switti.report.sections import cost_section, curves_section, metrics_section, scales_section
 from switti.report.study import Study
 from switti.report.verdict import label_variants, verdict
 

@@ -1,7 +1,6 @@
-"""The report's sections of text and tables: runs, settings, metrics, scales, cost, conventions."""
+"""The report's sections of numbers and curves: metrics, curves, scales, cost."""
 
-import math
-
+from switti.report.comparison import comparison_tables, refusals
 from switti.report.document import Figure, Section, Table, Text
 from switti.report.figures import (
     by_scale_figure,
@@ -13,11 +12,9 @@ from switti.report.figures import (
     scale_kinds,
     scales,
 )
-from switti.report.formatting import DASH, duration, interval, moment, number, plus_minus, signed
-from switti.report.metric_names import describe
-from switti.report.runs import Run
-from switti.report.study import MISSING, Study, Variant, differing, scale_sides, show, token_spaces
-from switti.report.values import Difference, cost_names, difference, main_names, metric_names, summary
+from switti.report.formatting import DASH, interval, number, plus_minus, signed
+from switti.report.study import Study, Variant, scale_sides, show, token_spaces
+from switti.report.values import cost_names, difference, main_names, metric_names, summary
 from switti.report.verdict import pairs_note
 
 _MAIN_FIGURES = (
@@ -29,99 +26,17 @@ _MAIN_FIGURES = (
 )
 
 
-def runs_section(study: Study) -> Section:
-    """Provenance of every run, with what is unfinished or not reproducible flagged."""
-    header = ("run", "variant", study.pair_by, "status", "step", "commit", "device", "started", "trained for")
-    rows = []
-    for run in study.runs:
-        record = run.record
-        commit = str(record.get("commit") or "unknown")[:10] + (" (dirty)" if record.get("dirty") else "")
-        step = f"{record.get('step', DASH)} / {record.get('max_steps', DASH)}"
-        world = record.get("world_size") or 1
-        device = f"{record.get('device') or 'unknown'}" + (f" × {world}" if world > 1 else "")
-        variant = study.variant_of(run).label
-        times = (moment(record.get("started")), duration(record.get("train_seconds")))
-        pair = show(run.setting(study.pair_by))
-        rows.append((run.name, variant, pair, _status(run), step, commit, device, *times))
-    table = Table(header, tuple(rows), words=frozenset({0, 1, 3, 5, 6, 7}))
-    return Section("runs", "Runs", [*_flags(study), table, _versions(study)])
-
-
-def _status(run: Run) -> str:
-    status = str(run.record.get("status") or "unknown")
-    return status if run.finished else f"⚠ {status}"
-
-
-def _flags(study: Study) -> list[Text]:
-    flags = []
-    for run in study.runs:
-        if not run.finished:
-            reason = f": {run.record['error']}" if run.record.get("error") else ""
-            flags.append(
-                f"`{run.name}` is {run.record.get('status') or 'of unknown status'}, not finished{reason}."
-            )
-        if diverged := [
-            n for n, s in run.series.items() if n.endswith("/loss") and not math.isfinite(s.values[-1])
-        ]:
-            flags.append(f"`{run.name}` diverged: the last {' and '.join(diverged)} is not a finite number.")
-    if dirty := [f"`{run.name}`" for run in study.runs if run.record.get("dirty")]:
-        flags.append(f"Uncommitted changes were in the code of {', '.join(dirty)}.")
-    if len({run.record.get("commit") for run in study.runs}) > 1:
-        flags.append("The runs come from different commits.")
-    if unpaired := [f"`{run.name}`" for run in study.unpaired]:
-        flags.append(f"Without a partner, hence not in any difference: {', '.join(unpaired)}.")
-    return [Text(flag, "warning") for flag in flags]
-
-
-def _versions(study: Study) -> Text:
-    """Versions once if all runs agree, otherwise each library's different ones."""
-    names = sorted({name for run in study.runs for name in (run.record.get("versions") or {})})
-    parts = []
-    for name in names:
-        used = sorted({str((run.record.get("versions") or {}).get(name, MISSING)) for run in study.runs})
-        parts.append(f"{name} {' | '.join(used)}")
-    hosts = sorted({str(run.record.get("host")) for run in study.runs if run.record.get("host")})
-    return Text(
-        "Versions: " + (", ".join(parts) or "not recorded") + f". Hosts: {', '.join(hosts) or 'unknown'}.",
-        "note",
-    )
-
-
-def settings_section(study: Study) -> Section:
-    """Only the settings that differ, the varied ones first."""
-    table = differing(study.runs)
-    if not table:
-        return Section("settings", "Settings that differ", [Text("None: all runs have one config.", "note")])
-    keys = sorted(table, key=lambda key: (key not in study.vary, key != study.pair_by, key))
-    rows = tuple((key, *map(show, table[key])) for key in keys)
-    header = ("setting", *(run.name for run in study.runs))
-    section = Section(
-        "settings", "Settings that differ", [Table(header, rows, words=frozenset(range(len(header))))]
-    )
-    loose = [key for key in keys if key not in (*study.vary, study.pair_by) and _within_variants(study, key)]
-    if loose:
-        names = ", ".join(f"`{key}`" for key in loose)
-        section.blocks.insert(0, Text(f"{names} differ within a variant: its mean mixes them.", "warning"))
-    return section
-
-
-def _within_variants(study: Study, key: str) -> bool:
-    return any(
-        len({show(run.config.get(key, MISSING)) for run in variant.runs}) > 1 for variant in study.variants
-    )
-
-
 def metrics_section(study: Study) -> Section:
     names = main_names(study.runs)
     if not names:
         text = "No metrics yet: `python -m experiments.train` writes `metrics.csv` into a run's folder."
         return Section("metrics", "Final metrics", [Text(text, "missing")])
-    section = Section("metrics", "Final metrics", [comparison_table(study, names, ratio=False)])
-    if early := [run for run in study.runs if run.record.get("step") != study.runs[-1].record.get("step")]:
-        stops = ", ".join(
-            f"`{run.name}` at {run.record.get('step', DASH)}" for run in (*early, study.runs[-1])
-        )
-        text = f"Runs ended at different steps ({stops}); means take each at its own end, differences do not."
+    section = Section("metrics", "Final metrics", [*comparison_tables(study, names, ratio=False)])
+    last = max(run.record.get("step") or 0 for run in study.runs)
+    if early := [
+        f"`{run.name}` ({run.record.get('step')})" for run in study.runs if run.record.get("step") != last
+    ]:
+        text = f"Ended before step {last}: {', '.join(early)}. Means take each run at its own end, differences do not."
         section.blocks.append(Text(text, "warning"))
     if len(study.variants) > 1:
         section.blocks += [Text(pairs_note(study), "note"), *refusals(study, names)]
@@ -134,57 +49,6 @@ def _no_evaluation(what: str) -> Text:
     return Text(
         f"{what}: no run has an `evaluation.json`. `python -m experiments.evaluate RUN` makes it.", "missing"
     )
-
-
-def comparison_table(study: Study, names: list[str], ratio: bool) -> Table:
-    """A row a metric: mean ± deviation of each variant, then the paired difference of each against the reference."""
-    many = len(study.variants) > 2
-    header = ["metric", *(f"{variant.label} (n = {len(variant.runs)})" for variant in study.variants)]
-    for variant in study.variants[1:]:
-        prefix = f"{variant.label}: " if many else ""
-        header += [f"{prefix}difference", "95 % interval", "pairs"]
-        header += [f"{study.variants[0].label} / {variant.label}"] if ratio else []
-    rows = []
-    for name in names:
-        metric = describe(name)
-        row = [metric.heading]
-        row += [plus_minus(summary(variant, name)) for variant in study.variants]
-        for variant in study.variants[1:]:
-            row += _difference_cells(difference(study, variant, name), ratio)
-        rows.append(tuple(row))
-    words = frozenset({0} | {i for i, title in enumerate(header) if title == "95 % interval"})
-    return Table(
-        tuple(header), tuple(rows), "↓ lower is better, ↑ higher is better. Mean ± standard deviation.", words
-    )
-
-
-def _difference_cells(d: Difference, ratio: bool) -> list[str]:
-    if d.paired is None:
-        return [DASH, "not compared", "0"] + ([DASH] if ratio else [])
-    cells = [signed(d.paired.mean), interval(d.paired), str(d.paired.count)]
-    if ratio:
-        both = d.reference_mean is not None and d.variant_mean
-        cells.append(
-            f"{number((d.reference_mean or 0) / d.variant_mean, 3)}×" if both and d.variant_mean else DASH
-        )
-    return cells
-
-
-def refusals(study: Study, names: list[str]) -> list[Text]:
-    """Which metrics were not subtracted: one text for each reason and the variants that it concerns."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for variant in study.variants[1:]:
-        titles: dict[str, list[str]] = {}
-        for d in (difference(study, variant, name) for name in names):
-            if d.reason:
-                some = "some pairs only: " if d.paired else ""
-                titles.setdefault(some + d.reason, []).append(d.metric.title)
-        for reason, metrics in titles.items():
-            found.setdefault((reason, ", ".join(metrics)), []).append(variant.label)
-    return [
-        Text(f"Not compared – {reason}. Variants: {'; '.join(labels)}. Metrics: {metrics}.", "warning")
-        for (reason, metrics), labels in found.items()
-    ]
 
 
 def curves_section(study: Study) -> Section:
@@ -256,7 +120,7 @@ def cost_section(study: Study) -> Section:
     """Time and memory of training and sampling."""
     section, names = Section("cost", "Time and memory"), cost_names(study.runs)
     if names:
-        section.blocks.append(comparison_table(study, names, ratio=True))
+        section.blocks += comparison_tables(study, names, ratio=True)
         section.blocks += refusals(study, names)
     if figure := sampling_figure(study):
         section.blocks.append(figure)

@@ -67,7 +67,7 @@ caption { caption-side: bottom; text-align: left; padding: .5rem .75rem; }
 th, td { padding: .38rem .75rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--grid);
   white-space: nowrap; }
 th { font-weight: 600; }
-thead th { background: var(--card); vertical-align: bottom; white-space: normal; min-width: 5.5rem; }
+thead th { background: var(--card); vertical-align: bottom; white-space: normal; min-width: 6rem; }
 tbody th { font-weight: 500; }
 .word { text-align: left; }
 .long { white-space: normal; min-width: 18rem; }

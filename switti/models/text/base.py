@@ -23,9 +23,9 @@ class TextEmbedding:
     pooled_BP: one vector per caption, float32.
     """
 
-    tokens_BTC: Tensor  # noqa: N815
-    mask_BT: Tensor  # noqa: N815
-    pooled_BP: Tensor  # noqa: N815
+    tokens_BTC: Tensor
+    mask_BT: Tensor
+    pooled_BP: Tensor
 
     def __len__(self) -> int:
         return self.tokens_BTC.shape[0]

@@ -1,0 +1,90 @@
+"""Sections about the runs themselves: where they come from, and which settings differ."""
+
+import math
+
+from switti.report.document import Section, Table, Text
+from switti.report.formatting import DASH, duration, moment
+from switti.report.runs import Run
+from switti.report.study import MISSING, Study, differing, show
+
+
+def runs_section(study: Study) -> Section:
+    """Provenance of every run, with what is unfinished or not reproducible flagged."""
+    header = ("run", "variant", study.pair_by, "status", "step", "commit", "device", "started", "trained for")
+    rows = []
+    for run in study.runs:
+        record = run.record
+        commit = str(record.get("commit") or "unknown")[:10] + (" (dirty)" if record.get("dirty") else "")
+        step = f"{record.get('step', DASH)} / {record.get('max_steps', DASH)}"
+        world = record.get("world_size") or 1
+        device = f"{record.get('device') or 'unknown'}" + (f" × {world}" if world > 1 else "")
+        variant = study.variant_of(run).label
+        times = (moment(record.get("started")), duration(record.get("train_seconds")))
+        pair = show(run.setting(study.pair_by))
+        rows.append((run.name, variant, pair, _status(run), step, commit, device, *times))
+    table = Table(header, tuple(rows), words=frozenset({0, 1, 3, 5, 6, 7}))
+    return Section("runs", "Runs", [*_flags(study), table, _versions(study)])
+
+
+def _status(run: Run) -> str:
+    status = str(run.record.get("status") or "unknown")
+    return status if run.finished else f"⚠ {status}"
+
+
+def _flags(study: Study) -> list[Text]:
+    flags = []
+    for run in study.runs:
+        if not run.finished:
+            status = run.record.get("status") or "of unknown status"
+            life = f" (last sign of life {moment(run.record.get('updated'))})" if status == "running" else ""
+            reason = f": {run.record['error']}" if run.record.get("error") else ""
+            flags.append(f"`{run.name}` is {status}{life}, not finished{reason}.")
+        if diverged := [
+            n for n, s in run.series.items() if n.endswith("/loss") and not math.isfinite(s.values[-1])
+        ]:
+            flags.append(f"`{run.name}` diverged: the last {' and '.join(diverged)} is not a finite number.")
+    if dirty := [f"`{run.name}`" for run in study.runs if run.record.get("dirty")]:
+        flags.append(f"Uncommitted changes were in the code of {', '.join(dirty)}.")
+    if len({run.record.get("commit") for run in study.runs}) > 1:
+        flags.append("The runs come from different commits.")
+    if unpaired := [f"`{run.name}`" for run in study.unpaired]:
+        flags.append(f"Without a partner, hence not in any difference: {', '.join(unpaired)}.")
+    return [Text(flag, "warning") for flag in flags]
+
+
+def _versions(study: Study) -> Text:
+    """Versions once if all runs agree, otherwise each library's different ones."""
+    names = sorted({name for run in study.runs for name in (run.record.get("versions") or {})})
+    parts = []
+    for name in names:
+        used = sorted({str((run.record.get("versions") or {}).get(name, MISSING)) for run in study.runs})
+        parts.append(f"{name} {' | '.join(used)}")
+    hosts = sorted({str(run.record.get("host")) for run in study.runs if run.record.get("host")})
+    return Text(
+        "Versions: " + (", ".join(parts) or "not recorded") + f". Hosts: {', '.join(hosts) or 'unknown'}.",
+        "note",
+    )
+
+
+def settings_section(study: Study) -> Section:
+    """Only the settings that differ, the varied ones first."""
+    table = differing(study.runs)
+    if not table:
+        return Section("settings", "Settings that differ", [Text("None: all runs have one config.", "note")])
+    keys = sorted(table, key=lambda key: (key not in study.vary, key != study.pair_by, key))
+    rows = tuple((key, *map(show, table[key])) for key in keys)
+    header = ("setting", *(run.name for run in study.runs))
+    section = Section(
+        "settings", "Settings that differ", [Table(header, rows, words=frozenset(range(len(header))))]
+    )
+    loose = [key for key in keys if key not in (*study.vary, study.pair_by) and _within_variants(study, key)]
+    if loose:
+        names = ", ".join(f"`{key}`" for key in loose)
+        section.blocks.insert(0, Text(f"{names} differ within a variant: its mean mixes them.", "warning"))
+    return section
+
+
+def _within_variants(study: Study, key: str) -> bool:
+    return any(
+        len({show(run.config.get(key, MISSING)) for run in variant.runs}) > 1 for variant in study.variants
+    )
