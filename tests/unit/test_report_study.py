@@ -10,6 +10,7 @@ import pytest
 
 from switti.errors import UserError
 from switti.report import tables
+from switti.report.comparison import comparison_tables
 from switti.report.metric_names import describe
 from switti.report.runs import Run, read_run
 from switti.report.study import differing, group, obstacle, token_spaces
@@ -167,3 +168,24 @@ def test_verdict_does_not_tell_apart_what_disagrees(make: Make) -> None:
     lead, sentence, *_ = [text.text for text in verdict(group(runs))]
     assert "not told apart: validation loss" in lead
     assert "difference −0.125" in sentence and "[−0.500, +0.250] over 2 pairs, which do not agree" in sentence
+
+
+def test_more_than_two_variants_have_their_differences_in_a_table_of_their_own(make: Make) -> None:
+    losses = {4: 2.0, 8: 1.5, 16: 1.75}
+    runs = [
+        make("causal", seed, loss + seed, {"model.depth": d}) for d, loss in losses.items() for seed in (0, 1)
+    ]
+    means, gaps = comparison_tables(group(runs), ["validation/loss", "time/step_seconds"], ratio=True)
+    assert means.header[1:] == tuple(
+        f"depth={d} (n\u00a0=\u00a02)" for d in (4, 8, 16)
+    )  # by size, not by alphabet
+    assert gaps.header == ("metric", "depth=8", "depth=16")
+    assert gaps.rows[0][1] == "−0.500 [−0.500, −0.500], 2 pairs, ratio 1.25×"  # 2.5 / 2.0
+    assert gaps.rows[0][2] == "−0.250 [−0.250, −0.250], 2 pairs, ratio 1.11×"  # 2.5 / 2.25
+
+
+def test_two_variants_share_one_table(make: Make) -> None:
+    (table,) = comparison_tables(group(four(make)), ["validation/loss"], ratio=False)
+    assert table.rows == (
+        ("validation loss ↓", "2.50 ± 0.71", "2.12 ± 0.53", "−0.375", "[−0.500, −0.250]", "2"),
+    )
