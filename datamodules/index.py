@@ -15,7 +15,7 @@ from glob import glob, has_magic
 from pathlib import Path
 
 import numpy as np
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 
 from datamodules.pictures import SUFFIXES
 from switti.errors import UserError
@@ -53,7 +53,7 @@ def expand(setting: str, patterns: list[str]) -> list[Path]:
     for pattern in patterns:
         try:
             names = sorted(braceexpand(os.path.expanduser(pattern), escape=False))
-        except (UnbalancedBracesError, ValueError) as error:
+        except ValueError as error:
             raise UserError(f"{setting}={pattern!r} is no valid brace range: {error}") from error
         for name in names:
             paths = sorted(glob(name, recursive=True)) if has_magic(name) else [name]
@@ -90,7 +90,7 @@ def load_index(path: Path) -> ShardIndex:
                 stream, stamp=stamp, keys=keys, offsets=index.offsets_N3, sizes=index.sizes_N3,
                 digests=index.digests_N32,
             )  # fmt: skip
-    except OSError as error:
+    except OSError as error:  # not writable, or another rank has just put the same index there
         log.info("the index of %s stays in memory (%s)", path, error.strerror)
     return index
 

@@ -1,5 +1,6 @@
 """Batches: what is in them, that they do not depend on workers, ranks or interruptions, and what damage does."""
 
+import io
 import json
 import logging
 from types import SimpleNamespace
@@ -149,6 +150,7 @@ def test_seed_depends_on_run_epoch_and_key_alone():
         sample_seed(12, 2, "a/b"),
     ]
     assert len({sample_seed(1, 2, "a/b"), *others}) == 5
+    assert sample_seed(1, 22, "a/b") != sample_seed(12, 2, "a/b")
     assert all(0 <= sample_seed(0, 0, str(i)) < 2**63 for i in range(1000))
     assert torch.tensor(max(sample_seed(0, 0, str(i)) for i in range(1000))).dtype == torch.int64
 
@@ -181,8 +183,6 @@ def test_resize_keeps_the_ratio_and_the_shorter_side(size):
 
 
 def test_transparency_orientation_and_depth():
-    import io
-
     def encoded(image, **options):
         buffer = io.BytesIO()
         image.save(buffer, "PNG", **options)
