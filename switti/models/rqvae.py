@@ -4,13 +4,15 @@ Shape suffixes: B batch, C code width, HH the square latent, L tokens of all sca
 Pictures (3HW) are in [-1, 1]; their sides are the latent's times config.downsampling.
 """
 
+import json
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from switti.errors import UserError
@@ -21,6 +23,7 @@ from switti.models.quantizer import MultiScaleQuantizer, sample_noise
 from switti.scales import Pyramid
 
 EMBEDDED = "embedded:"
+SETTINGS_KEY = "tokenizer"
 
 
 class Reconstruction(NamedTuple):
@@ -134,17 +137,21 @@ def weights_path(weights: str | Path) -> Path:
 def load_rqvae(config: RQVAEConfig, weights: str | Path) -> RQVAE:
     """RQ-VAE in eval mode, frozen, float32, with weights from a safetensors file (stored in float16 or float32).
 
-    Raises UserError naming the file, or every missing, unexpected or misshapen key.
+    Raises UserError naming the file, or every missing, unexpected or misshapen key, or settings that the weights were
+    not trained with (files of `save_rqvae` hold them; a file without them is checked by its keys alone).
     """
     path = weights_path(weights)
     if not path.is_file():
         raise UserError(f"tokenizer_weights={weights}: no file {path}; give a path or embedded:demo")
     try:
-        state = load_file(path)
-    except (SafetensorError, OSError) as error:
+        with safe_open(path, "pt") as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            stored = json.loads((file.metadata() or {}).get(SETTINGS_KEY, "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
             f"tokenizer_weights={weights}: {path} is no readable safetensors file ({error})"
         ) from error
+    _check_settings(config, stored, path)
     model = RQVAE(config)
     _check_keys(model.state_dict(), state, path)
     model.load_state_dict({key: value.float() for key, value in state.items()})
@@ -152,10 +159,22 @@ def load_rqvae(config: RQVAEConfig, weights: str | Path) -> RQVAE:
 
 
 def save_rqvae(model: RQVAE, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
-    """Weights as a safetensors file that `load_rqvae` reads. Either the old file stays or the new one is complete."""
+    """Weights and settings as a safetensors file for `load_rqvae`. Either the old file stays or the new is complete."""
     state = {key: value.detach().cpu().to(dtype).contiguous() for key, value in model.state_dict().items()}
+    settings = {SETTINGS_KEY: json.dumps(asdict(model.config), sort_keys=True)}
     with atomic_write(Path(path)) as temporary:
-        temporary.write_bytes(save(state))
+        temporary.write_bytes(save(state, metadata=settings))
+
+
+def _check_settings(config: RQVAEConfig, stored: dict[str, Any], path: Path) -> None:
+    """Scales, φ and so on change what weights mean without changing their shapes; the commitment only trains."""
+    wrong = [
+        f"tokenizer.{name}={value} (the weights: {stored[name]})"
+        for name, value in asdict(config).items()
+        if name != "commitment" and stored.get(name, value) != value
+    ]
+    if wrong:
+        raise UserError(f"{path} was trained with other settings: " + ", ".join(wrong))
 
 
 def _check_keys(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:

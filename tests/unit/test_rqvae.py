@@ -1,6 +1,7 @@
 """RQ-VAE: golden tensors of the published model, published key tables, consistency of its routes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,16 @@ def test_saved_weights_come_back(tmp_path: Path, small: RQVAE) -> None:
         for key, value in small.state_dict().items():
             assert loaded.state_dict()[key].dtype == torch.float32
             torch.testing.assert_close(loaded.state_dict()[key], value, rtol=tolerance, atol=tolerance)
+
+
+def test_settings_that_shapes_do_not_show(tmp_path: Path, small: RQVAE) -> None:
+    """Another pyramid of as many scales, another φ strength: same shapes, other pictures."""
+    save_rqvae(small, tmp_path / "model.safetensors")
+    load_rqvae(replace(SMALL, commitment=0.5), tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"tokenizer\.scales=\[1, 3, 4\] \(the weights: \[1, 2, 4\]\)"):
+        load_rqvae(replace(SMALL, scales=[1, 3, 4]), tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="phi_ratio"):
+        load_rqvae(replace(SMALL, phi_ratio=0.4), tmp_path / "model.safetensors")
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path: Path, small: RQVAE) -> None:
