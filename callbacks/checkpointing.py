@@ -3,11 +3,9 @@
 import logging
 import shutil
 import signal
-import threading
 import warnings
 import zipfile
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -16,20 +14,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks.config import CallbacksConfig
+from callbacks.stopping import Interrupted, StopSignals
 from switti.errors import UserError
 from switti.files import atomic_write
 
 log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class Interrupted(SystemExit):
-    """The run was stopped by a signal after it had saved its state. The process exits with 128 + the signal."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(128 + signum)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -80,55 +71,52 @@ class RunCheckpoint(ModelCheckpoint):
             save_last="link",
             enable_version_counter=False,
         )
-        self._signal: int | None = None
+        self._signals = StopSignals()
         self._stopping = False
-        self._handlers: dict[int, Any] = {}
         self._seen_step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         with warnings.catch_warnings():  # the folder of a run that goes on is not empty, as it should be
             warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
             super().setup(trainer, pl_module, stage)
-        if stage == "fit" and trainer.is_global_zero:
+        if stage != "fit":
+            return
+        for number in (signal.SIGINT, signal.SIGTERM):  # before the data-loading processes are made
+            self._signals.install(number)
+        if trainer.is_global_zero:
             clear_leftovers(Path(str(self.dirpath)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._seen_step = trainer.global_step
         self._last_global_step_saved = trainer.global_step
-        if (
-            threading.current_thread() is threading.main_thread()
-        ):  # the only place where Python takes handlers
-            # After Lightning has installed its own, which this replaces: they can deadlock when one rank is told.
-            self._handlers = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._signal = number
+        # Again, over Lightning's own, which it has just installed: it can deadlock when one rank alone is told.
+        self._signals.install(signal.SIGTERM)
+        self._signals.deferring = True
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *args)
         if trainer.global_step == self._seen_step:
             return  # gradients are being accumulated; a state in the middle of a step cannot be saved
         self._seen_step = trainer.global_step
-        if trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
+        if trainer.strategy.reduce_boolean_decision(self._signals.received is not None, all=False):
             self._stopping = True
             self._save_now(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if self._stopping:
-            raise Interrupted(self._signal or signal.SIGTERM)
+            raise Interrupted(self._signals.received or signal.SIGTERM)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._signals.deferring = False
         self._save_now(trainer)
         super().on_train_end(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._restore_handlers()
+        self._signals.restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore_handlers()  # and no checkpoint: the state in the middle of a step would not be resumable
+        self._signals.restore()  # and no checkpoint: the state in the middle of a step would not be resumable
 
     def _save_now(self, trainer: Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):
@@ -139,10 +127,6 @@ class RunCheckpoint(ModelCheckpoint):
     def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
         """Also the one that was resumed from, which Lightning would keep for good: one more at every resume."""
         return previous != current and Path(previous).parent == Path(current).parent
-
-    def _restore_handlers(self) -> None:
-        while self._handlers:
-            signal.signal(*self._handlers.popitem())
 
 
 def build_checkpoint_callback(config: CallbacksConfig, run_dir: str | Path) -> RunCheckpoint:

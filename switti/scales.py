@@ -57,7 +57,9 @@ class Pyramid:
     def levels(self, device: torch.device | str | None = None) -> Tensor:
         """Scale number of every position, int64 [L]."""
         sizes = torch.tensor(self.sizes, device=device)
-        return torch.repeat_interleave(torch.arange(self.count, device=device), sizes, output_size=self.length)
+        return torch.repeat_interleave(
+            torch.arange(self.count, device=device), sizes, output_size=self.length
+        )
 
     def split(self, values_BL: Tensor) -> tuple[Tensor, ...]:
         """Views of each scale along dimension 1, which must have length L."""

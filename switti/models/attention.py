@@ -115,7 +115,7 @@ class CrossAttention(nn.Module):
         """Keys and values of the caption, each [B, H, T, K]."""
         k, v = self.to_kv(text_BTC).chunk(2, dim=-1)
         k = self.normalise(k).to(v.dtype)
-        return tuple(t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (k, v))  # type: ignore[return-value]
+        return tuple(t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (k, v))
 
     def forward(self, x_BLD: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask_B11T: Tensor | None) -> Tensor:
         q = self.to_q(x_BLD)

@@ -3,7 +3,9 @@
 Shape suffixes: B batch, L tokens, T caption tokens, C caption width, D width, H heads, K head width.
 """
 
+import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,10 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(hidden, width, bias=False)
         self.gate_proj = nn.Linear(width, hidden, bias=False)
 
+    @property
+    def output(self) -> nn.Linear:
+        return self.down_proj
+
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
@@ -35,6 +41,10 @@ class GELUFeedForward(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
+
+    @property
+    def output(self) -> nn.Linear:
+        return self.fc2
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
@@ -82,6 +92,16 @@ class Block(nn.Module):
         self.ffn_norm1, self.ffn_norm2 = before(width), after()
         self.attention_y_norm = before(config.text_width)
         self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    @torch.no_grad()
+    def scale_initial_weights(self, depth: int) -> None:
+        """Near-zero gates, halved modulation, output maps divided by √(2·depth)."""
+        modulation = cast(nn.Linear, self.ada_lin[1]).weight
+        gates = modulation.shape[0] // 3
+        modulation[:gates] *= 1e-5
+        modulation[gates:] *= 0.5
+        for output in (self.attn.proj, self.cross_attn.proj, self.ffn.output):
+            output.weight /= math.sqrt(2 * depth)
 
     def prepare(self, condition_BD: Tensor, crop_BD: Tensor | None, text_BTC: Tensor) -> BlockCondition:
         """Modulation (AdaLN) and the caption's keys and values."""

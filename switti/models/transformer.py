@@ -9,6 +9,7 @@ T caption tokens, C code width, D width, V vocabulary, K head width.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -127,14 +128,14 @@ class ScaleTransformer(nn.Module):
         nn.init.trunc_normal_(self.pos_start, std=std)
         if not self.config.rope:
             nn.init.trunc_normal_(self.pos_1LC, std=std)
-        width = self.config.width
-        for block in self.blocks:
-            block.ada_lin[1].weight[: 2 * width] *= 1e-5
-            block.ada_lin[1].weight[2 * width :] *= 0.5
-            for output in (block.attn.proj, block.cross_attn.proj, list(block.ffn.children())[1]):
-                output.weight /= math.sqrt(2 * self.config.depth)
-        self.head_nm.ada_lin[1].weight *= 0.5
+        for block in self.typed_blocks:
+            block.scale_initial_weights(self.config.depth)
+        cast(nn.Linear, self.head_nm.ada_lin[1]).weight.mul_(0.5)
         self.head.weight *= 0.02
+
+    @property
+    def typed_blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks))
 
     # ---- conditioning -------------------------------------------------------------------------------------------
 
@@ -156,7 +157,7 @@ class ScaleTransformer(nn.Module):
         text = text_BTC.to(condition.dtype)
         return Condition(
             condition[:, None] + self.pos_start,
-            [block.prepare(condition, crop, text) for block in self.blocks],
+            [block.prepare(condition, crop, text) for block in self.typed_blocks],
             self.head_nm.modulation(condition),
             None if mask_BT is None else mask_BT[:, None, None, :],
         )
@@ -224,7 +225,7 @@ class ScaleTransformer(nn.Module):
             x = x + self.pos_1LC[:, start:stop]
         rotation = Rotation(self.cosine_LK, self.sine_LK).rows(start, stop) if self.config.rope else None
         spans = ((0, stop - start),)
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.typed_blocks):
             x = block.advance(
                 x, condition.blocks[i], condition.mask_B11T, rotation, spans, cache[i] if cache else None
             )

@@ -1,6 +1,5 @@
 """Golden check of the sampler: every case of the published pipeline, scale by scale."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,8 +149,3 @@ def check_sampling(folder: Path, meta: dict[str, Any]) -> list[Check]:
             Check(f"sampling.{name}/{key} not compared", float("inf"), 0.0) for key in left_out
         ]
     return checks
-
-
-def quantity_of(check: Check) -> str:
-    """The quantity without case, scale or block number, for a summary."""
-    return re.sub(r"\.\d+(?=\.|$)", "", check.quantity)

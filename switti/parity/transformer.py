@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from switti.losses import token_losses
 from switti.models.config import GeneratorConfig
@@ -63,8 +63,8 @@ def _record_outputs(model: ScaleTransformer) -> tuple[dict[str, Tensor], list[An
     def note(name: str, flat: bool = False) -> Any:
         return lambda _module, _args, out: seen.__setitem__(name, out)
 
-    targets = {f"out.block.{i}": block for i, block in enumerate(model.blocks)}
-    first = model.blocks[0]
+    targets: dict[str, nn.Module] = {f"out.block.{i}": block for i, block in enumerate(model.typed_blocks)}
+    first = model.typed_blocks[0]
     targets |= {
         "out.block.0.self_attn": first.attn,
         "out.block.0.cross_attn": first.cross_attn,

@@ -40,6 +40,8 @@ def document(study: Study) -> Document:
         sections = [section for section in sections if section.anchor not in ("scales", "captions")]
     labels = label_variants(study.variants)
     title = labels if len(labels) <= _TITLE else f"{len(study.variants)} variants"
+    if len(study.runs) == 1:
+        title = study.runs[0].name
     return Document(f"{study.name}: {title}", lead, sections)
 
 

@@ -55,13 +55,6 @@ _KNOWN: dict[str, tuple[str, Better, Needs, Reduction, str]] = {
     ),
     "train/gradient_norm": ("gradient norm", None, "any", "tail", "global norm before clipping"),
     "train/learning_rate": ("learning rate", None, "any", "last", "of the first parameter group"),
-    "train/codebook_use": (
-        "codebook use",
-        "higher",
-        "any",
-        "last",
-        "share of the codebook that occurs in the tokens",
-    ),
     "norms/last/mean": (
         "last block's activation norm, mean",
         None,
@@ -106,6 +99,13 @@ _KNOWN: dict[str, tuple[str, Better, Needs, Reduction, str]] = {
         "last",
         "generator, all scales, whole batch",
     ),
+    "sampling/seconds_total_stopped_early": (
+        "sampling time of a batch, guidance stopped early",
+        "lower",
+        "cost",
+        "last",
+        "the same with guidance left out at the last two scales, where only the conditional half is computed",
+    ),
     "sampling/seconds_per_picture": (
         "sampling time of a picture",
         "lower",
@@ -128,6 +128,7 @@ _UNITS = {
     "training/seconds": "s",
     "training/peak_gib": "GiB",
     "sampling/seconds_total": "s",
+    "sampling/seconds_total_stopped_early": "s",
     "sampling/seconds_per_picture": "s",
     "sampling/cache_mib": "MiB",
 }
@@ -184,10 +185,15 @@ def describe(name: str) -> Metric:
     if name in _KNOWN:
         title, better, needs, reduction, text = _KNOWN[name]
         return Metric(name, title, better, needs, reduction, text, _UNITS.get(name, ""))
-    for prefix, suffix in (("metrics/", ONLINE), ("evaluation/", ""), ("validation/", "")):
+    for prefix, suffix in (
+        ("metrics/", ONLINE),
+        ("evaluation/", ""),
+        ("validation/", ""),
+        ("train/", ONLINE),
+    ):
         short = name.removeprefix(prefix)
-        if name.startswith(prefix) and (prefix != "validation/" or short in _PICTURES):
-            return _picture_metric(name, short, suffix)
+        if name.startswith(prefix) and (prefix in ("metrics/", "evaluation/") or short in _PICTURES):
+            return _picture_metric(name, short, suffix, "tail" if prefix == "train/" else "last")
     if match := _SCALE.fullmatch(name):
         part, kind, scale = match.groups()
         direction: dict[str, Better] = {"loss": "lower", "accuracy": "higher", "codebook_use": "higher"}
@@ -201,14 +207,14 @@ def describe(name: str) -> Metric:
     return _unknown(name)
 
 
-def _picture_metric(name: str, short: str, suffix: str) -> Metric:
+def _picture_metric(name: str, short: str, suffix: str, reduction: Reduction) -> Metric:
     if short in _PICTURES:
         title, better, text = _PICTURES[short]
-        return Metric(name, title + suffix, better, "pictures", "last", text, _UNITS.get(short, ""))
+        return Metric(name, title + suffix, better, "pictures", reduction, text, _UNITS.get(short, ""))
     if short.startswith("clip_score_"):
         backbone = short.removeprefix("clip_score_")
         text = f"raw cosine of picture and caption, backbone {backbone}; other backbones and scalings do not compare"
-        return Metric(name, f"CLIPScore ({backbone}){suffix}", "higher", "pictures", "last", text)
+        return Metric(name, f"CLIPScore ({backbone}){suffix}", "higher", "pictures", reduction, text)
     return Metric(name, short + suffix, needs="pictures")
 
 

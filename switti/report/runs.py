@@ -38,11 +38,18 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """evaluation.json: metric names are without the prefix `metrics/`."""
+    """evaluation.json: metric names are without the prefix `metrics/`.
+
+    stopped_early: the same sampling with guidance left out at the last scales. pictures, captions: how many were
+    measured, of which split.
+    """
 
     step: int | None
     metrics: dict[str, float]
     sampling: Sampling | None
+    stopped_early: Sampling | None = None
+    pictures: int | None = None
+    captions: str | None = None
 
 
 @dataclass(frozen=True)
@@ -184,7 +191,14 @@ def _evaluation(path: Path) -> Evaluation | None:
         for name, number in metrics.items()
         if isinstance(number, int | float)
     }
-    return Evaluation(value.get("step"), numbers, _sampling(value.get("sampling")))
+    return Evaluation(
+        value.get("step"),
+        numbers,
+        _sampling(value.get("sampling")),
+        _sampling(value.get("sampling_stopped_early")),
+        value.get("pictures"),
+        value.get("captions"),
+    )
 
 
 def _sampling(value: dict[str, Any] | None) -> Sampling | None:

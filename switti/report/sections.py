@@ -40,9 +40,14 @@ def metrics_section(study: Study) -> Section:
         section.blocks.append(Text(text, "warning"))
     if len(study.variants) > 1:
         section.blocks += [Text(pairs_note(study), "note"), *refusals(study, names)]
-    if not any(run.evaluation for run in study.runs):
+    if not any(run.evaluation for run in study.runs) and not _of_tokenizers(study):
         section.blocks.append(_no_evaluation("Metrics on the whole validation set"))
     return section
+
+
+def _of_tokenizers(study: Study) -> bool:
+    """Tokenizer runs sample nothing, and their validation is the evaluation."""
+    return study.runs[0].record.get("task") == "tokenizer"
 
 
 def _no_evaluation(what: str) -> Text:
@@ -125,7 +130,7 @@ def cost_section(study: Study) -> Section:
     if figure := sampling_figure(study):
         section.blocks.append(figure)
     measured = [run.evaluation.sampling for run in study.runs if run.evaluation and run.evaluation.sampling]
-    if not measured:
+    if not measured and not _of_tokenizers(study):
         section.blocks.append(_no_evaluation("Sampling time and cache"))
     if len(stops := {show(sampling.guidance_stop) for sampling in measured}) > 1:
         text = f"Guidance stops at different scales ({', '.join(sorted(stops))}), which is part of the difference."

@@ -155,7 +155,7 @@ def sort_values(values: Iterable[Any]) -> list[Any]:
 
 def _study_name(runs: list[Run]) -> str:
     names = {str(run.record.get("study") or "") for run in runs}
-    return names.pop() if len(names) == 1 and "" not in names else f"{len(runs)} runs"
+    return names.pop() if len(names) == 1 and "" not in names else "Runs"
 
 
 def obstacle(metric: Metric, a: Run, b: Run) -> str | None:

@@ -46,6 +46,8 @@ def single_numbers(run: Run) -> dict[str, float]:
             numbers["sampling/seconds_total"] = total
             numbers["sampling/seconds_per_picture"] = _scaled(total, sampling.batch)
             numbers["sampling/cache_mib"] = _scaled(sampling.cache_bytes, 2**20)
+        if early := run.evaluation.stopped_early:
+            numbers["sampling/seconds_total_stopped_early"] = early.seconds_total
     return {name: float(value) for name, value in numbers.items() if value is not None}
 
 
@@ -141,6 +143,12 @@ def _unequal_evaluation(name: str, a: Run, b: Run) -> str | None:
     if not name.startswith(("evaluation/", "sampling/")) or not (a.evaluation and b.evaluation):
         return None
     if name.startswith("evaluation/"):
-        return None if a.evaluation.step == b.evaluation.step else "evaluated at different steps"
+        if a.evaluation.step != b.evaluation.step:
+            return "evaluated at different steps"
+        same = (a.evaluation.pictures, a.evaluation.captions) == (
+            b.evaluation.pictures,
+            b.evaluation.captions,
+        )
+        return None if same else "evaluated on different captions or numbers of pictures"
     batches = [run.evaluation.sampling.batch for run in (a, b) if run.evaluation and run.evaluation.sampling]
     return "sampled with different batch sizes" if len(set(batches)) > 1 else None

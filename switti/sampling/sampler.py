@@ -5,6 +5,7 @@ Shape suffixes: B pictures, P tokens of a scale, V vocabulary, C code width, T c
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -112,7 +113,9 @@ def sample_latent(
         guided = plan.combine(logits, batch, scale)
         drawn = noise(scale, (guided.shape[1], guided.shape[2]))
         tokens, soft, guided = _choose(config, plan, pyramid.ratio(scale), scale, guided, drawn)
-        codes = soft @ quantizer.embedding.weight if tokens is None else quantizer.embed(tokens)
+        codes = (
+            soft @ quantizer.embedding.weight if soft is not None else quantizer.embed(cast(Tensor, tokens))
+        )
         latent = quantizer.accumulate(scale, latent, codes)
         if scale + 1 < pyramid.count:
             rows = quantizer.next_input(scale, latent)

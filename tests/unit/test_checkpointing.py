@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks.checkpointing import (
     AtomicCheckpointIO,
-    Interrupted,
     build_checkpoint_callback,
     damage,
     find_resume,
 )
 from callbacks.config import CallbacksConfig
+from callbacks.stopping import Interrupted
 from switti.errors import UserError
 
 
@@ -54,6 +54,14 @@ class At(Callback):
     def on_train_batch_start(self, trainer: Trainer, *args: object) -> None:
         if trainer.global_step == self.step:
             self.action()
+
+
+@pytest.fixture(autouse=True)
+def _own_signals():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def data() -> DataLoader:
@@ -122,11 +130,11 @@ def test_a_damaged_newest_is_passed_over_and_named(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_after_the_step_and_the_resume_is_exact(tmp_path: Path, number: int) -> None:
     whole = train(tmp_path / "whole", 12)
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(Interrupted) as caught:
         train(tmp_path / "cut", 12, At(4, lambda: os.kill(os.getpid(), number)))
     assert caught.value.code == 128 + number
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):  # deferred no longer
+        os.kill(os.getpid(), number)
     assert find_resume(tmp_path / "cut") == tmp_path / "cut" / "checkpoints" / "step_000005.ckpt"
     rest = train(tmp_path / "cut", 12, resume=True)
     assert rest.losses == whole.losses[5:]  # bit for bit
@@ -139,6 +147,45 @@ def test_a_signal_waits_for_the_end_of_an_accumulated_step(tmp_path: Path) -> No
     assert find_resume(tmp_path / "cut") == tmp_path / "cut" / "checkpoints" / "step_000003.ckpt"
     rest = train(tmp_path / "cut", 6, accumulate=2, resume=True)
     assert rest.losses == whole.losses[6:]
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(SystemExit) as caught:
+        train(tmp_path, 12, At(4, twice))
+    assert not isinstance(caught.value, Interrupted)
+    assert caught.value.code == 1
+    assert names(tmp_path) == ["last.ckpt", "step_000003.ckpt"]
+
+
+GROUP = """
+import sys, time, torch, test_checkpointing as t
+from pathlib import Path
+t.data = lambda: t.DataLoader(t.TensorDataset(torch.zeros(4000, 1)), num_workers=2)
+t.train(Path(sys.argv[1]), 3000, t.At(3, lambda: print("ready", flush=True)), every=1000)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_spares_the_data_workers(tmp_path: Path, root: Path, number: int) -> None:
+    """A terminal's Ctrl-C reaches every process; a worker that died would turn the stop into a failure."""
+    path = os.pathsep.join([str(root), str(Path(__file__).parent)])
+    child = subprocess.Popen(
+        [sys.executable, "-c", GROUP, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    assert child.stdout is not None
+    assert "ready" in child.stdout.readline()
+    os.killpg(child.pid, number)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 128 + number, errors
+    resumable = find_resume(tmp_path)
+    assert resumable is not None
+    assert 4 <= step_of(resumable) < 3000
 
 
 def test_a_failure_saves_nothing(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Variants, pairs and paired differences of runs with known numbers."""
 
+import json
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -189,3 +190,22 @@ def test_two_variants_share_one_table(make: Make) -> None:
     assert table.rows == (
         ("validation loss ↓", "2.50 ± 0.71", "2.12 ± 0.53", "−0.375", "[−0.500, −0.250]", "2"),
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({}, ""), ({"step": 10}, "different steps"), ({"pictures": 64}, "numbers of pictures")],
+)
+def test_evaluations_under_other_circumstances(make: Make, change: dict[str, Any], reason: str) -> None:
+    runs = []
+    for visibility in ("causal", "non_causal"):
+        path = make(visibility, 0, 1.0).path
+        value = maker.evaluation(visibility, 0, [1, 2]) | (change if visibility == "causal" else {})
+        (path / "evaluation.json").write_text(json.dumps(value))
+        runs.append(read_run(path))
+    study = group(runs)
+    d = difference(study, study.variants[1], "evaluation/fid_alexnet")
+    assert (d.paired is None) == bool(reason) and reason in d.reason
+    early = difference(study, study.variants[1], "sampling/seconds_total_stopped_early")
+    seconds = [0.7 * sum(run.evaluation.sampling.seconds_per_scale) for run in study.runs]
+    assert early.paired.mean == pytest.approx(seconds[1] - seconds[0])

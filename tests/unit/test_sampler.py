@@ -68,7 +68,8 @@ def test_gumbel_mixture_hardens_along_the_scales() -> None:
 
 def test_guidance_plan_by_hand() -> None:
     plan = GuidancePlan.of(
-        SamplingConfig(guidance=6.0, guidance_start=1, guidance_stop=3, late_temperature=0.5), Pyramid((1, 2, 3, 4, 5))
+        SamplingConfig(guidance=6.0, guidance_start=1, guidance_stop=3, late_temperature=0.5),
+        Pyramid((1, 2, 3, 4, 5)),
     )
     assert plan.strengths == pytest.approx((0.0, 1.5, 3.0, 0.0, 0.0))
     assert [plan.needs_unconditional(k, causal=False) for k in range(5)] == [False, True, True, False, False]
@@ -81,7 +82,9 @@ def test_guidance_plan_by_hand() -> None:
 def build(visibility: str) -> tuple[ScaleTransformer, RQVAE]:
     torch.manual_seed(0)
     tokenizer = RQVAE(
-        RQVAEConfig(scales=SCALES, codebook_size=48, code_width=8, channels=32, multipliers=[1, 1], residual_blocks=1)
+        RQVAEConfig(
+            scales=SCALES, codebook_size=48, code_width=8, channels=32, multipliers=[1, 1], residual_blocks=1
+        )
     ).eval()
     model = ScaleTransformer(
         GeneratorConfig(

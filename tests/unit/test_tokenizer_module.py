@@ -16,7 +16,7 @@ from lightning_modules.tokenizer_config import TokenizerLossConfig
 from switti.errors import UserError
 from switti.models.codebook import draw_rows, entropy, kmeans, token_counts
 from switti.models.config import RQVAEConfig
-from switti.models.rqvae import load_rqvae
+from switti.models.rqvae import RQVAE, load_rqvae
 from switti.reconstruction import psnr, reconstruction_losses, ssim
 from switti.scales import Pyramid
 
@@ -247,3 +247,38 @@ def test_rows_are_drawn_without_repetition_if_possible() -> None:
 def test_bad_settings(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         TokenizerLossConfig(**settings).validate("tokenizer_loss")
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_ranks_keep_one_codebook(tmp_path: Path) -> None:
+    """Two ranks with different pictures: first codes and restarts are rank 0's, dead is what no rank used."""
+    module = build(max_steps=3, restart_dead_every=1, restart_until=1.0)
+    fit(
+        module,
+        tmp_path,
+        limit_val_batches=0,
+        devices=2,
+        strategy="ddp_spawn",
+        callbacks=[SaveCodes(tmp_path)],
+    )
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert not torch.equal(first["hits"], torch.zeros(64))
+    for key in first:
+        torch.testing.assert_close(first[key], second[key], rtol=0, atol=0, msg=key)
+
+
+class SaveCodes(pl.Callback):
+    """What each rank ends with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        model = pl_module.rqvae
+        assert isinstance(model, RQVAE)
+        found = {
+            "codes": model.quantize.embedding.weight.detach(),
+            "hits": model.quantize.ema_vocab_hit_SV[1],
+        }
+        torch.save(found, self.folder / f"{trainer.global_rank}.pt")

@@ -62,14 +62,18 @@ def inputs(batch: int = 3, seed: int = 1) -> dict[str, torch.Tensor]:
 def test_attention_by_scale_equals_dense_mask(visibility: str) -> None:
     pyramid = Pyramid(tuple(SCALES))
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, 3, pyramid.length, 8, generator=generator, dtype=torch.float64) for _ in range(3))
+    q, k, v = (
+        torch.randn(2, 3, pyramid.length, 8, generator=generator, dtype=torch.float64) for _ in range(3)
+    )
     found = attend_by_scale(q, k, v, pyramid.spans, visibility)
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=pyramid.dense_mask(visibility))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("visibility", ["causal", "non_causal"])
-@pytest.mark.parametrize("ladder", [{}, {"norms": "pre", "ffn": "gelu"}, {"crop_condition": False, "rope": False}])
+@pytest.mark.parametrize(
+    "ladder", [{}, {"norms": "pre", "ffn": "gelu"}, {"crop_condition": False, "rope": False}]
+)
 def test_training_equals_sampling(visibility: str, ladder: dict) -> None:
     """All scales at once and scale by scale give the same logits."""
     built, given = model(visibility=visibility, **ladder), inputs()
@@ -91,7 +95,10 @@ def influence(built: ScaleTransformer, source: int) -> list[bool]:
         before = built(**given)
         given["x_BMC"][:, start - 1 : stop - 1] += 1.0
         after = built(**given)
-    return [not torch.equal(a, b) for a, b in zip(built.pyramid.split(before), built.pyramid.split(after), strict=True)]
+    return [
+        not torch.equal(a, b)
+        for a, b in zip(built.pyramid.split(before), built.pyramid.split(after), strict=True)
+    ]
 
 
 def test_variant_reaches_the_attention_that_runs() -> None:
@@ -100,7 +107,9 @@ def test_variant_reaches_the_attention_that_runs() -> None:
     assert influence(model(visibility="causal"), 2) == [False, False, True, True]
 
 
-def test_no_attention_call_spans_more_than_one_scale_without_causality(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_attention_call_spans_more_than_one_scale_without_causality(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen = []
     original = F.scaled_dot_product_attention
 

@@ -181,7 +181,13 @@ def evaluation(visibility: str, seed: int, sides: list[int]) -> dict[str, Any]:
             "guidance_stop": 8,
             "cache_bytes": 310 * 2**20 if causal else 0,
         },
+        "sampling_stopped_early": {
+            "seconds_per_scale": seconds,
+            "seconds_total": 0.7 * sum(seconds),
+            "batch": 8,
+        },
         "pictures": 512,
+        "captions": "validation",
     }
 
 
