@@ -41,7 +41,7 @@ class Evaluation:
     """evaluation.json: metric names are without the prefix `metrics/`.
 
     stopped_early: the same sampling with guidance left out at the last scales. pictures, captions: how many were
-    measured, of which split.
+    measured, of which split. settings: of the sampler, as they were for the evaluation.
     """
 
     step: int | None
@@ -50,6 +50,7 @@ class Evaluation:
     stopped_early: Sampling | None = None
     pictures: int | None = None
     captions: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,7 @@ def _evaluation(path: Path) -> Evaluation | None:
         _sampling(value.get("sampling_stopped_early")),
         value.get("pictures"),
         value.get("captions"),
+        value.get("settings") or {},
     )
 
 

@@ -40,6 +40,11 @@ def metrics_section(study: Study) -> Section:
         section.blocks.append(Text(text, "warning"))
     if len(study.variants) > 1:
         section.blocks += [Text(pairs_note(study), "note"), *refusals(study, names)]
+    settings = [run.evaluation.settings for run in study.runs if run.evaluation]
+    keys = sorted({key for chosen in settings for key in chosen})
+    if unlike := [key for key in keys if len({show(chosen.get(key)) for chosen in settings}) > 1]:
+        text = f"The evaluations sampled with different settings: {', '.join(unlike)}."
+        section.blocks.append(Text(text, "warning"))
     if not any(run.evaluation for run in study.runs) and not _of_tokenizers(study):
         section.blocks.append(_no_evaluation("Metrics on the whole validation set"))
     return section

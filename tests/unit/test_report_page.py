@@ -152,10 +152,15 @@ def test_only_common_pictures_are_shown(tmp_path: Path) -> None:
         run = maker.write_run(
             tmp_path / "s" / visibility, maker.config(visibility, 0, visibility), maker.record(visibility, 0)
         )
+        settings = {"guidance": 4.0 if visibility == "causal" else 6.0, "top_k": 400}
+        (run / "evaluation.json").write_text(
+            json.dumps({"step": 1, "metrics": {"fid": 1.0}, "settings": settings})
+        )
         maker.write_samples(run, prompts, [1 if prompt == "blue" else 0 for prompt in prompts])
     compare.main([str(tmp_path / "s")])
     text = (tmp_path / "s" / "report" / "index.html").read_text()
     assert [alt.rpartition(": ")[2] for alt in Page(text).alts] == ["blue", "blue"]
+    assert "The evaluations sampled with different settings: guidance." in text
     assert "captions or picture seeds differ between variants; 1 are common and shown" in text
 
 
