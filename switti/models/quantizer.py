@@ -89,7 +89,7 @@ class Quantized(NamedTuple):
 class MultiScaleQuantizer(nn.Module):
     """Quantises a latent as a sum of up-sampled token maps, coarse to fine."""
 
-    ema_vocab_hit_SV: Tensor  # noqa: N815 (the published name)
+    ema_vocab_hit_SV: Tensor
 
     def __init__(
         self,
@@ -107,6 +107,9 @@ class MultiScaleQuantizer(nn.Module):
         self.phi_index = phi_indices(pyramid, phi_count)
         self.hit_updates = 0
         self.quant_resi = SharedPhi(code_width, phi_count, phi_ratio)
+        for j in set(range(phi_count)) - set(self.phi_index):
+            # Fewer scales than convolutions: the rest never gets a gradient, which data-parallel training refuses.
+            self.quant_resi.qresi_ls[j].requires_grad_(False)
         self.register_buffer("ema_vocab_hit_SV", torch.zeros(pyramid.count, codebook_size))
         self.embedding = nn.Embedding(codebook_size, code_width)
 
