@@ -110,7 +110,9 @@ def test_every_shipped_config_opens_with_its_description(path: Path) -> None:
     header = lines[: next(number for number, line in enumerate(lines) if not line.startswith("#"))]
     assert len(header) >= 2
     if path.parts[0] in ("generator", "tokenizer", "studies"):
-        assert any("python -m experiments." in line for line in header)
+        assert any(
+            "python -m experiments." in line or "base: " in line for line in header
+        )  # run it, or build on it
 
 
 @pytest.mark.parametrize("command", COMMANDS)
