@@ -92,7 +92,10 @@ def train(config: RunConfig) -> None:
     folder = config.run_dir
     if (folder / "config.yaml").is_file():
         check_resumable(config, folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"runs_dir={config.runs_dir}: cannot create {folder}: {error.strerror}") from error
 
     from lightning.pytorch import seed_everything
 
