@@ -89,7 +89,7 @@ class OnlineMetrics(Callback):
         if trainer.global_step != self._done_step:
             self._measure(trainer, pl_module)
 
-    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+    def _measure(self, trainer: Trainer, pl_module: Any) -> dict[str, float]:
         if self.metrics is None:
             raise RuntimeError("measured before on_train_start")
         self._done_step = trainer.global_step

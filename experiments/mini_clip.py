@@ -3,7 +3,7 @@
 Trains the two heads of the small dual encoder behind `mini_clip_score` on a captioned data set (InfoNCE on frozen
 MiniLM and AlexNet features, computed once) and writes weights, config and a README with measured numbers.
 
-About three minutes on two CPU cores for the emoji set.
+About four minutes of CPU time for the emoji set. Beside other busy processes set OMP_NUM_THREADS=1.
 """
 
 import argparse
