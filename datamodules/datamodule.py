@@ -180,6 +180,7 @@ class ShardDataModule(LightningDataModule):
             "num_workers": self.config.workers,
             "collate_fn": partial(collate, store=store),
             "pin_memory": torch.cuda.is_available(),
+            "worker_init_fn": outlive_signals if self.config.workers else None,
         }
 
     def advance(self, samples: int | None = None) -> None:
@@ -198,3 +199,10 @@ class ShardDataModule(LightningDataModule):
                 f"data.train had {before} samples when the checkpoint was written and has {now} now: the order goes "
                 "on at the same position, but is another one"
             )
+
+
+def outlive_signals(_worker: int) -> None:
+    """Workers ignore what a scheduler or a terminal sends to the whole process group: the training process decides
+    when the run stops, after a last step that needs them."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
