@@ -54,7 +54,7 @@ class TokenizerModule(pl.LightningModule):
             self.rqvae = RQVAE(tokenizer)
         self.ema_rqvae = copy.deepcopy(self.rqvae).eval().requires_grad_(False) if averaged else None
         size = tokenizer.codebook_size
-        self._restarted_at = 0
+        self._cared_at = -1
         self.register_buffer("window_hits", torch.zeros(size))
         counts_SV = torch.zeros(len(tokenizer.scales), size)
         self.register_buffer("validation_counts", counts_SV, persistent=False)
@@ -96,13 +96,35 @@ class TokenizerModule(pl.LightningModule):
         return torch.where(mirrored_B[:, None, None, None], image_B3HW.flip(-1), image_B3HW)
 
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """First codes from the first batch of a new run."""
-        if self.trainer.global_step or batch_idx or self.loss_config.init_codebook == "random":
+        """First codes from the first batch; every so many optimiser steps dead codes get a new start.
+
+        Before a step, not after one: checkpoints are written in between, and a resumed run must do the same.
+        """
+        config, step = self.loss_config, self.trainer.global_step
+        if step == self._cared_at:  # gradients are still accumulating
             return
-        rows_RC, generator = self._residual_rows(batch), self._generator()
+        self._cared_at = step
+        if step == 0:
+            if config.init_codebook != "random":
+                self._initialise_codes(batch)
+        elif config.restart_dead_every and step % config.restart_dead_every == 0:
+            if step <= config.restart_until * self.max_steps:
+                self._restart_dead_codes(batch)
+            self.window_hits.zero_()
+
+    def _initialise_codes(self, batch: Mapping[str, Any]) -> None:
         first = kmeans if self.loss_config.init_codebook == "kmeans" else draw_rows
         size = self.rqvae.config.codebook_size
-        self._replace_codes(torch.ones(size, dtype=torch.bool), first(rows_RC, size, generator))
+        codes_VC = first(self._residual_rows(batch), size, self._generator())
+        self._replace_codes(torch.ones(size, dtype=torch.bool), codes_VC)
+
+    def _restart_dead_codes(self, batch: Mapping[str, Any]) -> None:
+        hits_V = self.trainer.strategy.reduce(self.window_hits.clone(), reduce_op="sum")
+        dead_V = hits_V == 0
+        dead = int(dead_V.sum())
+        if dead:
+            self._replace_codes(dead_V, draw_rows(self._residual_rows(batch), dead, self._generator()))
+        self.log("train/restarted_codes", float(dead))
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         image_B3HW = self._pictures(batch)
@@ -140,23 +162,6 @@ class TokenizerModule(pl.LightningModule):
         limit = gradient_clip_val or float("inf")
         self.log("train/gradient_norm", nn.utils.clip_grad_norm_(self.rqvae.parameters(), limit))
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
-
-    def on_train_batch_end(self, outputs: Any, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Dead codes get a new start every so many optimiser steps."""
-        every, step = self.loss_config.restart_dead_every, self.trainer.global_step
-        # The step stands still while gradients accumulate.
-        if not every or step % every or step in (0, self._restarted_at):
-            return
-        self._restarted_at = step
-        if step > self.loss_config.restart_until * self.max_steps:
-            return
-        hits_V = self.trainer.strategy.reduce(self.window_hits.clone(), reduce_op="sum")
-        dead_V = hits_V == 0
-        dead = int(dead_V.sum())
-        if dead:
-            self._replace_codes(dead_V, draw_rows(self._residual_rows(batch), dead, self._generator()))
-        self.window_hits.zero_()
-        self.log("train/restarted_codes", float(dead))
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.trainer.global_step)
