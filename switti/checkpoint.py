@@ -1,18 +1,132 @@
-"""Weights from files into models: nothing is skipped silently, nothing executable is read."""
+"""Weights from files into models: nothing is skipped silently, nothing executable is read.
+
+Shape suffixes: N scales, D width.
+"""
 
 import pickle
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from switti.errors import UserError
+from switti.files import atomic_write
+from switti.models.config import GeneratorConfig
+from switti.models.crop import FourierFeatures
+from switti.models.norm import RMSNorm
+from switti.models.transformer import ScaleTransformer
+from switti.scales import Pyramid
 
 SHOWN = 6
+TORCH_FILES = (".ckpt", ".pth", ".pt", ".bin")
+WEIGHT_FILES = (".safetensors", *TORCH_FILES)
 
 
-def mismatches(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
+class WeightsError(UserError):
+    """Weights that do not fit a model. details: every missing, unexpected and misshapen key, in words."""
+
+    def __init__(self, source: str, details: list[str]) -> None:
+        more = f"; and {len(details) - SHOWN} more" if len(details) > SHOWN else ""
+        count = f"{len(details)} key{'s' if len(details) != 1 else ''}"
+        shown = "; ".join(details[:SHOWN])
+        super().__init__(f"{source} does not fit these settings ({count}): {shown}{more}")
+        self.details = details
+
+
+# ---- reading ----------------------------------------------------------------------------------------------------
+
+
+def read_torch(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """A file written by torch.save, without running any code that it may carry.
+
+    mmap: tensors stay on disk until they are read. Raises UserError if the file is missing, cut off, no such file, or
+    holds anything but plain data and tensors.
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}")
+    whole = zipfile.is_zipfile(path)
+    if not whole and _starts_with(path, b"PK"):
+        raise UserError(f"{path} is no readable checkpoint: it is cut off; copy or download it again")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and whole)
+    except (
+        RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError, ValueError,
+        AttributeError, IndexError, TypeError, UnicodeDecodeError,
+    ) as error:  # fmt: skip
+        raise UserError(f"{path} is no readable checkpoint: {_reason(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no checkpoint: it holds a {type(content).__name__}")
+    return content
+
+
+def _starts_with(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(len(magic)) == magic
+
+
+def _reason(error: Exception) -> str:
+    """One line. torch answers a pickle that wants to call something with a page of advice to allow it."""
+    text = str(error).strip()
+    if "Weights only load failed" not in text:
+        return next(iter(text.splitlines()), type(error).__name__)
+    wanted = re.search(r"GLOBAL ([\w.]+)", text)
+    if wanted is None:
+        return "it is damaged or was not written by torch.save"
+    return f"it would run code ({wanted.group(1)}) when loaded, which is refused; ask for plain tensors"
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a .safetensors file or of a flat state dict written by torch.save (.pth, .pt, .bin, .ckpt).
+
+    A dict around it under "state_dict" (Lightning) is opened; tensors are mapped, not copied, until they are used.
+    Raises UserError for a file that is missing, cut off, of another kind or carries code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no weights {path}")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{path} is no whole safetensors file ({reason}); copy or download it again"
+            ) from error
+    if path.suffix not in TORCH_FILES:
+        raise UserError(f"{path} is no weights file; known are {', '.join(WEIGHT_FILES)}")
+    content = read_torch(path, mmap=True)
+    state = content.get("state_dict", content)
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(
+            f"{path} holds no weights but {', '.join(list(map(str, content))[:SHOWN]) or 'nothing'}"
+        )
+    return dict(state)
+
+
+def write_weights(path: str | Path, state: Mapping[str, Tensor]) -> None:
+    """A safetensors file, whole or not at all. Tensors that share memory are written each for itself."""
+    plain = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    with atomic_write(path) as temporary:
+        save_file(plain, temporary, metadata={"format": "pt"})
+
+
+def sub_state(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries below a module name, without it."""
+    return {
+        key.removeprefix(f"{prefix}."): value for key, value in state.items() if key.startswith(f"{prefix}.")
+    }
+
+
+# ---- into models ------------------------------------------------------------------------------------------------
+
+
+def mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
     """Every missing, unexpected and misshapen key, in words."""
     problems = [f"{key} is missing" for key in expected if key not in found]
     problems += [f"{key} is unexpected" for key in found if key not in expected]
@@ -24,34 +138,88 @@ def mismatches(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[st
     return problems
 
 
-def fill(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Loads `state` whole or raises UserError naming `source` and what does not fit."""
-    problems = mismatches(model.state_dict(), state)
-    if problems:
-        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise UserError(f"{source} does not fit these settings: {'; '.join(problems[:SHOWN])}{more}")
-    model.load_state_dict(state)
+def fill(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Loads `state` whole, in the model's own types, or raises WeightsError naming `source` and what does not fit.
 
-
-def read_torch(path: Path) -> dict[str, Any]:
-    """A file written by torch.save, without running any code that it may carry.
-
-    Raises UserError if it is missing, cut off, no such file, or holds anything but plain data and tensors.
+    A model on the meta device takes the tensors over instead of copying them, so that no second set is ever held.
     """
-    if not path.is_file():
-        raise UserError(f"no checkpoint {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError, ValueError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{path} is no readable checkpoint: {reason}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is no checkpoint: it holds a {type(content).__name__}")
-    return content
+    expected = model.state_dict()
+    problems = mismatches(expected, state)
+    if problems:
+        raise WeightsError(source, problems)
+    empty = any(value.is_meta for value in expected.values())
+    model.load_state_dict({key: state[key].to(expected[key].dtype) for key in expected}, assign=empty)
 
 
-def sub_state(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries below a module name, without it."""
-    return {
-        key.removeprefix(f"{prefix}."): value for key, value in state.items() if key.startswith(f"{prefix}.")
-    }
+def build_empty(config: GeneratorConfig, dtype: torch.dtype = torch.float32) -> ScaleTransformer:
+    """A transformer without weights (on the meta device) in its final type, for `fill` or `random_weights`.
+
+    2.5 B parameters in bfloat16 so take 5 GB and never 10. The crop frequencies stay float32, and the tables that no
+    file stores are real from the start.
+    """
+    with torch.device("meta"):
+        model = ScaleTransformer(config)
+    model.to(dtype)
+    model._add_tables(torch.device("cpu"))
+    return model
+
+
+@torch.no_grad()
+def random_weights(
+    model: ScaleTransformer, seed: int, device: torch.device | str = "cpu"
+) -> ScaleTransformer:
+    """Fresh initial weights for a model of `build_empty`, in its own type: to measure speed and memory without files.
+
+    The same seed gives the same weights on one device and type; the global random state stays as it was.
+    """
+    model.to_empty(device=device)
+    model._add_tables(torch.device(device))  # `to_empty` emptied them as well
+    devices = [device] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            if isinstance(module, RMSNorm):
+                nn.init.ones_(module.weight)
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+            elif isinstance(module, FourierFeatures):
+                nn.init.normal_(module.weight)
+        for block in model.blocks:
+            if isinstance(block.crop_cond_scales, Tensor):
+                nn.init.zeros_(block.crop_cond_scales)
+        model.reset_parameters()
+    return model
+
+
+# ---- from one pyramid to another --------------------------------------------------------------------------------
+
+
+def nearest_levels(old_scales: Sequence[int], new_scales: Sequence[int]) -> list[int]:
+    """For each new scale the old one at the nearest progress r = k / (N − 1); the coarser one on ties."""
+    old, new = Pyramid(tuple(old_scales)), Pyramid(tuple(new_scales))
+    return [min(range(old.count), key=lambda j: abs(old.ratio(j) - new.ratio(k))) for k in range(new.count)]
+
+
+def resize_levels(
+    state: Mapping[str, Tensor], old_scales: Sequence[int], new_scales: Sequence[int]
+) -> dict[str, Tensor]:
+    """A generator's weights for another pyramid, as when training goes on at a higher resolution.
+
+    The rotary embedding is normalised, so nothing else depends on the sides. Each row of the level embedding
+    [N, D] is taken from the scale at the nearest progress r = k / (N − 1): coarsest to coarsest, finest to finest, and
+    pyramids of one length (256 and 512 px) keep every row. Raises UserError for learned absolute positions and for
+    another side of the first scale, which cannot be carried over.
+    """
+    if list(old_scales) == list(new_scales):
+        return dict(state)
+    if "pos_1LC" in state:
+        raise UserError(
+            f"model.rope=false: learned positions of scales {list(old_scales)} do not fit {list(new_scales)}; "
+            "only weights with rotary embedding change resolution"
+        )
+    if old_scales[0] != new_scales[0]:
+        raise UserError(
+            f"model.scales={list(new_scales)} must begin with {old_scales[0]} as the given weights do"
+        )
+    rows_N = torch.tensor(nearest_levels(old_scales, new_scales))
+    return {**state, "lvl_embed.weight": state["lvl_embed.weight"][rows_N]}

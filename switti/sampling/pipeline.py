@@ -1,8 +1,11 @@
 """Prompts to pictures in one call."""
 
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -10,19 +13,25 @@ from torch import Tensor
 from tqdm import tqdm
 
 from switti.errors import UserError
+from switti.hub import upload
 from switti.models.rqvae import RQVAE
-from switti.models.text.base import TextEncoder
+from switti.models.text.base import TextEmbedding, TextEncoder, build_text_encoder
+from switti.models.text.config import TextConfig
 from switti.models.transformer import ScaleTransformer
 from switti.sampling.config import SamplingConfig
+from switti.sampling.exported import Parts, read_parts, write_parts
 from switti.sampling.pictures import to_pil
-from switti.sampling.sampler import PictureNoise, ScaleTrace, sample_latent
+from switti.sampling.sampler import PictureNoise, PromptSwitch, ScaleTrace, sample_latent
+
+Seed = int | torch.Generator
 
 
 @dataclass
 class SwittiPipeline:
     """Text encoder, scale transformer and tokenizer together.
 
-    autocast: run the transformer and the decoder in bfloat16 mixed precision.
+    autocast: run the transformer and the decoder in bfloat16 mixed precision. text_config: how the text encoder was
+    built, which `save_pretrained` writes down.
     """
 
     generator: ScaleTransformer
@@ -30,10 +39,70 @@ class SwittiPipeline:
     text_encoder: TextEncoder
     sampling: SamplingConfig
     autocast: bool = False
+    text_config: TextConfig | None = None
 
     @property
     def device(self) -> torch.device:
         return self.generator.pos_start.device
+
+    # ---- files and hubs -----------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        tokenizer: str | Path | None = None,
+        text_encoder: TextEncoder | None = None,
+        autocast: bool | None = None,
+        revision: str | None = None,
+    ) -> "SwittiPipeline":
+        """An exported folder, published weights (folder or file), or a hub id of either, such as yresearch/Switti.
+
+        dtype: of the transformer's weights (None: as exported; float32 for published ones). tokenizer, text_encoder:
+        instead of the source's own, or of the released ones. autocast: instead of what the source says.
+        Raises UserError naming what is missing and the remedy.
+        """
+        parts = read_parts(source, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision)
+        encoder = build_text_encoder(parts.text, device) if text_encoder is None else text_encoder
+        mixed = parts.autocast if autocast is None else autocast
+        return cls(parts.generator, parts.tokenizer, encoder, parts.sampling, mixed, parts.text)
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> None:
+        """Write a folder that `from_pretrained` reads: whole, or not at all. It must be empty or not exist.
+
+        dtype: of the transformer's weights on disk; crop frequencies and tokenizer stay float32.
+        """
+        if self.text_config is None:
+            raise UserError("this pipeline does not know its text encoder's settings; set text_config")
+        parts = Parts(
+            self.generator, self.tokenizer, self.text_config, self.sampling, self.autocast, details or {}
+        )
+        write_parts(folder, parts, dtype)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        dtype: torch.dtype | None = None,
+        private: bool = False,
+        message: str = "Upload pipeline",
+    ) -> str:
+        """The same folder as one commit to a hub repository (made if need be). Returns the commit's address."""
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "pipeline"
+            self.save_pretrained(folder, dtype=dtype)
+            return upload(folder, repo_id, private=private, message=message)
+
+    # ---- sampling -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def __call__(
@@ -42,50 +111,127 @@ class SwittiPipeline:
         *,
         num_images_per_prompt: int = 1,
         seeds: Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         sampling: SamplingConfig | None = None,
-        negative_prompt: str = "",
+        negative_prompt: str | Sequence[str] = "",
+        switch_prompts: str | Sequence[str] | None = None,
+        switch_scale: int | None = None,
         crop: tuple[int, int, int, int] = (512, 512, 0, 0),
         batch_size: int = 8,
-        output_type: Literal["pil", "pt"] = "pil",
+        output_type: Literal["pil", "pt", "latent"] = "pil",
         callback_on_scale_end: Callable[[ScaleTrace], None] | None = None,
         progress: bool = False,
+        **changes: Any,
     ) -> list[Image.Image] | Tensor:
         """Pictures in the order of the prompts, all of one prompt together.
 
-        seeds: one a picture (default 0, 1, …); a picture depends on its prompt, seed and settings alone.
-        negative_prompt: what guidance leads away from. crop: (height, width, top, left) of the crop condition.
-        Returns PIL pictures, or with output_type "pt" a tensor [B, 3, H, W] in [0, 1].
+        A picture depends on its prompt, seed and settings alone, not on its batch. seeds: one a picture (default 0, 1,
+        …). generator: a CPU generator a picture, equal to giving their seeds; a single one draws a seed for each.
+        sampling: instead of the pipeline's; **changes: single fields of it, such as guidance=6.0 or top_k=100.
+        negative_prompt: what guidance leads away from, one for all or one a prompt. switch_prompts: the captions that
+        are followed from scale `switch_scale` on (Section 3.4). crop: (height, width, top, left) of the crop condition.
+        Returns PIL pictures; with output_type "pt" a tensor [B, 3, H, W] in [0, 1], with "latent" what the tokenizer
+        decodes, [B, C, H, W]. Raises UserError for lists of different lengths and settings out of range.
         """
+        for name, number in (("num_images_per_prompt", num_images_per_prompt), ("batch_size", batch_size)):
+            if number < 1:
+                raise UserError(f"{name}={number} must be at least 1")
+        if output_type not in ("pil", "pt", "latent"):
+            raise UserError(f"output_type={output_type!r} must be pil, pt or latent")
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
             raise UserError("no prompt given")
-        captions = [prompt for prompt in prompts for _ in range(num_images_per_prompt)]
-        seeds = list(range(len(captions))) if seeds is None else list(seeds)
-        if len(seeds) != len(captions):
-            raise UserError(f"{len(seeds)} seeds for {len(captions)} pictures; give one seed a picture")
-        null = self.text_encoder.encode([negative_prompt]).to(self.device)
-        settings = self.sampling if sampling is None else sampling
-        starts = tqdm(
-            range(0, len(captions), batch_size), unit="batch", disable=not progress, desc="sampling"
-        )
-        images = []
-        for start in starts:
+        captions = _one_each(prompts, len(prompts), num_images_per_prompt, "prompts")
+        negative = _one_each(negative_prompt, len(prompts), num_images_per_prompt, "negative_prompt")
+        later = self._later(switch_prompts, switch_scale, len(prompts), num_images_per_prompt)
+        sources = _sources(seeds, generator, len(captions))
+        settings = changed(self.sampling if sampling is None else sampling, changes)
+        starts = range(0, len(captions), batch_size)
+        results = []
+        for start in tqdm(starts, unit="batch", disable=not progress, desc="sampling"):
             part = slice(start, start + batch_size)
-            text = self.text_encoder.encode(captions[part]).to(self.device)
-            crop_B4 = torch.tensor([crop], device=self.device).expand(len(text), -1)
-            noise = PictureNoise(seeds[part], self.device)
+            text = self._encode(captions[part])
+            switch = PromptSwitch(self._encode(later[part]), switch_scale or 0) if later else None
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                 latent = sample_latent(
                     self.generator,
                     self.tokenizer,
                     text,
-                    null,
+                    self._null(negative[part]),
                     settings,
-                    noise,
-                    crop_B4,
+                    PictureNoise(sources[part], self.device),
+                    torch.tensor([crop], device=self.device).expand(len(text), -1),
                     callback_on_scale_end,
+                    switch,
                 )
-                decoded = self.tokenizer.decode(latent)
-            images.append((decoded.float().clamp(-1, 1) + 1) / 2)
-        result = torch.cat(images)
+                results.append(latent if output_type == "latent" else self._decode(latent))
+        result = torch.cat(results)
         return to_pil(result) if output_type == "pil" else result
+
+    def _encode(self, captions: list[str]) -> TextEmbedding:
+        return self.text_encoder.encode(captions).to(self.device)
+
+    def _null(self, negative: list[str]) -> TextEmbedding:
+        """One row if all are the same, so that it is encoded once, and in the same way whatever the batch."""
+        return self._encode(negative[:1] if len(set(negative)) == 1 else negative)
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        return (self.tokenizer.decode(latent).float().clamp(-1, 1) + 1) / 2
+
+    def _later(
+        self, prompts: str | Sequence[str] | None, scale: int | None, count: int, repeats: int
+    ) -> list[str]:
+        """Captions of the pictures after the switch; empty without one."""
+        if (prompts is None) != (scale is None):
+            raise UserError("switch_prompts and switch_scale belong together; give both or none")
+        if prompts is None or scale is None:
+            return []
+        last = self.generator.pyramid.count - 1
+        if not 1 <= scale <= last:
+            raise UserError(f"switch_scale={scale} must lie in [1, {last}], a scale after the first one")
+        return _one_each(prompts, count, repeats, "switch_prompts")
+
+
+def _one_each(given: str | Sequence[str], count: int, repeats: int, name: str) -> list[str]:
+    """One text a picture: one for all, or one a prompt."""
+    texts = [given] * count if isinstance(given, str) else list(given)
+    if len(texts) != count:
+        raise UserError(f"{name}: {len(texts)} texts for {count} prompts; give one for all or one a prompt")
+    return [text for text in texts for _ in range(repeats)]
+
+
+def _sources(
+    seeds: Sequence[int] | None, generator: torch.Generator | Sequence[torch.Generator] | None, count: int
+) -> list[Seed]:
+    """Where each picture's randomness comes from."""
+    if generator is None:
+        found: list[Seed] = list(range(count)) if seeds is None else list(seeds)
+        name = "seeds"
+    elif seeds is not None:
+        raise UserError("give seeds or generator, not both")
+    else:
+        single = isinstance(generator, torch.Generator)
+        generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
+        for item in generators:
+            if item.device.type != "cpu":
+                raise UserError(
+                    f"generator lives on {item.device}; noise is drawn on the CPU: torch.Generator()"
+                )
+        drawn = torch.randint(2**63 - 1, (count,), generator=generators[0]).tolist() if single else []
+        found, name = drawn if single else list(generators), "generators"
+    if len(found) != count:
+        raise UserError(f"{len(found)} {name} for {count} pictures; give one a picture")
+    return found
+
+
+def changed(sampling: SamplingConfig, changes: dict[str, Any]) -> SamplingConfig:
+    """Settings with some fields replaced. UserError for a name that is none, or a value out of range."""
+    names = [item.name for item in fields(SamplingConfig)]
+    for name in changes:
+        if name not in names:
+            near = get_close_matches(name, names, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; sampling has {', '.join(names)}"
+            raise UserError(f"unknown argument {name!r}{hint}")
+    settings = replace(sampling, **changes)
+    settings.validate("sampling")
+    return settings

@@ -3,7 +3,7 @@
 Shape suffixes: B pictures, P tokens of a scale, V vocabulary, C code width, T caption tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -39,21 +39,35 @@ class ScaleTrace:
 
 @dataclass
 class PictureNoise:
-    """Exp(1) draws from one CPU generator a picture, so that a picture depends on its seed alone."""
+    """Exp(1) draws from one CPU generator a picture, so that a picture depends on its seed alone.
 
-    seeds: list[int]
+    seeds: one a picture; a generator stands for itself and is used up by the draws.
+    """
+
+    seeds: Sequence[int | torch.Generator]
     device: torch.device
     dtype: torch.dtype = torch.float32
     generators: list[torch.Generator] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.generators = [torch.Generator().manual_seed(int(seed)) for seed in self.seeds]
+        self.generators = [
+            seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(int(seed))
+            for seed in self.seeds
+        ]
 
     def __call__(self, scale: int, shape: tuple[int, int]) -> Tensor:
         draws = torch.empty(len(self.generators), *shape)
         for row, generator in zip(draws, self.generators, strict=True):
             row.exponential_(generator=generator)
         return draws.to(self.device, self.dtype)
+
+
+@dataclass(frozen=True)
+class PromptSwitch:
+    """From `scale` on, pictures follow these captions (one each) instead of the first ones (Section 3.4)."""
+
+    text: TextEmbedding
+    scale: int
 
 
 def _conditions(
@@ -92,11 +106,13 @@ def sample_latent(
     noise: Noise,
     crop_B4: Tensor | None = None,
     on_scale_end: Callable[[ScaleTrace], None] | None = None,
+    switch: PromptSwitch | None = None,
 ) -> Tensor:
     """Latents [B, C, H, W] in float32 for `RQVAE.decode`.
 
     text: B captions; null: one caption (or B) for the unconditional rows, "" or a negative prompt. Guidance, filters
-    and the running latent are kept in float32 whatever the model's precision.
+    and the running latent are kept in float32 whatever the model's precision. switch: other captions from some scale
+    on; what a causal model remembers of the coarser scales stays as it was.
     """
     pyramid, quantizer = model.pyramid, tokenizer.quantize
     plan = GuidancePlan.of(config, pyramid)
@@ -107,6 +123,9 @@ def sample_latent(
     cache = model.build_cache(len(condition.first_BPD))
     latent, rows = quantizer.empty_latent(batch), None
     for scale in range(pyramid.count):
+        if switch is not None and scale == switch.scale:
+            condition = _conditions(model, switch.text, null, crop_B4, plan)
+            conditional = condition.first_rows(batch)
         unconditional = plan.needs_unconditional(scale, causal)
         inputs = rows if rows is None or not unconditional else torch.cat([rows, rows])
         logits = model.forward_scale(scale, inputs, condition if unconditional else conditional, cache)
