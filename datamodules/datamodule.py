@@ -1,5 +1,6 @@
 """ShardDataModule: shards → batches, with a position that one integer resumes exactly."""
 
+import signal
 from functools import partial
 from typing import Any
 

@@ -196,8 +196,9 @@ def random_weights(
 
 def nearest_levels(old_scales: Sequence[int], new_scales: Sequence[int]) -> list[int]:
     """For each new scale the old one at the nearest progress r = k / (N − 1); the coarser one on ties."""
-    old, new = Pyramid(tuple(old_scales)), Pyramid(tuple(new_scales))
-    return [min(range(old.count), key=lambda j: abs(old.ratio(j) - new.ratio(k))) for k in range(new.count)]
+    old, new = Pyramid(tuple(old_scales)).count, Pyramid(tuple(new_scales)).count
+    # In whole numbers, for floating point would break ties by its rounding.
+    return [min(range(old), key=lambda j: abs(j * (new - 1) - k * (old - 1))) for k in range(new)]
 
 
 def resize_levels(
