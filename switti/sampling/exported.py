@@ -1,0 +1,153 @@
+"""A whole pipeline as a folder that needs no run, no YAML and no Lightning, in the manner of diffusers.
+
+model_index.json          what the folder is, and the sampler's settings
+generator/{config.json, model.safetensors}
+tokenizer/{config.json, model.safetensors}
+text_encoder/config.json  which frozen networks encode captions; their weights are not copied
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from switti.checkpoint import write_weights
+from switti.errors import UserError
+from switti.files import read_json, temporary_beside, write_json
+from switti.hub import fetch
+from switti.loading import CONFIG, INDEX, load_generator, load_tokenizer
+from switti.models.rqvae import RQVAE
+from switti.models.text.config import TextConfig
+from switti.models.transformer import ScaleTransformer
+from switti.published import GENERATORS, TOKENIZER
+from switti.sampling.config import SamplingConfig
+
+FORMAT = 1
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_PATTERNS = (INDEX, CONFIG, "*/config.json", "*/model.safetensors", "model.safetensors", "pytorch_model.bin")
+Settings = TypeVar("Settings", TextConfig, SamplingConfig)
+
+RELEASED_STOP = {10: 8, 14: 11}  # number of scales → first one without guidance
+
+
+@dataclass
+class Parts:
+    """What a folder or a hub repository gives. details: step, source and the like, for people."""
+
+    generator: ScaleTransformer
+    tokenizer: RQVAE
+    text: TextConfig
+    sampling: SamplingConfig
+    autocast: bool
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder that becomes `target` on success and vanishes on failure. UserError if `target` has content."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists already; choose another folder or remove it")
+    temporary = temporary_beside(target.resolve())
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        os.replace(temporary, target)  # an empty folder in the way is replaced
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_parts(target: str | Path, parts: Parts, dtype: torch.dtype | None = None) -> None:
+    """Write all parts, whole or not at all. dtype: of the generator's weights on disk (None: as they are).
+
+    The crop frequencies (crop_embed.weight) stay float32 in any case, and so does the tokenizer.
+    """
+    state = {
+        key: value if key == "crop_embed.weight" or dtype is None else value.to(dtype)
+        for key, value in parts.generator.state_dict().items()
+    }
+    with whole_folder(Path(target)) as folder:
+        write_weights(folder / "generator" / "model.safetensors", state)
+        write_json(folder / "generator" / CONFIG, asdict(parts.generator.config))
+        write_weights(folder / "tokenizer" / "model.safetensors", parts.tokenizer.state_dict())
+        write_json(folder / "tokenizer" / CONFIG, asdict(parts.tokenizer.config))
+        write_json(folder / "text_encoder" / CONFIG, asdict(parts.text))
+        index = {
+            "_class_name": "SwittiPipeline",
+            "format": FORMAT,
+            "generator": ["switti", "ScaleTransformer"],
+            "tokenizer": ["switti", "RQVAE"],
+            "text_encoder": ["switti", parts.text.encoder],
+            "sampling": asdict(parts.sampling),
+            "dtype": str(state["pos_start"].dtype).removeprefix("torch."),
+            "autocast": parts.autocast,
+            "details": parts.details,
+        }
+        write_json(folder / INDEX, index)
+
+
+def read_parts(
+    source: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    tokenizer: str | Path | None = None,
+    revision: str | None = None,
+) -> Parts:
+    """The parts of an exported pipeline, or of published generator weights with what belongs to them.
+
+    source: folder, file or hub id. dtype: of the generator's weights; None keeps an exported folder's own and is
+    float32 for published ones. tokenizer: instead of the source's own or, for published weights, the released one.
+    """
+    path = fetch(source, _PATTERNS, revision)
+    exported = path.is_dir() and (path / INDEX).is_file()
+    if not exported:
+        generator = load_generator(
+            source if str(source) in GENERATORS else path,
+            dtype=dtype or torch.float32,
+            device=device,
+            revision=revision,
+        )
+        codes = load_tokenizer(tokenizer or TOKENIZER, scales=generator.config.scales, device=device)
+        count = generator.pyramid.count
+        # The released pipeline's settings: guidance 6 (4 in the first version), off at the last scales.
+        sampling = SamplingConfig(guidance=6.0, guidance_stop=RELEASED_STOP.get(count), late_temperature=0.1)
+        text = TextConfig(encoder="clip_pair", width=2048, pooled_width=1280, max_length=77)
+        return Parts(generator, codes, text, sampling, False)
+    index = read_json(path / INDEX)
+    if not isinstance(index, dict) or index.get("_class_name") != "SwittiPipeline" or "sampling" not in index:
+        raise UserError(f"{path / INDEX} describes no SwittiPipeline")
+    if index.get("format") != FORMAT:
+        raise UserError(
+            f"{path} has format {index.get('format')}, this version reads {FORMAT}; update switti"
+        )
+    text = settings_of(TextConfig, read_json(path / "text_encoder" / CONFIG, default={}), "text")
+    generator = load_generator(
+        path, dtype=dtype or DTYPES.get(str(index.get("dtype")), torch.float32), device=device
+    )
+    return Parts(
+        generator,
+        load_tokenizer(tokenizer or path, scales=generator.config.scales, device=device),
+        text,
+        settings_of(SamplingConfig, index["sampling"], "sampling"),
+        bool(index.get("autocast", False)),
+        dict(index.get("details", {})),
+    )
+
+
+def settings_of(kind: type[Settings], values: Mapping[str, Any], path: str) -> Settings:
+    """A settings object from JSON; an unknown name or a bad value is a UserError."""
+    unknown = sorted(set(values) - {item.name for item in fields(kind)})
+    if unknown:
+        raise UserError(
+            f"unknown setting {path}.{unknown[0]}; known are {', '.join(f.name for f in fields(kind))}"
+        )
+    settings = kind(**values)
+    settings.validate(path)
+    return settings
