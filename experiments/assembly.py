@@ -18,11 +18,10 @@ from callbacks.sample_grids import SampleGrids
 from callbacks.speed import Speed
 from configs.schema import RunConfig
 from datamodules.datamodule import ShardDataModule
+from experiments.trained import frozen_tokenizer, initial_state
 from lightning_modules.generator import GeneratorModule
 from lightning_modules.tokenizer import TokenizerModule
-from switti.errors import UserError
 from switti.metrics.collection import build_metrics
-from switti.models.rqvae import load_rqvae
 from switti.models.text.base import TextEmbedding, TextEncoder
 from switti.scales import Pyramid
 
@@ -38,17 +37,19 @@ def build_datamodule(config: RunConfig, encoder: TextEncoder | None) -> ShardDat
     )
 
 
-def build_module(config: RunConfig) -> LightningModule:
-    """The module of the run's task, with its frozen parts loaded. UserError if a frozen part is missing."""
+def build_module(config: RunConfig, fresh: bool = True) -> LightningModule:
+    """The module of the run's task, with its frozen parts loaded. UserError if a frozen part is missing.
+
+    fresh: the run begins, so that `init_from` counts; a run that is resumed has its weights in its checkpoint.
+    """
     averaged = config.callbacks.ema_decay is not None
     common: dict[str, Any] = {"seed": config.seed, "averaged": averaged}
     if config.task == "tokenizer":
         return TokenizerModule(
             config.tokenizer, config.optimizer, config.tokenizer_loss, config.trainer, **common
         )
-    if config.tokenizer_weights is None:
-        raise UserError("tokenizer_weights is not set; give a file, or embedded:demo for the one that ships")
-    tokenizer = load_rqvae(config.tokenizer, config.tokenizer_weights)
+    common["initial_state"] = initial_state(config.init_from, config) if config.init_from and fresh else None
+    tokenizer = frozen_tokenizer(config)
     return GeneratorModule(config.model, tokenizer, config.optimizer, config.loss, config.trainer, **common)
 
 

@@ -109,12 +109,12 @@ def train(config: RunConfig) -> None:
     encoder = build_text_encoder(config.text) if config.task == "generator" else None
     datamodule = build_datamodule(config, encoder)
     datamodule.setup("fit")
-    module = build_module(config)
+    checkpoint = find_resume(folder)
+    module = build_module(config, fresh=checkpoint is None)
     trainer = build_trainer(config, build_callbacks(config, datamodule, encoder))
     if trainer.is_global_zero:
         with atomic_write(folder / "config.yaml") as temporary:
             temporary.write_text(to_yaml(config), encoding="utf-8")
-    checkpoint = find_resume(folder)
     print(f"{folder}: " + (f"resuming from {checkpoint.name}" if checkpoint else "starting"), flush=True)
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=False)
 

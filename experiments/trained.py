@@ -1,19 +1,28 @@
-"""Trained runs as pipelines. Not a command itself."""
+"""Trained runs, exported pipelines and published weights as pipelines. Not a command itself."""
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from callbacks.checkpointing import find_resume
-from configs.loading import SETTINGS, from_run
+from configs.loading import SETTINGS, from_run, get, load
 from configs.schema import RunConfig
-from switti.checkpoint import fill, read_torch, sub_state
+from switti.checkpoint import fill, read_torch, resize_levels, sub_state
 from switti.errors import UserError
-from switti.models.rqvae import load_rqvae
+from switti.hub import is_hub_id
+from switti.loading import load_tokenizer, read_generator
+from switti.models.config import GeneratorConfig
+from switti.models.rqvae import RQVAE
 from switti.models.text.base import build_text_encoder
 from switti.models.transformer import ScaleTransformer
-from switti.sampling.pipeline import SwittiPipeline
+from switti.published import GENERATORS
+from switti.sampling.pipeline import SwittiPipeline, changed
+
+# Settings that leave no trace in the shapes of weights, or in their meaning alone: they stay what they were.
+KEPT = ("visibility", "heads", "query_key_norm", "rope", "rope_theta", "rope_size")
 
 
 def find_run(target: Path) -> tuple[Path, Path]:
@@ -31,6 +40,41 @@ def find_run(target: Path) -> tuple[Path, Path]:
     return target, checkpoint
 
 
+def is_run(target: Path) -> bool:
+    """Whether `target` is a run folder or one of its checkpoints, rather than exported or published weights."""
+    folder = target.parent.parent if target.is_file() else target
+    return (folder / "config.yaml").is_file()
+
+
+def averaged_state(checkpoint: Path, averaged: bool = True) -> tuple[dict[str, Tensor], int]:
+    """(generator's weights, step) of a run's checkpoint; its moving average if asked for and kept."""
+    content = read_torch(checkpoint)
+    state = content.get("state_dict", {})
+    name = "ema_generator" if averaged and any(k.startswith("ema_generator.") for k in state) else "generator"
+    return sub_state(state, name), int(content.get("global_step", 0))
+
+
+def sampler_settings(settings: list[str]) -> list[str]:
+    """`key=value` as `sampling.key=value`; other groups are refused."""
+    named = [s if s.split("=")[0] in SETTINGS else f"sampling.{s}" for s in settings]
+    foreign = [s for s in named if not s.startswith("sampling.")]
+    if foreign:
+        raise UserError(
+            f"{foreign[0]}: a trained run's settings are fixed; only sampling.* can be given here"
+        )
+    return named
+
+
+def frozen_tokenizer(config: RunConfig) -> RQVAE:
+    """What `tokenizer_weights` names: a file, a folder, a hub id or embedded:demo, with the run's settings."""
+    if config.tokenizer_weights is None:
+        raise UserError("tokenizer_weights is not set; give a file, or embedded:demo for the one that ships")
+    try:
+        return load_tokenizer(config.tokenizer_weights, config=config.tokenizer)
+    except UserError as error:
+        raise UserError(f"tokenizer_weights={config.tokenizer_weights}: {error}") from error
+
+
 def load_pipeline(
     target: Path, settings: list[str], averaged: bool = True
 ) -> tuple[SwittiPipeline, RunConfig, int]:
@@ -39,27 +83,66 @@ def load_pipeline(
     settings: `sampling.key=value` or `key=value` for the sampler. averaged: the moving average if the run kept one.
     """
     folder, checkpoint = find_run(target)
-    named = [s if s.split("=")[0] in SETTINGS else f"sampling.{s}" for s in settings]
-    foreign = [s for s in named if not s.startswith("sampling.")]
-    if foreign:
-        raise UserError(
-            f"{foreign[0]}: a trained run's settings are fixed; only sampling.* can be given here"
-        )
-    config = from_run(folder, named)
+    config = from_run(folder, sampler_settings(settings))
     if config.task != "generator":
         raise UserError(f"{folder} is a {config.task} run; pictures are sampled from generator runs")
-    content = read_torch(checkpoint)
-    state = content.get("state_dict", {})
-    name = "ema_generator" if averaged and any(k.startswith("ema_generator.") for k in state) else "generator"
+    state, step = averaged_state(checkpoint, averaged)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = ScaleTransformer(replace(config.model))
-    fill(generator, sub_state(state, name), str(checkpoint))
-    tokenizer = load_rqvae(config.tokenizer, config.tokenizer_weights or "")
+    fill(generator, state, str(checkpoint))
     pipeline = SwittiPipeline(
         generator.eval().requires_grad_(False).to(device),
-        tokenizer.to(device),
+        frozen_tokenizer(config).to(device),
         build_text_encoder(config.text, device),
         config.sampling,
         autocast=config.trainer.precision == "bf16-mixed",
+        text_config=config.text,
     )
-    return pipeline, config, int(content.get("global_step", 0))
+    return pipeline, config, step
+
+
+def open_pipeline(target: Path, settings: list[str]) -> tuple[SwittiPipeline, dict[str, Any]]:
+    """(pipeline, what is known of its origin) of a run, a checkpoint, an exported folder or a hub id."""
+    if is_run(target):
+        pipeline, _, step = load_pipeline(target, settings)
+        return pipeline, {"run": str(target), "step": step}
+    if not target.exists() and not is_hub_id(target):
+        raise UserError(f"{target} is neither a run, a checkpoint, an exported folder nor a hub id")
+    named = sampler_settings(settings)
+    typed = load("generator/tiny", named)  # only to check and convert what is given here
+    changes = {name.removeprefix("sampling."): get(typed, name) for name in (s.split("=")[0] for s in named)}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    published = str(target) in GENERATORS  # made for half precision; exported ones know their own
+    pipeline = SwittiPipeline.from_pretrained(
+        target, device=device, dtype=torch.bfloat16 if published else None
+    )
+    pipeline.sampling = changed(pipeline.sampling, changes)
+    return pipeline, {"run": str(target)}
+
+
+def initial_state(source: str, config: RunConfig) -> dict[str, Tensor]:
+    """Weights of `init_from` for this run's generator: a run, a checkpoint, an exported folder, a file or a hub id.
+
+    Of a run that kept a moving average, the average. Another resolution is allowed (see `resize_levels`); the variant
+    and what gives the weights their meaning must be the same. Raises UserError naming the setting.
+    """
+    given, state = _read_initial(source)
+    for name in KEPT:
+        mine, theirs = getattr(config.model, name), getattr(given, name)
+        if mine != theirs:
+            raise UserError(f"model.{name}={mine}, but init_from={source} was trained with {name}={theirs}")
+    return resize_levels(state, given.scales, config.model.scales)
+
+
+def _read_initial(source: str) -> tuple[GeneratorConfig, dict[str, Tensor]]:
+    path = Path(source).expanduser()
+    if not is_run(path):
+        plain = path.is_file() and not path.with_name("config.json").is_file()
+        if plain and path.suffix == ".ckpt":
+            raise UserError(f"init_from={source} lies in no run folder, whose config.yaml says what it is")
+        return read_generator(source)
+    folder, checkpoint = find_run(path)
+    before = from_run(folder)
+    if before.task != "generator":
+        raise UserError(f"init_from={source} is a {before.task} run; model.* starts from generator runs")
+    return before.model, averaged_state(checkpoint)[0]

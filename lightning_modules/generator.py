@@ -4,6 +4,7 @@ Shape suffixes: B pictures, L tokens of all scales, T caption tokens, C code or 
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_modules.config import LossConfig, OptimizerConfig, TrainerConfig
 from lightning_modules.optimization import build_optimizer
+from switti.checkpoint import fill
 from switti.errors import UserError
 from switti.losses import by_scale, token_losses
 from switti.metrics.generator_statistics import GeneratorStatistics
@@ -30,7 +32,8 @@ class GeneratorModule(LightningModule):
 
     tokenizer: frozen; it is no submodule, so that it is neither saved nor sharded nor averaged.
     averaged: keep an exponential moving average of the transformer (`ema_generator`), which sampling then uses.
-    seed: of the initial weights, so that variants of one seed start from the same ones.
+    seed: of the initial weights, so that variants of one seed start from the same ones. initial_state: weights to start
+    from instead, those of `init_from`.
     """
 
     generator: ScaleTransformer | None
@@ -46,6 +49,7 @@ class GeneratorModule(LightningModule):
         *,
         seed: int,
         averaged: bool,
+        initial_state: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.model_config = model
@@ -54,6 +58,7 @@ class GeneratorModule(LightningModule):
         self.trainer_config = trainer
         self.seed = seed
         self.averaged = averaged
+        self._initial_state = initial_state
         self.generator = None
         self.ema_generator = None
         self._frozen = (tokenizer.eval().requires_grad_(False),)
@@ -70,6 +75,9 @@ class GeneratorModule(LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.generator = ScaleTransformer(self.model_config)
+        if self._initial_state is not None:
+            fill(self.generator, self._initial_state, "init_from")
+            self._initial_state = None
         if self.averaged:
             self.ema_generator = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.generator.checkpointing = self.trainer_config.checkpointing

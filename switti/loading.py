@@ -187,5 +187,7 @@ def load_tokenizer(
     tokenizer_fields(state, str(source))
     with torch.device("meta"):
         model = RQVAE(config)
-    fill(model, tokenizer_from_published(state, config.scales), str(source))
+    # Copied out of the file, which a training of days would otherwise keep mapped.
+    copies = {key: value.clone() for key, value in tokenizer_from_published(state, config.scales).items()}
+    fill(model, copies, str(source))
     return model.eval().requires_grad_(False).to(device)

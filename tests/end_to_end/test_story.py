@@ -152,7 +152,8 @@ def test_sample_evaluate_compare(story: dict[str, Path]) -> None:
     report = story["base"] / "report"
     command(root, "experiments.compare", *folders.values(), "--out", report)
     page = (report / "index.html").read_text()
-    for word in ("causal", "non_causal", "validation", "mini_clip_score", "red circle"):
+    prompts = json.loads((folders["causal"] / "samples" / "latest" / "index.json").read_text())["prompts"]
+    for word in ("causal", "non_causal", "validation", "mini_clip_score", *prompts):
         assert word in page
     assert (report / "rows.csv").is_file() and (report / "paired.csv").is_file()
 
