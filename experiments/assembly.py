@@ -21,6 +21,7 @@ from datamodules.datamodule import ShardDataModule
 from experiments.trained import frozen_tokenizer, initial_state
 from lightning_modules.generator import GeneratorModule
 from lightning_modules.tokenizer import TokenizerModule
+from switti.errors import UserError
 from switti.metrics.collection import build_metrics
 from switti.models.text.base import TextEmbedding, TextEncoder
 from switti.scales import Pyramid
@@ -45,6 +46,8 @@ def build_module(config: RunConfig, fresh: bool = True) -> LightningModule:
     averaged = config.callbacks.ema_decay is not None
     common: dict[str, Any] = {"seed": config.seed, "averaged": averaged}
     if config.task == "tokenizer":
+        if config.init_from:
+            raise UserError(f"init_from={config.init_from} is for generators; a tokenizer run starts anew")
         return TokenizerModule(
             config.tokenizer, config.optimizer, config.tokenizer_loss, config.trainer, **common
         )

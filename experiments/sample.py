@@ -1,7 +1,8 @@
-"""python -m experiments.sample RUN|CHECKPOINT "prompt" … [--n 8] [--out grid.png] [key=value …]
+"""python -m experiments.sample RUN|CHECKPOINT|FOLDER|HUB-ID "prompt" … [--n 8] [--out grid.png] [key=value …]
 
-Pictures from a trained generator: a captioned grid, or with --separate one file a picture. Settings are those of
-`sampling`, such as guidance=6 guidance_stop=5 top_k=100; each file's metadata hold them with prompt and seed.
+Pictures from a trained generator, an exported folder or published weights: a captioned grid, or with --separate one
+file a picture. Settings are those of `sampling`, such as guidance=6 guidance_stop=5 top_k=100; each file's metadata
+hold them with prompt and seed.
 """
 
 import argparse
@@ -20,13 +21,15 @@ def main(argv: list[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", type=Path, help="run folder or checkpoint")
+    parser.add_argument("run", type=Path, help="run folder, checkpoint, exported folder or hub id")
     parser.add_argument("prompts", nargs="+", metavar="prompt or key=value")
     parser.add_argument("--n", type=int, default=1, help="pictures a prompt (%(default)s)")
     parser.add_argument(
         "--seed", type=int, default=0, help="of the first picture, the next ones count on (%(default)s)"
     )
     parser.add_argument("--negative", default="", help="what guidance leads away from")
+    parser.add_argument("--switch-prompt", help="caption that all pictures follow from --switch-scale on")
+    parser.add_argument("--switch-scale", type=int, help="a scale, counted from 0")
     parser.add_argument(
         "--batch", type=int, default=8, help="pictures at a time; does not change them (%(default)s)"
     )
@@ -37,30 +40,35 @@ def main(argv: list[str]) -> int:
     prompts = [p for p in options.prompts if p not in settings]
     if not prompts:
         raise UserError("no prompt given")
+    if (options.switch_prompt is None) != (options.switch_scale is None):
+        raise UserError("--switch-prompt and --switch-scale belong together; give both or none")
     for name in ("n", "batch"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} {getattr(options, name)} must be at least 1")
 
-    from experiments.trained import load_pipeline
+    from experiments.trained import open_pipeline
     from switti.sampling.pictures import captioned_grid
 
-    pipeline, config, step = load_pipeline(options.run, settings)
+    pipeline, origin = open_pipeline(options.run, settings)
     seeds = [options.seed + i for i in range(len(prompts) * options.n)]
     pictures = pipeline(
         prompts,
         num_images_per_prompt=options.n,
         seeds=seeds,
         negative_prompt=options.negative,
+        switch_prompts=options.switch_prompt,
+        switch_scale=options.switch_scale,
         batch_size=options.batch,
         progress=True,
     )
     captions = [prompt for prompt in prompts for _ in range(options.n)]
     details = {
-        "run": str(options.run),
-        "step": step,
+        **origin,
         "negative_prompt": options.negative,
-        "sampling": asdict(config.sampling),
+        "sampling": asdict(pipeline.sampling),
     }
+    if options.switch_prompt is not None:
+        details |= {"switch_prompt": options.switch_prompt, "switch_scale": options.switch_scale}
     if options.separate:
         for picture, caption, seed in zip(pictures, captions, seeds, strict=True):
             save(picture, options.out / f"{seed:05d}.png", {**details, "prompt": caption, "seed": seed})
