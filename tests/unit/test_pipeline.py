@@ -1,0 +1,283 @@
+"""The pipeline: what a call means, and folders and hubs it is written to and read from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from switti.errors import UserError
+from switti.files import read_json
+from switti.models.config import GeneratorConfig, RQVAEConfig
+from switti.models.rqvae import RQVAE
+from switti.models.text.base import TextEmbedding
+from switti.models.text.config import TextConfig
+from switti.models.transformer import ScaleTransformer
+from switti.sampling.config import SamplingConfig
+from switti.sampling.pipeline import SwittiPipeline
+from switti.sampling.sampler import ScaleTrace
+
+SCALES = [1, 2, 3, 4]
+WIDTH, POOLED = 12, 10
+
+
+class Letters:
+    """A text encoder whose values follow from the caption alone."""
+
+    name, width, pooled_width, max_length, truncated, fingerprint = "letters", WIDTH, POOLED, 5, 0, "f"
+
+    def encode(self, captions: list[str]) -> TextEmbedding:
+        rows = []
+        for caption in captions:
+            generator = torch.Generator().manual_seed(sum(map(ord, caption)))
+            rows.append(
+                (torch.randn(5, WIDTH, generator=generator), torch.randn(POOLED, generator=generator))
+            )
+        mask = torch.ones(len(captions), 5, dtype=torch.bool)
+        return TextEmbedding(torch.stack([r[0] for r in rows]), mask, torch.stack([r[1] for r in rows]))
+
+
+def build(visibility: str = "non_causal") -> SwittiPipeline:
+    torch.manual_seed(0)
+    tokenizer = RQVAE(
+        RQVAEConfig(
+            scales=SCALES, codebook_size=48, code_width=8, channels=32, multipliers=[1, 1], residual_blocks=1
+        )
+    )
+    model = ScaleTransformer(
+        GeneratorConfig(
+            visibility=visibility, depth=2, width=32, heads=2, scales=SCALES, codebook_size=48, code_width=8,
+            text_width=WIDTH, pooled_width=POOLED,
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return SwittiPipeline(
+        model.eval(),
+        tokenizer.eval(),
+        Letters(),
+        SamplingConfig(guidance=3.0, top_k=20),
+        text_config=TextConfig(),
+    )
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> SwittiPipeline:
+    return build()
+
+
+def close(a: Any, b: Any) -> bool:
+    return torch.allclose(a, b, rtol=0, atol=1e-4)
+
+
+# ---- a call -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("visibility", ["causal", "non_causal"])
+def test_pictures_do_not_depend_on_their_batch(visibility: str) -> None:
+    pipe = build(visibility)
+    given: dict[str, Any] = {
+        "num_images_per_prompt": 2, "seeds": [1, 2, 3, 4], "negative_prompt": ["x", "y"],
+        "switch_prompts": ["c", "d"], "switch_scale": 2, "output_type": "latent",
+    }  # fmt: skip
+    together, single = (pipe(["a", "b"], batch_size=size, **given) for size in (4, 1))
+    assert close(together, single)
+    alone = pipe(
+        "b", seeds=[3], negative_prompt="y", switch_prompts="d", switch_scale=2, output_type="latent"
+    )
+    assert close(alone, together[2:3])
+    assert not close(together[2], together[3])
+
+
+def test_generators_equal_their_seeds(pipeline: SwittiPipeline) -> None:
+    seeded = pipeline(["a", "b"], seeds=[7, 8], output_type="pt")
+    generators = [torch.Generator().manual_seed(seed) for seed in (7, 8)]
+    assert torch.equal(pipeline(["a", "b"], generator=generators, output_type="pt"), seeded)
+    single = [
+        pipeline(["a", "b"], generator=torch.Generator().manual_seed(s), batch_size=n, output_type="pt")
+        for s, n in ((1, 2), (1, 1), (2, 2))
+    ]
+    assert close(single[0], single[1]) and not close(single[0], single[2])
+    assert not close(single[0][0], single[0][1])
+
+
+def test_output_types_are_one_picture(pipeline: SwittiPipeline) -> None:
+    latent, picture, pil = (pipeline("a", seeds=[1], output_type=kind) for kind in ("latent", "pt", "pil"))
+    assert latent.shape == (1, 8, 4, 4) and picture.shape == (1, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal((pipeline.tokenizer.decode(latent).clamp(-1, 1) + 1) / 2, picture)
+    pixel = torch.from_numpy(np.array(pil[0])).permute(2, 0, 1)
+    assert torch.equal(pixel, (picture[0] * 255).round().byte())
+
+
+def test_fields_of_the_sampling_are_arguments(pipeline: SwittiPipeline) -> None:
+    whole = pipeline("a", seeds=[1], sampling=SamplingConfig(guidance=5.0, top_k=3), output_type="latent")
+    found = pipeline("a", seeds=[1], guidance=5.0, top_k=3, output_type="latent")
+    assert torch.equal(found, whole)
+    assert not close(found, pipeline("a", seeds=[1], output_type="latent"))
+
+
+@pytest.mark.parametrize("visibility", ["causal", "non_causal"])
+def test_a_switch_of_prompts_changes_later_scales_only(visibility: str) -> None:
+    pipe = build(visibility)
+    logits: dict[str, list[torch.Tensor]] = {}
+
+    def run(name: str, prompt: str, **more: Any) -> torch.Tensor:
+        def note(trace: ScaleTrace) -> None:
+            logits.setdefault(name, []).append(trace.guided_BPV)
+
+        return pipe(prompt, seeds=[1], output_type="latent", callback_on_scale_end=note, **more)
+
+    first, second = run("first", "a"), run("second", "zebra")
+    switched = run("switched", "a", switch_prompts="zebra", switch_scale=2)
+    assert [torch.equal(a, b) for a, b in zip(logits["first"], logits["switched"], strict=True)] == [
+        True, True, False, False,
+    ]  # fmt: skip
+    assert not close(switched, first) and not close(switched, second)
+    assert torch.equal(run("same", "a", switch_prompts="a", switch_scale=2), first)
+
+
+def test_a_causal_switch_keeps_what_was_seen() -> None:
+    """By hand: the later scales see the earlier ones under the first caption, themselves under the second."""
+    pipe = build("causal")
+    seen: list[ScaleTrace] = []
+    pipe(
+        "a", seeds=[1], guidance=0.0, gumbel=False, switch_prompts="zebra", switch_scale=3, output_type="latent",
+        callback_on_scale_end=seen.append,
+    )  # fmt: skip
+    model = pipe.generator
+    conditions = []
+    for caption in ("a", "zebra"):
+        text = pipe.text_encoder.encode([caption])
+        conditions.append(model.prepare(text.tokens_BTC, text.mask_BT, text.pooled_BP, None))
+    cache, rows = model.build_cache(1), None
+    with torch.no_grad():
+        for scale, trace in enumerate(seen):
+            found = model.forward_scale(scale, rows, conditions[scale >= 3], cache)
+            torch.testing.assert_close(trace.logits, found, rtol=0, atol=1e-5)
+            if scale < 3:
+                rows = pipe.tokenizer.quantize.next_input(scale, trace.latent_BCHW)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"prompts": []}, "no prompt given"),
+        ({"seeds": [1, 2]}, "2 seeds for 1 pictures"),
+        ({"generator": [torch.Generator()] * 3}, "3 generators for 1 pictures"),
+        ({"generator": torch.Generator(), "seeds": [1]}, "not both"),
+        ({"guidence": 3.0}, "unknown argument 'guidence'; did you mean 'guidance'"),
+        ({"top_p": 2.0}, "sampling.top_p=2.0 must lie in"),
+        ({"negative_prompt": ["a", "b"]}, "negative_prompt: 2 texts for 1 prompts"),
+        ({"switch_prompts": "b"}, "belong together"),
+        ({"switch_scale": 2}, "belong together"),
+        ({"switch_prompts": "b", "switch_scale": 4}, r"switch_scale=4 must lie in \[1, 3\]"),
+        ({"switch_prompts": "b", "switch_scale": 0}, r"switch_scale=0 must lie in \[1, 3\]"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt=0"),
+        ({"output_type": "np"}, "output_type='np' must be"),
+    ],
+)
+def test_bad_arguments_are_named(pipeline: SwittiPipeline, arguments: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        pipeline(**({"prompts": "a"} | arguments))
+
+
+# ---- folders and hubs -------------------------------------------------------------------------------------------
+
+
+def read(source: Path | str, **more: Any) -> SwittiPipeline:
+    return SwittiPipeline.from_pretrained(source, text_encoder=Letters(), **more)
+
+
+@pytest.mark.parametrize("visibility", ["causal", "non_causal"])
+def test_a_saved_pipeline_gives_the_same_bits(visibility: str, tmp_path: Path) -> None:
+    pipe = build(visibility)
+    pipe.autocast = True
+    pipe.save_pretrained(tmp_path / "out")
+    found = read(tmp_path / "out")
+    assert found.generator.config == pipe.generator.config and found.tokenizer.config == pipe.tokenizer.config
+    assert (found.sampling, found.autocast, found.text_config) == (pipe.sampling, True, TextConfig())
+    assert torch.equal(found(["a", "b"], output_type="pt"), pipe(["a", "b"], output_type="pt"))
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == [
+        "out/generator/config.json", "out/generator/model.safetensors", "out/model_index.json",
+        "out/text_encoder/config.json", "out/tokenizer/config.json", "out/tokenizer/model.safetensors",
+    ]  # fmt: skip
+
+
+def test_half_precision_on_disk(tmp_path: Path) -> None:
+    pipe = build()
+    pipe.save_pretrained(tmp_path / "half", dtype=torch.bfloat16)
+    found = read(tmp_path / "half")
+    assert found.generator.head.weight.dtype == torch.bfloat16
+    assert torch.equal(found.generator.crop_embed.weight, pipe.generator.crop_embed.weight)
+    assert torch.equal(found.tokenizer.encoder.conv_in.weight, pipe.tokenizer.encoder.conv_in.weight)
+    pipe.generator.to(torch.bfloat16)
+    assert torch.equal(found("a", output_type="pt"), pipe("a", output_type="pt"))
+    assert read(tmp_path / "half", dtype=torch.float32).generator.head.weight.dtype == torch.float32
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = build()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("keep")
+    with pytest.raises(UserError, match="exists already"):
+        pipe.save_pretrained(tmp_path / "full")
+
+    def fail(*args: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("switti.sampling.exported.write_json", fail)
+    with pytest.raises(OSError, match="disk full"):
+        pipe.save_pretrained(tmp_path / "part")
+    assert [p.name for p in tmp_path.rglob("*")] == ["full", "mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("model_index.json", {"_class_name": "Other"}, "describes no SwittiPipeline"),
+        ("model_index.json", {"_class_name": "SwittiPipeline", "format": 9, "sampling": {}}, "format 9"),
+        ("generator/config.json", {"visibility": "causal"}, "does not say its model.scales"),
+        ("generator/config.json", {"visibility": "causal", "scales": SCALES, "width": 31}, "width=31"),
+        ("text_encoder/config.json", {"encodr": "minilm"}, "unknown setting text.encodr"),
+    ],
+)
+def test_damaged_folders_are_explained(tmp_path: Path, file: str, content: dict, words: str) -> None:
+    build().save_pretrained(tmp_path / "out")
+    (tmp_path / "out" / file).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=words):
+        read(tmp_path / "out")
+
+
+def test_hub_upload_and_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a hub that is a folder."""
+    import shutil
+    from types import SimpleNamespace
+
+    import huggingface_hub
+
+    hub = tmp_path / "hub"
+
+    def take(repo_id: str, folder_path: Path, commit_message: str) -> Any:
+        shutil.copytree(folder_path, hub / repo_id)
+        return SimpleNamespace(commit_url=f"hub/{repo_id}/1")
+
+    monkeypatch.setattr(huggingface_hub, "create_repo", lambda repo_id, private, exist_ok: None)
+    monkeypatch.setattr(huggingface_hub, "upload_folder", take)
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda repo_id, allow_patterns, revision: str(hub / repo_id)
+    )
+    pipe = build()
+    assert pipe.push_to_hub("me/tiny") == "hub/me/tiny/1"
+    assert read_json(hub / "me" / "tiny" / "model_index.json")["_class_name"] == "SwittiPipeline"
+    assert torch.equal(read("me/tiny")("a", output_type="pt"), pipe("a", output_type="pt"))
+
+
+def test_without_network_the_hub_is_named() -> None:
+    with pytest.raises(UserError, match="cannot upload to me/tiny"):
+        build().push_to_hub("me/tiny")
+    with pytest.raises(UserError, match=r"me/tiny cannot be downloaded .*give a local path"):
+        read("me/tiny")
