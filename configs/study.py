@@ -7,6 +7,9 @@ vary:                           # every combination is a run
   seed: [0, 1, 2]
 pair_by: seed                   # runs that agree in it share data order and noise: compared as pairs
 overrides: {trainer.max_steps: 500}   # for all runs; optional
+runs:                           # named points instead of, or times, the grid; optional
+  - {name: basic, set: {model.norms: pre, model.ffn: gelu}}
+  - {name: sandwich, set: {model.norms: sandwich, model.ffn: gelu}}
 """
 
 import itertools
@@ -21,7 +24,7 @@ from configs.loading import CONFIGS, check_name, find, load, read_yaml
 from configs.schema import RunConfig
 from switti.errors import UserError
 
-_KEYS = ("name", "base", "vary", "pair_by", "overrides")
+_KEYS = ("name", "base", "vary", "pair_by", "overrides", "runs")
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,13 @@ def load_study(study: str | Path, overrides: Sequence[str] = ()) -> Study:
     if not isinstance(base, str):
         raise UserError(f"{path}: base must name a config, such as generator/demo")
     name = str(content.get("name") or path.stem)
-    vary = _check_grid(content.get("vary"), path)
+    named = content.get("runs")
+    vary = _check_grid(content.get("vary", {} if named else None), path, bool(named))
+    points = _check_points(named, vary, path)
     shared = [*_as_overrides(content.get("overrides"), path), *overrides]
     for item in shared:
         field = item.partition("=")[0]
-        if field in vary:
+        if field in vary or any(field in point for point in points.values()):
             raise UserError(f"{item}: {field} is varied by {path}; change it there")
         if field == "name":
             raise UserError(
@@ -90,14 +95,33 @@ def load_study(study: str | Path, overrides: Sequence[str] = ()) -> Study:
         raise UserError(f"{path}: pair_by={pair_by} is not among the varied settings ({', '.join(vary)})")
     source = str(find(base).resolve() if not (CONFIGS / f"{base}.yaml").is_file() else base)
     runs = [
-        _plan(source, vary, point, [f"study={name}", *shared]) for point in itertools.product(*vary.values())
+        _plan(source, label, point | dict(zip(vary, values, strict=True)), vary, [f"study={name}", *shared])
+        for label, point in (points or {"": {}}).items()
+        for values in itertools.product(*vary.values())
     ]
     _check_names(runs, path)
     return Study(runs[0].config.study or name, base, vary, pair_by, runs)
 
 
-def _check_grid(vary: Any, path: Path) -> dict[str, list[Any]]:
-    if not isinstance(vary, dict) or not vary:
+def _check_points(runs: Any, vary: Any, path: Path) -> dict[str, dict[str, Any]]:
+    """Name → settings of each named point."""
+    points: dict[str, dict[str, Any]] = {}
+    for run in [] if runs is None else runs if isinstance(runs, list) else [runs]:
+        if not isinstance(run, dict) or set(run) != {"name", "set"} or not isinstance(run["set"], dict):
+            raise UserError(f"{path}: runs must be a list of {{name: …, set: {{setting: value}}}}")
+        label = _folder_text(run["name"])
+        if label in points:
+            raise UserError(f"{path}: runs names {label!r} twice")
+        for name in run["set"]:
+            _check_variable(name, path)
+            if name in vary:
+                raise UserError(f"{path}: {name} is in vary and in runs ({label}); it can be in one of them")
+        points[label] = {check_name(str(name), f"{path}: "): value for name, value in run["set"].items()}
+    return points
+
+
+def _check_grid(vary: Any, path: Path, optional: bool) -> dict[str, list[Any]]:
+    if not isinstance(vary, dict) or not (vary or optional):
         raise UserError(f"{path}: vary must hold at least one `setting: [values]`")
     for name, values in vary.items():
         check_name(str(name), f"{path}: ")
@@ -106,9 +130,13 @@ def _check_grid(vary: Any, path: Path) -> dict[str, list[Any]]:
         texts = [_text(value) for value in values]
         if len(set(texts)) != len(texts):
             raise UserError(f"{path}: vary.{name}={texts} names a value twice")
-        if name in ("name", "study", "runs_dir"):
-            raise UserError(f"{path}: {name} cannot be varied, it says where runs are kept")
+        _check_variable(name, path)
     return vary
+
+
+def _check_variable(name: str, path: Path) -> None:
+    if name in ("name", "study", "runs_dir"):
+        raise UserError(f"{path}: {name} cannot be varied, it says where runs are kept")
 
 
 def _as_overrides(overrides: Any, path: Path) -> list[str]:
@@ -119,10 +147,13 @@ def _as_overrides(overrides: Any, path: Path) -> list[str]:
     return [f"{check_name(str(name), f'{path}: ')}={_text(value)}" for name, value in overrides.items()]
 
 
-def _plan(base: str, vary: dict[str, list[Any]], point: tuple[Any, ...], shared: list[str]) -> PlannedRun:
-    varied = dict(zip(vary, point, strict=True))
-    shortest = [short if _is_unique(short := name.rpartition(".")[2], vary) else name for name in vary]
-    name = ",".join(f"{short}={_folder_text(value)}" for short, value in zip(shortest, point, strict=True))
+def _plan(
+    base: str, label: str, varied: dict[str, Any], vary: dict[str, list[Any]], shared: list[str]
+) -> PlannedRun:
+    """label: the point's own name; only what is varied besides is written behind it."""
+    shortest = {name: short if _is_unique(short := name.rpartition(".")[2], vary) else name for name in vary}
+    parts = [f"{short}={_folder_text(varied[name])}" for name, short in shortest.items()]
+    name = ",".join([label] * bool(label) + parts)
     settings = [f"{setting}={_text(value)}" for setting, value in varied.items()]
     arguments = [base, *shared, *settings, f"name={name}"]
     try:
