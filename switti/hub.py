@@ -52,5 +52,6 @@ def upload(folder: Path, repo_id: str, *, private: bool, message: str) -> str:
         commit = huggingface_hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
     except (OSError, ValueError, HTTPError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"cannot upload to {repo_id} ({reason}); log in with: hf auth login") from error
+        remedy = "check the network and log in with: hf auth login"
+        raise UserError(f"cannot upload to {repo_id} ({reason}); {remedy}") from error
     return str(commit.commit_url)

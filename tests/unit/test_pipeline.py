@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from switti.errors import UserError
 from switti.files import read_json
 from switti.models.config import GeneratorConfig, RQVAEConfig
-from switti.models.rqvae import RQVAE
+from switti.models.rqvae import RQVAE, save_rqvae
 from switti.models.text.base import TextEmbedding
 from switti.models.text.config import TextConfig
 from switti.models.transformer import ScaleTransformer
+from switti.published import generator_to_published
 from switti.sampling.config import SamplingConfig
 from switti.sampling.pipeline import SwittiPipeline
 from switti.sampling.sampler import ScaleTrace
@@ -250,6 +252,22 @@ def test_damaged_folders_are_explained(tmp_path: Path, file: str, content: dict,
     (tmp_path / "out" / file).write_text(json.dumps(content))
     with pytest.raises(UserError, match=words):
         read(tmp_path / "out")
+
+
+def test_published_weights_get_the_released_settings(tmp_path: Path) -> None:
+    """A folder as published: generator only; the tokenizer is named, text encoder and sampler are the released ones."""
+    pipe = build("causal")
+    save_file(generator_to_published(pipe.generator), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"use_ar": True, "heads": 2}))
+    save_rqvae(pipe.tokenizer, tmp_path / "codes.safetensors")
+    found = read(tmp_path, tokenizer=tmp_path / "codes.safetensors")
+    assert found.generator.config == pipe.generator.config
+    assert (found.sampling.guidance, found.sampling.late_temperature) == (6.0, 0.1)
+    assert found.text_config == TextConfig(encoder="clip_pair", width=2048, pooled_width=1280, max_length=77)
+    same = {"guidance": 3.0, "late_temperature": None, "top_k": 20, "output_type": "pt"}
+    assert torch.equal(found("a", **same), pipe("a", **same))
+    with pytest.raises(UserError, match="VQVAE-Switti cannot be downloaded"):
+        read(tmp_path)
 
 
 def test_hub_upload_and_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from switti.checkpoint import (
     WeightsError,
@@ -207,6 +207,36 @@ def test_tokenizer_for_another_pyramid_keeps_weights_and_restarts_counts(tmp_pat
     assert torch.equal(finer.encoder.conv_in.weight, model.encoder.conv_in.weight)
     without = {k: v for k, v in model.state_dict().items() if k != "quantize.ema_vocab_hit_SV"}
     assert tokenizer_from_published(without, SCALES).keys() == model.state_dict().keys()
+
+
+def golden() -> Path:
+    folder = Path(__file__).parents[1] / "data" / "parity"
+    if not (folder / "switti_swiglu.weights.safetensors").is_file():
+        pytest.skip("no golden tensors of the transformer in tests/data/parity")
+    return folder
+
+
+@pytest.mark.parametrize(("variant", "visibility"), [("ar", "causal"), ("nonar", "non_causal")])
+def test_buffers_of_the_published_code(variant: str, visibility: str, tmp_path: Path) -> None:
+    """The two buffers as the published classes make them, here and back, in the values of their own file."""
+    folder = golden()
+    state = load_file(folder / "switti_swiglu.weights.safetensors")
+    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    given = load_file(folder / f"switti_swiglu_{variant}.io.safetensors")
+    state |= {key: given[f"buffer.{key}"] for key in (LEVELS, MASK)}
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"heads": 4}))
+    model = load_generator(tmp_path)
+    assert model.config.visibility == visibility
+    assert same(generator_to_published(model), state)
+
+
+def test_weights_of_the_published_tokenizer_class() -> None:
+    folder = golden()
+    scales = json.loads((folder / "meta.json").read_text())["patch_nums"]
+    model = load_tokenizer(folder / "vae.weights.safetensors", scales=scales)
+    state = load_file(folder / "vae.weights.safetensors")
+    assert same(model.state_dict(), {key: value.float() for key, value in state.items()})
 
 
 # ---- loading ----------------------------------------------------------------------------------------------------
