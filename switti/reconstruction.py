@@ -42,7 +42,9 @@ def psnr(image_B3HW: Tensor, target_B3HW: Tensor) -> Tensor:
 @torch.no_grad()
 def ssim(image_B3HW: Tensor, target_B3HW: Tensor) -> Tensor:
     """Structural similarity of each picture (Gaussian window of σ 1.5, 11 px), [B]; the reconstruction is clamped."""
-    values = structural_similarity_index_measure(
-        image_B3HW.clamp(-1, 1), target_B3HW, data_range=(-1.0, 1.0), reduction="none"
-    )
+    # Its variances are differences of convolutions, which bfloat16 would spoil.
+    with torch.autocast(image_B3HW.device.type, enabled=False):
+        values = structural_similarity_index_measure(
+            image_B3HW.clamp(-1, 1), target_B3HW, data_range=(-1.0, 1.0), reduction="none"
+        )
     return torch.as_tensor(values).reshape(-1)

@@ -210,6 +210,14 @@ def test_ssim_of_constant_pictures() -> None:
     assert found.item() == pytest.approx((2 * a * b + c1) / (a * a + b * b + c1), abs=1e-5)
 
 
+def test_ssim_ignores_autocast() -> None:
+    image = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.7
+    target = image + 0.05 * torch.randn(image.shape, generator=torch.Generator().manual_seed(1))
+    expected = ssim(image, target)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ssim(image, target), expected)
+
+
 def test_entropy_in_closed_form() -> None:
     counts = torch.tensor([[2.0, 2.0, 2.0, 2.0], [0.0, 0.0, 5.0, 0.0], [3.0, 1.0, 0.0, 0.0], [0.0] * 4])
     expected = [np.log(4), 0.0, -(0.75 * np.log(0.75) + 0.25 * np.log(0.25)), 0.0]
