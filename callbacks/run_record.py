@@ -169,8 +169,8 @@ def versions() -> dict[str, str]:
 
 def count_parameters(pl_module: LightningModule) -> dict[str, int]:
     """{"trained", "frozen"}: numbers, each parameter once. An average of the trained ones counts as neither."""
-    average = getattr(pl_module, "ema_generator", None)
-    averaged = {id(parameter) for parameter in average.parameters()} if average is not None else set()
+    pairs = getattr(pl_module, "averaged_pairs", list)()
+    averaged = {id(parameter) for average, _ in pairs for parameter in average.parameters()}
     tokenizer = getattr(pl_module, "tokenizer", None)
     parameters = {id(parameter): parameter for parameter in pl_module.parameters()}
     if isinstance(tokenizer, torch.nn.Module):  # frozen parts are no registered submodules

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from callbacks.config import CallbacksConfig
 from datamodules.config import DataConfig
 from lightning_modules.config import LossConfig, OptimizerConfig, TrainerConfig
+from lightning_modules.decoder_tuning_config import DecoderTuningConfig
 from lightning_modules.tokenizer_config import TokenizerLossConfig
 from switti.errors import UserError
 from switti.metrics.config import MetricsConfig
@@ -26,7 +27,7 @@ class RunConfig:
     loaded before step 0 (a later training stage); resuming needs no setting.
     """
 
-    task: Literal["generator", "tokenizer"] = "generator"
+    task: Literal["generator", "tokenizer", "decoder"] = "generator"
     name: str = ""
     study: str | None = None
     runs_dir: str = "runs"
@@ -40,6 +41,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     tokenizer_loss: TokenizerLossConfig = field(default_factory=TokenizerLossConfig)
+    decoder: DecoderTuningConfig = field(default_factory=DecoderTuningConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)

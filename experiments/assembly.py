@@ -19,6 +19,7 @@ from callbacks.speed import Speed
 from configs.schema import RunConfig
 from datamodules.datamodule import ShardDataModule
 from experiments.trained import frozen_tokenizer, initial_state
+from lightning_modules.decoder_tuning import DecoderTuningModule
 from lightning_modules.generator import GeneratorModule
 from lightning_modules.tokenizer import TokenizerModule
 from switti.errors import UserError
@@ -45,12 +46,15 @@ def build_module(config: RunConfig, fresh: bool = True) -> LightningModule:
     """
     averaged = config.callbacks.ema_decay is not None
     common: dict[str, Any] = {"seed": config.seed, "averaged": averaged}
+    if config.init_from and config.task != "generator":
+        raise UserError(f"init_from={config.init_from} is for generators; a {config.task} run starts anew")
     if config.task == "tokenizer":
-        if config.init_from:
-            raise UserError(f"init_from={config.init_from} is for generators; a tokenizer run starts anew")
         return TokenizerModule(
             config.tokenizer, config.optimizer, config.tokenizer_loss, config.trainer, **common
         )
+    if config.task == "decoder":
+        rqvae = frozen_tokenizer(config, other_scales=True)
+        return DecoderTuningModule(rqvae, config.optimizer, config.decoder, config.trainer, **common)
     common["initial_state"] = initial_state(config.init_from, config) if config.init_from and fresh else None
     tokenizer = frozen_tokenizer(config)
     return GeneratorModule(config.model, tokenizer, config.optimizer, config.loss, config.trainer, **common)
@@ -125,6 +129,7 @@ def build_callbacks(
 
 def build_trainer(config: RunConfig, callbacks: list[Callback]) -> Trainer:
     settings, folder = config.trainer, config.run_dir
+    manual = config.task == "decoder"  # two optimisers: the module accumulates and clips by itself
     return Trainer(
         max_steps=settings.max_steps,
         max_epochs=-1,
@@ -132,8 +137,8 @@ def build_trainer(config: RunConfig, callbacks: list[Callback]) -> Trainer:
         devices=settings.devices,
         num_nodes=settings.num_nodes,
         precision=settings.precision,
-        accumulate_grad_batches=settings.accumulate,
-        gradient_clip_val=settings.gradient_clip or None,
+        accumulate_grad_batches=1 if manual else settings.accumulate,
+        gradient_clip_val=None if manual else settings.gradient_clip or None,
         val_check_interval=settings.validate_every * settings.accumulate,
         check_val_every_n_epoch=None,
         limit_val_batches=settings.validate_batches,

@@ -128,6 +128,7 @@ def quieten() -> None:
         ".*litlogger.*",
         ".*Checkpoint directory .* exists.*",
         ".*weights_only.*",
+        ".*manual optimization and every_n_train_steps.*",
     ):
         warnings.filterwarnings("ignore", words)
 

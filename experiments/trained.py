@@ -65,12 +65,16 @@ def sampler_settings(settings: list[str]) -> list[str]:
     return named
 
 
-def frozen_tokenizer(config: RunConfig) -> RQVAE:
-    """What `tokenizer_weights` names: a file, a folder, a hub id or embedded:demo, with the run's settings."""
+def frozen_tokenizer(config: RunConfig, other_scales: bool = False) -> RQVAE:
+    """What `tokenizer_weights` names: a file, a folder, a hub id or embedded:demo, with the run's settings.
+
+    Weights that hold other settings are refused; other_scales: another pyramid than theirs is meant.
+    """
     if config.tokenizer_weights is None:
         raise UserError("tokenizer_weights is not set; give a file, or embedded:demo for the one that ships")
     try:
-        return load_tokenizer(config.tokenizer_weights, config=config.tokenizer)
+        scales = config.tokenizer.scales if other_scales else None
+        return load_tokenizer(config.tokenizer_weights, config=config.tokenizer, scales=scales)
     except UserError as error:
         raise UserError(f"tokenizer_weights={config.tokenizer_weights}: {error}") from error
 

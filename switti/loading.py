@@ -13,7 +13,7 @@ from switti.errors import UserError
 from switti.files import read_json
 from switti.hub import fetch
 from switti.models.config import GeneratorConfig, RQVAEConfig
-from switti.models.rqvae import EMBEDDED, RQVAE, weights_path
+from switti.models.rqvae import EMBEDDED, RQVAE, check_settings, stored_settings, weights_path
 from switti.models.transformer import ScaleTransformer
 from switti.published import (
     GENERATORS,
@@ -166,17 +166,21 @@ def load_tokenizer(
     """An RQ-VAE in eval mode, frozen, float32.
 
     source: as for `load_generator`, or "embedded:demo". scales: another pyramid than the source's own, whose weights
-    do not depend on it. config: the settings; None reads them from config.json and the shapes.
+    do not depend on it. config: the settings, which must be those that the file holds (the pyramid only without
+    scales); None reads them from the file, from config.json and from the shapes.
     Raises UserError, for weights that do not fit WeightsError with every key in `details`.
     """
     release = TOKENIZERS.get(str(source))
     place = weights_path(source) if str(source).startswith(EMBEDDED) else source
     path, content = locate(place, "tokenizer", release.file if release else None, revision)
-    state = read_weights(path)
+    state, stored = read_weights(path), stored_settings(path)
     for name in ("ema_rqvae", "rqvae"):
         state = sub_state(state, name) or state
-    if config is None:
-        found = tokenizer_fields(state, str(source)) | config_fields(content, RQVAEConfig, str(source))
+    if config is not None:
+        check_settings(config, stored, path, other_scales=scales is not None)
+    else:
+        told = config_fields(stored | content, RQVAEConfig, str(source))
+        found = tokenizer_fields(state, str(source)) | told
         if "scales" not in found and release is not None:
             found["scales"] = PYRAMIDS[release.resolution]
         if "scales" not in found and scales is None:

@@ -146,12 +146,11 @@ def load_rqvae(config: RQVAEConfig, weights: str | Path) -> RQVAE:
     try:
         with safe_open(path, "pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-            stored = json.loads((file.metadata() or {}).get(SETTINGS_KEY, "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError) as error:
         raise UserError(
             f"tokenizer_weights={weights}: {path} is no readable safetensors file ({error})"
         ) from error
-    _check_settings(config, stored, path)
+    check_settings(config, stored_settings(path), path)
     model = RQVAE(config)
     _check_keys(model.state_dict(), state, path)
     model.load_state_dict({key: value.float() for key, value in state.items()})
@@ -166,12 +165,29 @@ def save_rqvae(model: RQVAE, path: str | Path, dtype: torch.dtype = torch.float3
         temporary.write_bytes(save(state, metadata=settings))
 
 
-def _check_settings(config: RQVAEConfig, stored: dict[str, Any], path: Path) -> None:
-    """Scales, φ and so on change what weights mean without changing their shapes; the commitment only trains."""
+def stored_settings(path: Path) -> dict[str, Any]:
+    """The settings that `save_rqvae` wrote into a file; {} for any other file."""
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads((file.metadata() or {}).get(SETTINGS_KEY, "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is no readable safetensors file ({error})") from error
+
+
+def check_settings(
+    config: RQVAEConfig, stored: dict[str, Any], path: Path, other_scales: bool = False
+) -> None:
+    """UserError if weights were trained with other settings, of which shapes show only a part.
+
+    The commitment is let pass, as it only trains; other_scales: the pyramid too, which no weight depends on.
+    """
+    passed = {"commitment", "scales"} if other_scales else {"commitment"}
     wrong = [
         f"tokenizer.{name}={value} (the weights: {stored[name]})"
         for name, value in asdict(config).items()
-        if name != "commitment" and stored.get(name, value) != value
+        if name not in passed and stored.get(name, value) != value
     ]
     if wrong:
         raise UserError(f"{path} was trained with other settings: " + ", ".join(wrong))

@@ -34,9 +34,8 @@ def document(study: Study) -> Document:
         settings_section(study),
         conventions_section(study),
     ]
-    if (
-        study.runs[0].record.get("task") == "tokenizer"
-    ):  # what speaks of generated tokens has nothing to say here
+    if study.runs[0].record.get("task") in ("tokenizer", "decoder"):
+        # what speaks of generated tokens has nothing to say here
         sections = [section for section in sections if section.anchor not in ("scales", "captions")]
     labels = label_variants(study.variants)
     title = labels if len(labels) <= _TITLE else f"{len(study.variants)} variants"

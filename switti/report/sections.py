@@ -52,7 +52,7 @@ def metrics_section(study: Study) -> Section:
 
 def _of_tokenizers(study: Study) -> bool:
     """Tokenizer runs sample nothing, and their validation is the evaluation."""
-    return study.runs[0].record.get("task") == "tokenizer"
+    return study.runs[0].record.get("task") in ("tokenizer", "decoder")
 
 
 def _no_evaluation(what: str) -> Text:

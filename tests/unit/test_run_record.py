@@ -26,8 +26,11 @@ class Module(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.layer = torch.nn.Linear(3, 3)
-        self.ema_generator = torch.nn.Linear(3, 3).requires_grad_(False)
+        self.average = torch.nn.Linear(3, 3).requires_grad_(False)
         object.__setattr__(self, "tokenizer", torch.nn.Linear(4, 1).requires_grad_(False))
+
+    def averaged_pairs(self) -> list[tuple[torch.nn.Module, torch.nn.Module]]:
+        return [(self.average, self.layer)]
 
     def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
         loss = self.layer(batch[0]).square().mean()
