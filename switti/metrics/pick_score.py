@@ -41,13 +41,19 @@ class TransformersClipEncoder:
 
 def load_pick_score(source: str, device: torch.device | str = "cpu") -> TransformersClipEncoder:
     """From a hub id or a local folder with model and processor files. UserError names the source and the remedy."""
+    files = "PickScore v1 and the tokenizer and preprocessor files of laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    return load_transformers_clip(source, f"metrics.pick_score={source}", files, device)
+
+
+def load_transformers_clip(
+    source: str, setting: str, files: str, device: torch.device | str = "cpu"
+) -> TransformersClipEncoder:
+    """Any CLIP in transformers format. setting, files: how messages call the source, and what a folder must hold."""
     from transformers import CLIPModel, CLIPProcessor
 
     local = Path(source).expanduser()
     if source.startswith((".", "/", "~")) and not local.is_dir():
-        raise UserError(
-            f"metrics.pick_score={source}: no such folder; give one in transformers format, or a hub id"
-        )
+        raise UserError(f"{setting}: no such folder; give one in transformers format, or a hub id")
     place = str(local) if local.is_dir() else source
     try:
         with quiet_transformers():
@@ -57,13 +63,8 @@ def load_pick_score(source: str, device: torch.device | str = "cpu") -> Transfor
             processor = CLIPProcessor.from_pretrained(place, local_files_only=local.is_dir())
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"metrics.pick_score={source} cannot be loaded ({reason}); give a local folder with PickScore v1 and the "
-            "tokenizer and preprocessor files of laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-        ) from error
+        raise UserError(f"{setting} cannot be loaded ({reason}); give a local folder with {files}") from error
     model, info = loaded
     if info["missing_keys"]:
-        raise UserError(
-            f"metrics.pick_score={source} lacks weights such as {sorted(info['missing_keys'])[0]}"
-        )
+        raise UserError(f"{setting} lacks weights such as {sorted(info['missing_keys'])[0]}")
     return TransformersClipEncoder(model, processor, device)

@@ -2,7 +2,8 @@
 
 No L×L mask exists here: a scale is one unmasked call on a slice (Section 3.3).
 
-Shape suffixes: B batch, L query tokens, M key tokens, T caption tokens, H heads, K head width, D = H·K, C caption width.
+Shape suffixes: B batch, L query tokens, M key tokens, T caption tokens, H heads, K head width, D = H·K,
+C caption width.
 """
 
 from dataclasses import dataclass
@@ -31,25 +32,31 @@ class Rotation:
 class KeyValueCache:
     """Keys and values of one block for all scales of a causal model, allocated once per call of the sampler.
 
-    It is an argument that dies with the call. `rows` limits it to the first rows of the batch when guidance stops.
+    It is an argument that dies with the call. A smaller batch than the first one continues the first rows, as when
+    guidance stops. Room for `length` tokens is made at the first scale, in the type in which attention computes.
     """
 
-    def __init__(self, batch: int, heads: int, length: int, head_width: int, like: Tensor) -> None:
-        self.keys = like.new_empty(batch, heads, length, head_width)
-        self.values = like.new_empty(batch, heads, length, head_width)
+    def __init__(self, length: int) -> None:
+        self.length = length
         self.filled = 0
+        self._room: tuple[Tensor, Tensor] | None = None
 
     def append(self, k_BHLK: Tensor, v_BHLK: Tensor) -> tuple[Tensor, Tensor]:
         """Stores the new tokens and returns views of everything so far."""
-        batch, stop = k_BHLK.shape[0], self.filled + k_BHLK.shape[2]
-        self.keys[:batch, :, self.filled : stop] = k_BHLK
-        self.values[:batch, :, self.filled : stop] = v_BHLK
-        self.filled = stop
-        return self.keys[:batch, :, :stop], self.values[:batch, :, :stop]
+        batch, heads, new, width = k_BHLK.shape
+        if self._room is None:
+            shape = (batch, heads, self.length, width)
+            self._room = k_BHLK.new_empty(shape), v_BHLK.new_empty(shape)
+        start, self.filled = self.filled, self.filled + new
+        keys, values = (room[:batch, :, : self.filled] for room in self._room)
+        keys[:, :, start:] = k_BHLK
+        values[:, :, start:] = v_BHLK
+        return keys, values
 
     @property
     def nbytes(self) -> int:
-        return 2 * self.keys.numel() * self.keys.element_size()
+        """Size of the room made so far."""
+        return sum(room.nbytes for room in self._room or ())
 
 
 # Scores that a product formulation may hold at a time; above that the fused kernel is used.

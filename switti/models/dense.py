@@ -30,16 +30,13 @@ def rotate_complex(x_BLHK: Tensor, rotation: Rotation) -> Tensor:
 class GrowingCache(KeyValueCache):
     """Keys and values by concatenation."""
 
-    def __init__(self) -> None:
-        self._seen: tuple[Tensor, Tensor] | None = None
-
     def append(self, k_BHLK: Tensor, v_BHLK: Tensor) -> tuple[Tensor, Tensor]:
-        if self._seen is not None:
-            batch, (keys, values) = len(k_BHLK), self._seen
+        if self._room is not None:
+            batch, (keys, values) = len(k_BHLK), self._room
             k_BHLK = torch.cat([keys[:batch], k_BHLK], dim=2)
             v_BHLK = torch.cat([values[:batch], v_BHLK], dim=2)
-        self._seen = k_BHLK, v_BHLK
-        return self._seen
+        self._room = k_BHLK, v_BHLK
+        return self._room
 
 
 class DenseSelfAttention(SelfAttention):
@@ -108,7 +105,7 @@ def sample_latent_plainly(
     batch, plan, quantizer = len(text), GuidancePlan.of(config, model.pyramid), tokenizer.quantize
     both = TextEmbedding.concatenate([text, null.expand(batch)])
     causal = model.config.visibility == "causal"
-    caches = [GrowingCache() for _ in model.typed_blocks] if causal else None
+    caches = [GrowingCache(model.pyramid.length) for _ in model.typed_blocks] if causal else None
     latent, rows = quantizer.empty_latent(batch), None
     for scale in range(model.pyramid.count):
         given = text if scale >= plan.stop else both

@@ -206,13 +206,11 @@ class ScaleTransformer(nn.Module):
 
     # ---- one scale at a time: sampling --------------------------------------------------------------------------
 
-    def build_cache(self, batch: int) -> list[KeyValueCache] | None:
+    def build_cache(self) -> list[KeyValueCache] | None:
         """Key/value caches, one a block, for a causal model; None for a non-causal one, which needs none."""
         if self.config.visibility == "non_causal":
             return None
-        heads, like = self.config.heads, self.pos_start
-        width = self.config.width // heads
-        return [KeyValueCache(batch, heads, self.pyramid.length, width, like) for _ in self.blocks]
+        return [KeyValueCache(self.pyramid.length) for _ in self.blocks]
 
     def forward_scale(
         self, scale: int, x_BPC: Tensor | None, condition: Condition, cache: list[KeyValueCache] | None

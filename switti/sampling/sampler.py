@@ -26,6 +26,7 @@ class ScaleTrace:
     """What happened at one scale; handed to `on_scale_end`.
 
     tokens_BP is None where the codebook was mixed softly (soft_BPV then holds the weights).
+    cache_bytes: size of the key/value caches of all blocks, 0 for a non-causal model.
     """
 
     scale: int
@@ -35,6 +36,7 @@ class ScaleTrace:
     soft_BPV: Tensor | None
     noise_BPV: Tensor | None
     latent_BCHW: Tensor
+    cache_bytes: int
 
 
 @dataclass
@@ -120,7 +122,7 @@ def sample_latent(
     batch = len(text.pooled_BP)
     condition = _conditions(model, text, null, crop_B4, plan)
     conditional = condition.first_rows(batch)
-    cache = model.build_cache(len(condition.first_BPD))
+    cache = model.build_cache()
     latent, rows = quantizer.empty_latent(batch), None
     for scale in range(pyramid.count):
         if switch is not None and scale == switch.scale:
@@ -139,5 +141,6 @@ def sample_latent(
         if scale + 1 < pyramid.count:
             rows = quantizer.next_input(scale, latent)
         if on_scale_end is not None:
-            on_scale_end(ScaleTrace(scale, logits, guided, tokens, soft, drawn, latent))
+            cache_bytes = sum(block.nbytes for block in cache or ())
+            on_scale_end(ScaleTrace(scale, logits, guided, tokens, soft, drawn, latent, cache_bytes))
     return latent

@@ -10,7 +10,7 @@ import torch
 from switti.models.text.base import TextEmbedding
 from switti.sampling.config import SamplingConfig
 from switti.sampling.pipeline import SwittiPipeline
-from switti.sampling.sampler import PictureNoise, sample_latent
+from switti.sampling.sampler import PictureNoise, ScaleTrace, sample_latent
 
 
 def time_scales(
@@ -30,8 +30,16 @@ def time_scales(
             torch.cuda.synchronize(pipeline.device)
         return time.perf_counter()
 
+    marks: list[float] = []
+    cache_bytes = 0
+
+    def note(trace: ScaleTrace) -> None:
+        nonlocal cache_bytes
+        cache_bytes = trace.cache_bytes
+        marks.append(now())
+
     for _ in range(repetitions + 1):
-        marks = [now()]
+        marks[:] = [now()]
         noise = PictureNoise(list(range(len(text))), pipeline.device)
         with torch.autocast(pipeline.device.type, torch.bfloat16, enabled=pipeline.autocast):
             sample_latent(
@@ -41,16 +49,14 @@ def time_scales(
                 null,
                 sampling,
                 noise,
-                on_scale_end=lambda _trace, marks=marks: marks.append(now()),  # type: ignore[misc]
+                on_scale_end=note,
             )
         rows.append([after - before for before, after in pairwise(marks)])
     medians = [statistics.median(times) for times in zip(*rows[1:], strict=True)]
-    rows_with_guidance = len(text) * (2 if sampling.guidance else 1)
-    cache = pipeline.generator.build_cache(rows_with_guidance)
     return {
         "seconds_per_scale": medians,
         "seconds_total": sum(medians),
         "batch": len(text),
         "guidance_stop": sampling.guidance_stop,
-        "cache_bytes": sum(block.nbytes for block in cache) if cache else 0,
+        "cache_bytes": cache_bytes,
     }

@@ -155,7 +155,7 @@ def test_a_causal_switch_keeps_what_was_seen() -> None:
     for caption in ("a", "zebra"):
         text = pipe.text_encoder.encode([caption])
         conditions.append(model.prepare(text.tokens_BTC, text.mask_BT, text.pooled_BP, None))
-    cache, rows = model.build_cache(1), None
+    cache, rows = model.build_cache(), None
     with torch.no_grad():
         for scale, trace in enumerate(seen):
             found = model.forward_scale(scale, rows, conditions[scale >= 3], cache)

@@ -80,7 +80,7 @@ def test_training_equals_sampling(visibility: str, ladder: dict) -> None:
     with torch.no_grad():
         expected = built(**given)
         condition = built.prepare(given["text_BTC"], given["mask_BT"], given["pooled_BP"], given["crop_B4"])
-        cache = built.build_cache(3)
+        cache = built.build_cache()
         for scale, (start, stop) in enumerate(built.pyramid.spans):
             rows = None if scale == 0 else given["x_BMC"][:, start - 1 : stop - 1]
             found = built.forward_scale(scale, rows, condition, cache)
