@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from switti.checkpoint import fill
 from switti.errors import UserError
 from switti.files import atomic_write
 from switti.models.autoencoder import Decoder, Encoder
@@ -152,8 +153,7 @@ def load_rqvae(config: RQVAEConfig, weights: str | Path) -> RQVAE:
         ) from error
     check_settings(config, stored_settings(path), path)
     model = RQVAE(config)
-    _check_keys(model.state_dict(), state, path)
-    model.load_state_dict({key: value.float() for key, value in state.items()})
+    fill(model, {key: value.float() for key, value in state.items()}, str(path))
     return model.eval().requires_grad_(False)
 
 
@@ -191,16 +191,3 @@ def check_settings(
     ]
     if wrong:
         raise UserError(f"{path} was trained with other settings: " + ", ".join(wrong))
-
-
-def _check_keys(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
-    problems = [f"{key} is missing" for key in expected if key not in found]
-    problems += [f"{key} is unexpected" for key in found if key not in expected]
-    problems += [
-        f"{key} is {list(found[key].shape)}, the settings need {list(value.shape)}"
-        for key, value in expected.items()
-        if key in found and found[key].shape != value.shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise UserError(f"{path} does not fit tokenizer.*: " + "; ".join(problems[:5]) + more)
