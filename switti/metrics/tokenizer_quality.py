@@ -1,0 +1,105 @@
+"""What a tokenizer keeps of pictures (Table 1): fidelity, distance of the sets, use of the codebook, error by scale.
+
+Shape suffixes: B pictures, K scales, V codebook entries, HH the square latent.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from switti.metrics.clip_iqa import ClipIqa
+from switti.metrics.collection import to_bytes
+from switti.metrics.fid import FrechetDistance
+from switti.metrics.image_quality import lpips_distance, psnr, ssim
+from switti.metrics.scale_statistics import ScaleStatistics
+from switti.models.perceptual import AlexNetFeatures, build_lpips
+from switti.models.rqvae import RQVAE
+
+
+@dataclass(frozen=True)
+class QualityNetworks:
+    """What several tokenizers are judged with. lpips: by the name of the metric; clip_iqa: None leaves it out."""
+
+    lpips: dict[str, nn.Module]
+    features: nn.Module
+    clip_iqa: ClipIqa | None = None
+
+
+def build_quality_networks(device: torch.device | str, clip_iqa: ClipIqa | None = None) -> QualityNetworks:
+    """LPIPS with both published trunks, and AlexNet's features."""
+    lpips = {"lpips_vgg": build_lpips("vgg").to(device), "lpips_alex": build_lpips("alex").to(device)}
+    return QualityNetworks(lpips, AlexNetFeatures().to(device), clip_iqa)
+
+
+@dataclass(frozen=True)
+class TokenizerReport:
+    """values: metric → value. by_scale: metric → one value a scale. pictures: metric → value, one dict a picture."""
+
+    values: dict[str, float]
+    by_scale: dict[str, list[float]]
+    pictures: list[dict[str, float]] = field(repr=False)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+@torch.no_grad()
+def reconstruct(model: RQVAE, image_B3HW: Tensor) -> Tensor:
+    """Pictures in [-1, 1] → what their tokens keep of them, in [0, 1], on the model's device."""
+    image_B3HW = image_B3HW.to(device_of(model))
+    found_B3HW = model.decode(model.tokens_to_latent(model.tokenize(image_B3HW)))
+    return (found_B3HW.clamp(-1, 1) + 1) / 2
+
+
+def latent_errors(f_BCHH: Tensor, latents_BCHH: list[Tensor]) -> Tensor:
+    """Share of the latent's energy that is missing after each scale, ‖f − f_hat‖² / ‖f‖²: [B, K], 1 for f_hat = 0."""
+    energy_B = f_BCHH.square().sum((1, 2, 3))
+    missing = [(f_BCHH - f_hat_BCHH).square().sum((1, 2, 3)) for f_hat_BCHH in latents_BCHH]
+    return torch.stack(missing, dim=1) / energy_B[:, None]
+
+
+class TokenizerQuality:
+    """Adds up over batches of pictures; in one process."""
+
+    def __init__(self, model: RQVAE, networks: QualityNetworks) -> None:
+        self.model = model
+        self.networks = networks
+        self.statistics = ScaleStatistics(model.pyramid.spans, model.config.codebook_size)
+        self.distance = FrechetDistance(AlexNetFeatures.num_features)
+        self.pictures: list[dict[str, float]] = []
+        self._errors_K = torch.zeros(model.pyramid.count, dtype=torch.float64)
+
+    @torch.no_grad()
+    def update(self, image_B3HW: Tensor) -> None:
+        """Pictures in [-1, 1] of the tokenizer's own size."""
+        model = self.model
+        image_B3HW = image_B3HW.to(device_of(model))
+        f_BCHH = model.encode(image_B3HW)
+        tokens_BL = model.quantize.tokenize(f_BCHH)
+        latents_BCHH = list(model.quantize.latents(tokens_BL))
+        found_B3HW = (model.decode(latents_BCHH[-1]).clamp(-1, 1) + 1) / 2
+        target_B3HW = (image_B3HW + 1) / 2
+        self._errors_K += latent_errors(f_BCHH, latents_BCHH).double().sum(0).cpu()
+        self.statistics.update(tokens_BL.cpu())
+        for images_B3HW, real in ((target_B3HW, True), (found_B3HW, False)):
+            self.distance.update(self.networks.features(to_bytes(images_B3HW)).cpu(), real=real)
+        columns = {"psnr": psnr(found_B3HW, target_B3HW), "ssim": ssim(found_B3HW, target_B3HW)}
+        for name, network in self.networks.lpips.items():
+            columns[name] = lpips_distance(network, found_B3HW, target_B3HW)
+        if (judge := self.networks.clip_iqa) is not None:
+            columns[judge.name] = judge(to_bytes(found_B3HW))
+        rows = zip(*(values_B.tolist() for values_B in columns.values()), strict=True)
+        self.pictures += [dict(zip(columns, row, strict=True)) for row in rows]
+
+    def compute(self) -> TokenizerReport:
+        """Means over pictures, and what is defined on all of them together (nan where that needs more pictures)."""
+        count = len(self.pictures)
+        values = {name: sum(row[name] for row in self.pictures) / count for name in self.pictures[0]}
+        values["rfid_alexnet"] = float(self.distance.compute())
+        found = self.statistics.compute()
+        values["codebook_use"] = float(found["codebook_use_total"])
+        by_scale = {name: found[name].tolist() for name in ("codebook_use", "perplexity")}
+        by_scale["latent_error"] = (self._errors_K / count).tolist()
+        return TokenizerReport(values, by_scale, self.pictures)
