@@ -1,0 +1,114 @@
+"""python -m experiments.bench [--quick] [--only train,sample,tokenizer,data] [--json FILE]
+
+Speed and memory, ours against the plain formulation (dense mask, cache by concatenation, AdaLN and caption keys at
+every scale, sort over the whole vocabulary), in one process with interleaved repetitions. Prints a table of medians
+and ratios; --json writes them with the machine's description. Close other programs first: times are wall-clock.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.command import run
+from switti.errors import UserError
+from switti.files import write_json
+
+if TYPE_CHECKING:
+    from switti.bench.report import Results
+
+PARTS = ("train", "sample", "tokenizer", "data")
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a small model and few repetitions: does it run at all?"
+    )
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args(argv)
+    parts = options.only.split(",")
+    for part in parts:
+        if part not in PARTS:
+            raise UserError(f"--only {part}: there are {', '.join(PARTS)}")
+
+    from switti.bench.measure import machine
+    from switti.bench.report import Results
+    from switti.bench.suite import Suite
+
+    results = Results()
+    suite = Suite.quick() if options.quick else Suite()
+    for part in parts:
+        if part == "data":
+            measure_data(results, suite.repetitions)
+        else:
+            getattr(suite, f"measure_{part}")(results)
+    described = machine()
+    print(results.table())
+    print(
+        f"{described['cpu']}, {described['threads']} threads, torch {described['torch']}, {described['date']}"
+    )
+    if options.json:
+        write_json(options.json, as_json(results, described, options.quick))
+        print(options.json)
+    return 0
+
+
+def measure_data(results: "Results", repetitions: int) -> None:
+    """Pictures a second: shards to batches in this process and with two workers, against decoding alone."""
+    import io
+    import tempfile
+
+    import numpy as np
+    from PIL import Image
+
+    from datamodules.config import DataConfig
+    from datamodules.datamodule import ShardDataModule
+    from datamodules.pictures import decode
+    from datamodules.shards import Sample, ShardWriter
+    from switti.bench.measure import interleaved_medians
+
+    generator = np.random.default_rng(0)
+    pictures = []
+    for _ in range(256):
+        smooth = Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)).resize((256, 256))
+        buffer = io.BytesIO()
+        smooth.save(buffer, "JPEG", quality=90)
+        pictures.append(buffer.getvalue())
+    with tempfile.TemporaryDirectory() as folder:
+        writer = ShardWriter(Path(folder), "train", len(pictures))
+        for i, data in enumerate(pictures):
+            writer.write(Sample(f"{i:04d}", data, "jpg", "a picture"), "bench")
+        writer.close()
+        shard = str(Path(folder) / "train-000000.tar")
+
+        def read(workers: int) -> None:
+            config = DataConfig(train=shard, validation=shard, workers=workers, batch_size=32)
+            loader = iter(ShardDataModule(config, seed=0, resolution=256).train_dataloader())
+            for _ in range(len(pictures) // 32):
+                next(loader)
+
+        jobs = {
+            "decode_only": lambda: [decode(data).load() for data in pictures],
+            "workers_0": lambda: read(0),
+            "workers_2": lambda: read(2),
+        }
+        seconds = interleaved_medians(jobs, repetitions, "data")
+    for name, value in seconds.items():
+        results.raw[f"data.256.{name}.pictures_per_second"] = len(pictures) / value
+    results.ratios["data.256.over_decoding"] = seconds["decode_only"] / seconds["workers_0"]
+
+
+def as_json(results: "Results", described: dict[str, Any], quick: bool) -> dict[str, Any]:
+    """{"ratios", "raw", "machine"} as plain containers."""
+    content = {"ratios": results.ratios, "raw": results.raw, "machine": {**described, "quick": quick}}
+    return json.loads(json.dumps(content))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""Speed and memory, ours against the plain formulation, measured side by side in one process."""

@@ -1,0 +1,147 @@
+"""The measurements of `experiments.bench`, one method a part; each adds to the results by dotted names.
+
+Names: train.<resolution>.<variant> and so on under ratios (plain seconds / ours), seconds, bytes and operations a
+second under raw.
+"""
+
+import statistics
+from dataclasses import dataclass, field
+
+import torch
+
+from switti.bench.cases import (
+    SCALES,
+    TEXT_TOKENS,
+    VARIANTS,
+    SamplingCase,
+    Size,
+    build,
+    late_stop,
+    training_pair,
+)
+from switti.bench.flops import training_flops
+from switti.bench.measure import interleaved_medians, matmul_peak, peak_bytes
+from switti.bench.report import Results
+from switti.models.config import RQVAEConfig
+from switti.models.dense import same_weights
+from switti.models.rqvae import RQVAE
+from switti.sampling.config import SamplingConfig
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass
+class Suite:
+    """Sizes and repetitions. `sizes` and `batches` by resolution: the dense formulation at 1024 px needs a shallow
+    model to finish in seconds; the ratio hardly depends on depth, since all blocks cost the same."""
+
+    sizes: dict[int, Size] = field(default_factory=lambda: {512: Size(depth=4), 1024: Size(depth=2)})
+    batches: dict[int, int] = field(default_factory=lambda: {512: 2, 1024: 1})
+    sampling_size: Size = field(default_factory=lambda: Size(depth=8))
+    sampling_batch: int = 4
+    repetitions: int = 5
+    device: torch.device = field(default_factory=default_device)
+
+    @classmethod
+    def quick(cls) -> "Suite":
+        small = Size(width=64, heads=2, depth=1)
+        return cls({512: small, 1024: small}, {512: 1, 1024: 1}, small, 1, repetitions=1)
+
+    def measure_train(self, results: Results) -> None:
+        """Training step, dense against ours, and the share of the machine's matrix-product peak."""
+        peak = matmul_peak(torch.bfloat16, self.device)
+        results.raw["matmul_peak.bfloat16"] = peak
+        for resolution, size in self.sizes.items():
+            for variant in VARIANTS:
+                name, batch = f"train.{resolution}.{variant}", self.batches[resolution]
+                jobs = training_pair(size, resolution, variant, batch, self.device)
+                seconds = interleaved_medians(jobs, self.repetitions, name)
+                results.ratios[name] = seconds["dense"] / seconds["ours"]
+                results.raw[f"{name}.seconds"] = seconds["ours"]
+                results.raw[f"{name}.dense.seconds"] = seconds["dense"]
+                for formulation, job in jobs.items():
+                    results.raw[f"{name}.{formulation}.peak_bytes"] = peak_bytes(job)
+                flops = training_flops(size.config(resolution, variant), batch, TEXT_TOKENS)
+                results.ratios[f"{name}.matmul_share"] = flops / seconds["ours"] / peak
+        if 512 in self.sizes:
+            results.ratios["train.512.matmul_share"] = results.ratios["train.512.non_causal.matmul_share"]
+
+    def measure_sample(self, results: Results) -> None:
+        """Sampling at 512 px, per scale and whole, variants × guidance; memory at 1024 px."""
+        totals = {variant: self._sample_variant(variant, results) for variant in VARIANTS}
+        for kind in ("full", "stopped"):
+            ratio = totals["causal"]["full"] / totals["non_causal"][kind]
+            results.ratios[f"sample.512.causal_full_over_non_causal_{kind}"] = ratio
+        self._sampling_memory(results)
+
+    def _sample_variant(self, variant: str, results: Results) -> dict[str, float]:
+        """Seconds of one variant: guidance everywhere ("full"), stopped two scales early, and the plain way."""
+        name, seeds = f"sample.512.{variant}", list(range(self.sampling_batch))
+        model = build(self.sampling_size.config(512, variant), self.device).eval().to(torch.bfloat16)
+        case, plain = SamplingCase.of(model, self.sampling_batch), same_weights(model)
+        everywhere = SamplingConfig(gumbel=False)
+        rows: dict[str, list[list[float]]] = {"full": [], "stopped": []}
+
+        def full() -> None:
+            rows["full"].append(case.run(everywhere, seeds))
+
+        def stopped() -> None:
+            rows["stopped"].append(case.run(late_stop(everywhere, 512), seeds))
+
+        def plainly() -> None:
+            case.run_plainly(plain, everywhere, seeds)
+
+        jobs = {"full": full, "stopped": stopped, "plain": plainly}
+        seconds = interleaved_medians(jobs, self.repetitions, name)
+        results.ratios[f"sample.512.over_plain.{variant}"] = seconds["plain"] / seconds["full"]
+        for kind, value in seconds.items():
+            results.raw[f"{name}.{kind}.seconds"] = value
+        for kind, times in rows.items():
+            by_scale = [statistics.median(scale) for scale in zip(*times, strict=True)]
+            results.raw[f"{name}.{kind}.seconds_per_scale"] = by_scale
+        if variant == "non_causal":
+            shares = [case.share_outside(everywhere, seeds) for _ in range(self.repetitions)]
+            results.ratios["sample.512.outside_transformer"] = statistics.median(shares)
+        return seconds
+
+    def _sampling_memory(self, results: Results) -> None:
+        """Peak memory of sampling at 1024 px against a dense training step of the same model."""
+        size = self.sizes[1024]
+        model = build(size.config(1024, "non_causal"), self.device).eval()
+        case = SamplingCase.of(model, 1)
+        used = peak_bytes(lambda: case.run(SamplingConfig(gumbel=False), [0]))
+        results.raw["sample.1024.non_causal.peak_bytes"] = used
+        dense = results.raw.get("train.1024.non_causal.dense.peak_bytes")
+        if isinstance(dense, int | float) and dense:
+            results.ratios["sample.1024.memory_over_dense_training"] = used / dense
+
+    def measure_tokenizer(self, results: Results) -> None:
+        """Tokenising and decoding 256 px with the published architecture's shape at a fifth of its width."""
+        config = RQVAEConfig(scales=SCALES[256], channels=32)
+        model = RQVAE(config).to(self.device).eval()
+        image = torch.rand(2, 3, 256, 256, device=self.device) * 2 - 1
+        with torch.no_grad():
+            latent = model.tokens_to_latent(model.tokenize(image))
+
+            def tokenize(half: bool) -> None:
+                with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+                    model.teacher_forcing(model.tokenize(image))
+
+            def decode(half: bool) -> None:
+                with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+                    model.decode(latent)
+
+            jobs = {
+                "tokenize.float32": lambda: tokenize(False),
+                "tokenize.bfloat16": lambda: tokenize(True),
+                "decode.float32": lambda: decode(False),
+                "decode.bfloat16": lambda: decode(True),
+            }
+            seconds = interleaved_medians(jobs, self.repetitions, "tokenizer")
+        for name, value in seconds.items():
+            results.raw[f"tokenizer.256.{name}.pictures_per_second"] = len(image) / value
+        for job in ("tokenize", "decode"):
+            ratio = seconds[f"{job}.float32"] / seconds[f"{job}.bfloat16"]
+            results.ratios[f"tokenizer.256.{job}.bfloat16_over_float32"] = ratio
