@@ -88,8 +88,21 @@ def load_trunk(net: Literal["alex", "vgg"]) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
+# Sides in px below which a trunk's last maps would be empty.
+_SMALLEST = {"alex": 31, "vgg": 16}
+
+
 class _FrozenLPIPS(lpips.LPIPS):
     """Stays in evaluation mode: the dropout before its heads must not wake up with the model around it."""
+
+    def forward(self, a_B3HW: Tensor, b_B3HW: Tensor, **options: Any) -> Tensor:
+        smallest, side = _SMALLEST[self.pnet_type], min(a_B3HW.shape[-2:])
+        if side < smallest:
+            raise UserError(
+                f"LPIPS ({self.pnet_type}) needs pictures of at least {smallest} px, got {side}; "
+                "set its weight to 0, or take larger pictures"
+            )
+        return super().forward(a_B3HW, b_B3HW, **options)
 
     def train(self, mode: bool = True) -> Self:
         return super().train(False)

@@ -147,3 +147,12 @@ def test_features_do_not_depend_on_the_size_of_a_flat_picture(features: AlexNetF
     torch.testing.assert_close(
         features(torch.full((1, 3, 40, 70), 0.3)), features(torch.full((1, 3, 128, 128), 0.3))
     )
+
+
+@pytest.mark.parametrize("net, smallest", [("alex", 31), ("vgg", 16)])
+def test_pictures_that_are_too_small_are_refused(net: str, smallest: int) -> None:
+    network = build_lpips(net)  # type: ignore[arg-type]
+    pictures = torch.zeros(1, 3, smallest, smallest)
+    assert network(pictures, pictures).item() == 0.0
+    with pytest.raises(UserError, match=f"at least {smallest} px, got {smallest - 1}"):
+        network(pictures[..., 1:], pictures[..., 1:])
