@@ -15,7 +15,8 @@ class DecoderTuningConfig:
       discriminator comes (the paper gives none).
     start_step: the discriminator and the adversarial term begin after so many steps.
     gan: loss on its logits. r1: weight of the gradient penalty on real pictures, computed in float32; 0: none.
-    adaptive: scale the adversarial term so that it pulls at the decoder's last layer as hard as the others.
+    adaptive: scale the adversarial term so that it pulls at the decoder's last layer as hard as the others, judged by
+      each rank on its own pictures.
     """
 
     l1: float = 1.0
