@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from lightning_modules.config import OptimizerConfig, TrainerConfig
 from lightning_modules.optimization import build_optimizer
 from lightning_modules.tokenizer_config import TokenizerLossConfig
+from switti.metrics.image_quality import psnr, ssim
 from switti.models.codebook import draw_rows, entropy, kmeans, token_counts
 from switti.models.config import RQVAEConfig
 from switti.models.perceptual import build_lpips
 from switti.models.rqvae import RQVAE, Reconstruction, save_rqvae
-from switti.reconstruction import ReconstructionLosses, psnr, reconstruction_losses, ssim
+from switti.reconstruction import ReconstructionLosses, reconstruction_losses
 
 WEIGHTS_FILE = "tokenizer.safetensors"
 
@@ -186,8 +187,9 @@ class TokenizerModule(pl.LightningModule):
         terms = reconstruction_losses(found_B3HW, image_B3HW, self.perceptual)
         self.validation_counts += token_counts(tokens_BL, model.pyramid, model.config.codebook_size)
         figures = self._named("validation", terms)
-        figures["validation/psnr"] = psnr(found_B3HW, image_B3HW).mean()
-        figures["validation/ssim"] = ssim(found_B3HW, image_B3HW).mean()
+        found_01, image_01 = (found_B3HW + 1) / 2, (image_B3HW + 1) / 2
+        figures["validation/psnr"] = psnr(found_01, image_01).mean().float()
+        figures["validation/ssim"] = ssim(found_01, image_01).mean()
         self.log_dict(figures, batch_size=image_B3HW.shape[0], sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:

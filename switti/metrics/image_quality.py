@@ -17,9 +17,11 @@ def psnr(images_B3HW: Tensor, targets_B3HW: Tensor) -> Tensor:
 
 def ssim(images_B3HW: Tensor, targets_B3HW: Tensor) -> Tensor:
     """Structural similarity of each picture, [B]: 11×11 Gaussian window, σ = 1.5, range 1, mirrored at the borders."""
-    values = structural_similarity_index_measure(
-        images_B3HW.float(), targets_B3HW.float(), data_range=1.0, reduction="none"
-    )
+    # Its variances are differences of convolutions, which bfloat16 would spoil.
+    with torch.autocast(images_B3HW.device.type, enabled=False):
+        values = structural_similarity_index_measure(
+            images_B3HW.float(), targets_B3HW.float(), data_range=1.0, reduction="none"
+        )
     if not isinstance(values, Tensor):
         raise TypeError("torchmetrics returned more than the similarity")
     return values.reshape(-1)
