@@ -124,6 +124,7 @@ def quieten() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for words in (
         ".*does not have many workers.*",
+        ".*in eval mode at the start of training.*",  # the average
         ".*LeafSpec.*",
         ".*litlogger.*",
         ".*Checkpoint directory .* exists.*",

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from switti.metrics.scale_statistics import count_by_scale, unigram_entropy
+from switti.models.codebook import entropy, token_counts
 from switti.scales import Pyramid
 
 
@@ -31,7 +31,7 @@ class GeneratorStatistics(Metric):
         )
 
     def update(self, tokens_BL: Tensor, losses_BL: Tensor, correct_BL: Tensor) -> None:
-        self.counts_NV += count_by_scale(tokens_BL, self.pyramid.spans, self.counts_NV.shape[1])
+        self.counts_NV += token_counts(tokens_BL, self.pyramid, self.counts_NV.shape[1])
         for state, values in ((self.losses_N, losses_BL), (self.correct_N, correct_BL)):
             state += torch.stack([part.double().sum() for part in self.pyramid.split(values)])
 
@@ -40,7 +40,7 @@ class GeneratorStatistics(Metric):
         per_scale = {
             "loss_by_scale": self.losses_N / numbers_N,
             "accuracy_by_scale": self.correct_N / numbers_N,
-            "unigram_entropy_by_scale": unigram_entropy(self.counts_NV),
+            "unigram_entropy_by_scale": entropy(self.counts_NV),
         }
         values = {"loss": self.losses_N.sum() / numbers_N.sum()}
         values |= {f"{name}/{k}": value for name, row in per_scale.items() for k, value in enumerate(row)}

@@ -66,7 +66,7 @@ class TokenizerQuality:
     def __init__(self, model: RQVAE, networks: QualityNetworks) -> None:
         self.model = model
         self.networks = networks
-        self.statistics = ScaleStatistics(model.pyramid.spans, model.config.codebook_size)
+        self.statistics = ScaleStatistics(model.pyramid, model.config.codebook_size)
         self.distance = FrechetDistance(AlexNetFeatures.num_features)
         self.pictures: list[dict[str, float]] = []
         self._errors_K = torch.zeros(model.pyramid.count, dtype=torch.float64)

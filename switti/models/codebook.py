@@ -10,16 +10,19 @@ from switti.scales import Pyramid
 
 
 def token_counts(tokens_BL: Tensor, pyramid: Pyramid, codebook_size: int) -> Tensor:
-    """How often each code is chosen at each scale: float32 [S, V]."""
+    """How often each code is chosen at each scale: int64 [S, V]."""
     parts = pyramid.split(tokens_BL)
-    return torch.stack([part.flatten().bincount(minlength=codebook_size) for part in parts]).float()
+    return torch.stack([part.flatten().bincount(minlength=codebook_size) for part in parts])
 
 
 def entropy(counts_SV: Tensor) -> Tensor:
-    """Entropy in nats of the distributions that counts describe, [S]; 0 where nothing was counted.
+    """Entropy in nats of the distributions that counts describe, float64 [S]; 0 where nothing was counted.
 
-    Its exponential is the perplexity, the effective number of codes.
+    It is the cross-entropy of a model that knows each scale's token frequencies and nothing else: what a training loss
+    must undercut before it can be said to use the picture or the caption. Its exponential is the perplexity, the
+    effective number of codes.
     """
+    counts_SV = counts_SV.double()
     shares_SV = counts_SV / counts_SV.sum(-1, keepdim=True).clamp_min(1)
     return -torch.special.xlogy(shares_SV, shares_SV).sum(-1)
 

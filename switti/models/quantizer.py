@@ -223,7 +223,9 @@ class MultiScaleQuantizer(nn.Module):
         As published, the counter behind the decay counts scales, not passes: the very first scale is copied, the
         others start from zero with decay 0.9, and 0.99 after 100 scales.
         """
-        hits_SV = token_counts(tokens_BL, self.pyramid, self.embedding.num_embeddings)
+        hits_SV = token_counts(tokens_BL, self.pyramid, self.embedding.num_embeddings).to(
+            self.ema_vocab_hit_SV
+        )
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(hits_SV)
         for ema_V, hits_V in zip(self.ema_vocab_hit_SV, hits_SV, strict=True):

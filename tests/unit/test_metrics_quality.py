@@ -13,11 +13,11 @@ from switti.metrics.image_quality import ReconstructionQuality, lpips_distance, 
 from switti.metrics.scale_statistics import (
     ScaleStatistics,
     codebook_use,
-    count_by_scale,
     perplexity,
-    unigram_entropy,
 )
+from switti.models.codebook import entropy, token_counts
 from switti.models.perceptual import build_lpips
+from switti.scales import Pyramid
 
 
 def _pair(count: int = 3, side: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,7 +80,7 @@ def test_quality_without_lpips() -> None:
     assert set(metric.compute()) == {"psnr", "ssim"}
 
 
-SPANS, ENTRIES = ((0, 1), (1, 5), (5, 14)), 7
+PYRAMID, ENTRIES = Pyramid((1, 2, 3)), 7
 
 
 def _tokens() -> torch.Tensor:
@@ -91,28 +91,28 @@ def _tokens() -> torch.Tensor:
 
 def test_statistics_against_counter_and_scipy() -> None:
     tokens = _tokens()
-    counts = count_by_scale(tokens, SPANS, ENTRIES)
-    for scale, (start, stop) in enumerate(SPANS):
+    counts = token_counts(tokens, PYRAMID, ENTRIES)
+    for scale, (start, stop) in enumerate([(0, 1), (1, 5), (5, 14)]):
         plain = Counter(tokens[:, start:stop].reshape(-1).tolist())
         assert counts[scale].tolist() == [plain[entry] for entry in range(ENTRIES)]
-        entropy = scipy.stats.entropy(list(plain.values()))
-        assert float(unigram_entropy(counts)[scale]) == pytest.approx(entropy, abs=1e-12)
+        expected = scipy.stats.entropy(list(plain.values()))
+        assert float(entropy(counts)[scale]) == pytest.approx(expected, abs=1e-12)
         assert float(codebook_use(counts)[scale]) == len(plain) / ENTRIES
-        assert float(perplexity(counts)[scale]) == pytest.approx(math.exp(entropy), rel=1e-12)
+        assert float(perplexity(counts)[scale]) == pytest.approx(math.exp(expected), rel=1e-12)
 
 
 def test_entropy_bounds() -> None:
     uniform = torch.full((1, 16), 5)
-    assert float(unigram_entropy(uniform)[0]) == pytest.approx(math.log(16), rel=1e-12)
+    assert float(entropy(uniform)[0]) == pytest.approx(math.log(16), rel=1e-12)
     assert float(perplexity(uniform)[0]) == pytest.approx(16, rel=1e-12)
-    assert torch.isnan(unigram_entropy(torch.zeros(1, 4, dtype=torch.int64))).all()
+    assert entropy(torch.zeros(1, 4, dtype=torch.int64)).tolist() == [0.0]
 
 
 def test_accumulator_takes_statistics_of_the_sums() -> None:
     tokens = _tokens()
-    metric = ScaleStatistics(SPANS, ENTRIES)
+    metric = ScaleStatistics(PYRAMID, ENTRIES)
     metric.update(tokens[:2])
     metric.update(tokens[2:])
-    values, counts = metric.compute(), count_by_scale(tokens, SPANS, ENTRIES)
-    torch.testing.assert_close(values["unigram_entropy"], unigram_entropy(counts))
+    values, counts = metric.compute(), token_counts(tokens, PYRAMID, ENTRIES)
+    torch.testing.assert_close(values["unigram_entropy"], entropy(counts))
     assert float(values["codebook_use_total"]) == len(tokens.unique()) / ENTRIES
