@@ -110,18 +110,22 @@ class SelfAttention(nn.Module):
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         """spans: token ranges of the scales in x, one scale when sampling; cache: a causal model's, when sampling."""
-        q, k, v = self.to_qkv(x_BLD).chunk(3, dim=-1)
-        # Normalised over the full width, before the split into heads.
-        q, k = (self.normalise(t).to(v.dtype).unflatten(-1, (self.heads, -1)) for t in (q, k))
-        if rotation is not None:
-            q, k = (rotate(t, rotation.cosine, rotation.sine) for t in (q, k))
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v.unflatten(-1, (self.heads, -1))))
+        q, k, v = self.project(x_BLD, rotation)
         if cache is not None:
             k, v = cache.append(k, v)
             out = attend(q, k, v)
         else:
             out = attend_by_scale(q, k, v, spans, self.visibility)
         return self.proj(out.transpose(1, 2).flatten(2))
+
+    def project(self, x_BLD: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised and rotated queries and keys, and values, each [B, H, L, K]."""
+        q, k, v = self.to_qkv(x_BLD).chunk(3, dim=-1)
+        # Normalised over the full width, before the split into heads.
+        q, k = (self.normalise(t).to(v.dtype).unflatten(-1, (self.heads, -1)) for t in (q, k))
+        if rotation is not None:
+            q, k = (rotate(t, rotation.cosine, rotation.sine) for t in (q, k))
+        return q.transpose(1, 2), k.transpose(1, 2), v.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class CrossAttention(nn.Module):
@@ -141,8 +145,11 @@ class CrossAttention(nn.Module):
         k = self.normalise(k).to(v.dtype)
         return tuple(t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (k, v))
 
-    def forward(self, x_BLD: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask_B11T: Tensor | None) -> Tensor:
+    def project_tokens(self, x_BLD: Tensor) -> Tensor:
+        """Normalised queries [B, H, L, K]."""
         q = self.to_q(x_BLD)
-        q = self.normalise(q).to(v_BHTK.dtype).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        out = attend(q, k_BHTK, v_BHTK, mask_B11T)
+        return self.normalise(q).to(q.dtype).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def forward(self, x_BLD: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask_B11T: Tensor | None) -> Tensor:
+        out = attend(self.project_tokens(x_BLD), k_BHTK, v_BHTK, mask_B11T)
         return self.proj(out.transpose(1, 2).flatten(2))

@@ -109,15 +109,17 @@ def sample_latent(
     crop_B4: Tensor | None = None,
     on_scale_end: Callable[[ScaleTrace], None] | None = None,
     switch: PromptSwitch | None = None,
+    plan: GuidancePlan | None = None,
 ) -> Tensor:
     """Latents [B, C, H, W] in float32 for `RQVAE.decode`.
 
     text: B captions; null: one caption (or B) for the unconditional rows, "" or a negative prompt. Guidance, filters
     and the running latent are kept in float32 whatever the model's precision. switch: other captions from some scale
-    on; what a causal model remembers of the coarser scales stays as it was.
+    on; what a causal model remembers of the coarser scales stays as it was. plan: guidance by scale, if another than
+    `config` describes.
     """
     pyramid, quantizer = model.pyramid, tokenizer.quantize
-    plan = GuidancePlan.of(config, pyramid)
+    plan = plan or GuidancePlan.of(config, pyramid)
     causal = model.config.visibility == "causal"
     batch = len(text.pooled_BP)
     condition = _conditions(model, text, null, crop_B4, plan)

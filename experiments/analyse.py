@@ -1,0 +1,202 @@
+"""python -m experiments.analyse KIND RUN|FOLDER|HUB-ID "prompt" … [--out DIR] [key=value …]
+
+Analyses of the paper on any generator, as plots and tables in DIR.
+
+caption-attention   how much each scale attends to each word of the caption (Figure 7)
+scale-attention     how a causal model divides its attention among scales (Figure 13)
+prompt-switch       the first prompt until a scale, the second one from there on, for every scale (Figure 8)
+guidance-off        guidance switched off at one range of scales after the other (Figure 16)
+"""
+
+import argparse
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.command import run
+from switti.errors import UserError
+from switti.files import atomic_write
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from switti.analysis import CaptionAttention, ScaleAttention
+    from switti.sampling.guidance import GuidancePlan
+    from switti.sampling.pipeline import SwittiPipeline
+    from switti.sampling.sampler import PromptSwitch
+
+KINDS = ("caption-attention", "scale-attention", "prompt-switch", "guidance-off")
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.analyse",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("run", type=Path, help="run folder, checkpoint, exported folder or hub id")
+    parser.add_argument("prompts", nargs="+", metavar="prompt or key=value")
+    parser.add_argument("--out", type=Path, default=Path("analysis"), help="folder (%(default)s)")
+    parser.add_argument(
+        "--width", type=int, default=2, help="scales in a range of guidance-off (%(default)s)"
+    )
+    options = parser.parse_intermixed_args(argv)
+    settings = [p for p in options.prompts if "=" in p and " " not in p]
+    prompts = [p for p in options.prompts if p not in settings]
+    if options.kind == "prompt-switch" and len(prompts) != 2:
+        raise UserError(f"prompt-switch needs two prompts, got {len(prompts)}")
+    if options.width < 1:
+        raise UserError(f"--width {options.width} must be at least 1")
+
+    from experiments.trained import open_pipeline
+
+    pipeline, _ = open_pipeline(options.run, settings)
+    if options.kind == "scale-attention" and pipeline.generator.config.visibility != "causal":
+        raise UserError(
+            "scale-attention needs a causal model: in a non-causal one each scale sees itself alone"
+        )
+    options.out.mkdir(parents=True, exist_ok=True)
+    draw = {
+        "caption-attention": caption_attention,
+        "scale-attention": scale_attention,
+        "prompt-switch": prompt_switch,
+        "guidance-off": lambda p, prompts, out: guidance_off(p, prompts, out, options.width),
+    }
+    for path in draw[options.kind](pipeline, prompts, options.out):
+        print(path)
+    return 0
+
+
+def sample(
+    pipeline: "SwittiPipeline",
+    prompts: list[str],
+    recorder: "CaptionAttention | ScaleAttention | None" = None,
+    plan: "GuidancePlan | None" = None,
+    switch: "PromptSwitch | None" = None,
+) -> "Tensor":
+    """Pictures [B, 3, H, W] in [0, 1] of all prompts in one batch, seeds 0, 1, …"""
+    from contextlib import nullcontext
+
+    import torch
+
+    from switti.analysis import recording
+    from switti.sampling.sampler import PictureNoise, sample_latent
+
+    device = pipeline.device
+    text = pipeline.text_encoder.encode(prompts).to(device)
+    null = pipeline.text_encoder.encode([""]).to(device)
+    noise = PictureNoise(list(range(len(prompts))), device)
+    watch = nullcontext() if recorder is None else recording(pipeline.generator, recorder)
+    with torch.no_grad(), watch, torch.autocast(device.type, torch.bfloat16, enabled=pipeline.autocast):
+        latent = sample_latent(
+            pipeline.generator,
+            pipeline.tokenizer,
+            text,
+            null,
+            pipeline.sampling,
+            noise,
+            switch=switch,
+            plan=plan,
+        )
+        image = pipeline.tokenizer.decode(latent)
+    return (image.float().clamp(-1, 1) + 1) / 2
+
+
+def caption_attention(pipeline: "SwittiPipeline", prompts: list[str], out: Path) -> list[Path]:
+    """A heat map a prompt: scales by caption tokens."""
+    from switti.analysis import CaptionAttention
+
+    recorder = CaptionAttention(len(prompts))
+    sample(pipeline, prompts, recorder)
+    shares_NBT = recorder.result()
+    mask_BT = pipeline.text_encoder.encode(prompts).mask_BT.cpu()
+    paths = []
+    for b, prompt in enumerate(prompts):
+        tokens = int(mask_BT[b].sum())
+        rows = shares_NBT[:, b, :tokens].tolist()
+        columns = [str(t) for t in range(tokens)]
+        paths += heat_map(out / f"caption_attention_{b:02d}", rows, columns, "caption token", prompt)
+    return paths
+
+
+def scale_attention(pipeline: "SwittiPipeline", prompts: list[str], out: Path) -> list[Path]:
+    """One heat map: attending scales by attended scales."""
+    from switti.analysis import ScaleAttention
+
+    recorder = ScaleAttention(pipeline.generator.pyramid, len(prompts))
+    sample(pipeline, prompts, recorder)
+    rows = recorder.result().tolist()
+    columns = [f"{side}²" for side in pipeline.generator.pyramid.sides]
+    title = f"mean over {len(prompts)} prompts, all heads and blocks"
+    return heat_map(out / "scale_attention", rows, columns, "attended scale", title)
+
+
+def prompt_switch(pipeline: "SwittiPipeline", prompts: list[str], out: Path) -> list[Path]:
+    """One row of pictures: switched at scale 0 (only the second prompt), 1, …, never."""
+    from switti.sampling.sampler import PromptSwitch
+
+    first, second = prompts
+    text = pipeline.text_encoder.encode([second]).to(pipeline.device)
+    count = pipeline.generator.pyramid.count
+    images = [sample(pipeline, [first], switch=PromptSwitch(text, k)) for k in range(count)]
+    images.append(sample(pipeline, [first]))
+    captions = [f"from {k}: {second}" for k in range(count)] + [f"never: {first}"]
+    return [picture_row(out / "prompt_switch.png", images, captions, 1)]
+
+
+def guidance_off(pipeline: "SwittiPipeline", prompts: list[str], out: Path, width: int) -> list[Path]:
+    """A row of pictures a prompt: guided everywhere, then unguided at `width` scales from 0 on, from 1 on, …"""
+    from switti.sampling.guidance import GuidancePlan
+
+    plan = GuidancePlan.of(pipeline.sampling, pipeline.generator.pyramid)
+    images, titles = [sample(pipeline, prompts)], ["guided"]
+    for start in range(len(plan.strengths) - width + 1):
+        off = range(start, start + width)
+        strengths = tuple(0.0 if k in off else t for k, t in enumerate(plan.strengths))
+        images.append(sample(pipeline, prompts, plan=replace(plan, strengths=strengths)))
+        titles.append(f"off {start}–{start + width - 1}" if width > 1 else f"off {start}")
+    captions = [f"{title}: {prompt}" for prompt in prompts for title in titles]
+    return [picture_row(out / "guidance_off.png", images, captions, len(prompts))]
+
+
+def picture_row(path: Path, images: list["Tensor"], captions: list[str], prompts: int) -> Path:
+    """A captioned sheet with one row a prompt; images: one batch of all prompts a column."""
+    from switti.sampling.pictures import captioned_grid, to_pil
+
+    columns = [to_pil(batch) for batch in images]
+    pictures = [column[row] for row in range(prompts) for column in columns]
+    with atomic_write(path) as temporary:
+        captioned_grid(pictures, captions, columns=len(columns)).save(temporary, format="PNG")
+    return path
+
+
+def heat_map(stem: Path, rows: list[list[float]], columns: list[str], label: str, title: str) -> list[Path]:
+    """Plot and table of shares by scale."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        figsize=(1.5 + 0.45 * len(columns), 1.6 + 0.4 * len(rows)), layout="constrained"
+    )
+    image = axes.imshow(rows, aspect="auto", vmin=0.0, cmap="viridis")
+    axes.set(xlabel=label, ylabel="scale", title=title)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)))
+    figure.colorbar(image, label="share of attention")
+    plot, table = stem.with_suffix(".png"), stem.with_suffix(".csv")
+    with atomic_write(plot) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+    plt.close(figure)
+    with atomic_write(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["scale", *columns])
+        writer.writerows([k, *row] for k, row in enumerate(rows))
+    return [plot, table]
+
+
+if __name__ == "__main__":
+    run(main)

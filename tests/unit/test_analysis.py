@@ -1,0 +1,82 @@
+"""Recorded attention against attention computed over all scales at once."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_sampler import build, captions
+
+from switti.analysis import CaptionAttention, ScaleAttention, recording
+from switti.models.attention import Rotation
+from switti.sampling.config import SamplingConfig
+from switti.sampling.guidance import GuidancePlan
+from switti.sampling.sampler import PictureNoise, sample_latent
+
+
+def sampled(visibility: str, recorder: CaptionAttention | ScaleAttention) -> None:
+    model, tokenizer = build(visibility)
+    noise = PictureNoise([1, 2], torch.device("cpu"))
+    config = SamplingConfig(guidance=2.0, guidance_stop=3, top_k=8)
+    with recording(model, recorder):
+        sample_latent(model, tokenizer, captions(2), captions(1, seed=4), config, noise)
+    assert not any(
+        block.attn._forward_pre_hooks or block.cross_attn._forward_pre_hooks for block in model.blocks
+    )
+
+
+def test_shares_sum_to_one_and_follow_the_variant() -> None:
+    pyramid = build("causal")[0].pyramid
+    for visibility in ("causal", "non_causal"):
+        recorder = ScaleAttention(pyramid, 2)
+        sampled(visibility, recorder)
+        shares = recorder.result()
+        torch.testing.assert_close(shares.sum(1), torch.ones(4))
+        seen = shares > 0
+        expected = torch.ones(4, 4).tril() > 0 if visibility == "causal" else torch.eye(4) > 0
+        assert torch.equal(seen, expected)
+
+
+def test_scale_shares_equal_the_dense_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Called scale by scale, in pieces of three queries, as the sampler would, against one dense softmax."""
+    monkeypatch.setattr("switti.analysis.QUERIES_AT_A_TIME", 3)
+    model = build("causal")[0]
+    layer, pyramid = model.typed_blocks[0].attn, model.pyramid
+    x = torch.randn(2, pyramid.length, 32, generator=torch.Generator().manual_seed(0))
+    rotation = Rotation(model.cosine_LK, model.sine_LK)
+    recorder = ScaleAttention(pyramid, 2)
+    with torch.no_grad():
+        for start, stop in pyramid.spans:
+            recorder.note(layer, (x[:, start:stop], rotation.rows(start, stop)))
+        q, k, _ = layer.project(x, rotation)
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    weights = scores.masked_fill(~pyramid.dense_mask("causal"), -torch.inf).softmax(-1).mean((0, 1))
+    level = F.one_hot(pyramid.levels()).float()
+    expected = (level.T @ weights @ level) / level.sum(0)[:, None]
+    torch.testing.assert_close(recorder.result(), expected, rtol=0, atol=1e-6)
+
+
+def test_caption_shares_leave_padding_out() -> None:
+    model, tokenizer = build("non_causal")
+    text = captions(2)
+    text.mask_BT[0, 3:] = False
+    recorder = CaptionAttention(2)
+    noise = PictureNoise([1, 2], torch.device("cpu"))
+    with recording(model, recorder):
+        sample_latent(model, tokenizer, text, captions(1, seed=4), SamplingConfig(top_k=8), noise)
+    shares = recorder.result()
+    assert shares.shape == (4, 2, 5)
+    torch.testing.assert_close(shares.sum(-1), torch.ones(4, 2))
+    assert (shares[:, 0, 3:] == 0).all() and (shares[:, 1] > 0).all()
+
+
+def test_a_plan_replaces_the_schedule() -> None:
+    """Guidance off everywhere by plan is guidance 0 by setting."""
+    model, tokenizer = build("non_causal")
+    text, null, config = captions(2), captions(1, seed=4), SamplingConfig(guidance=3.0, top_k=8, gumbel=False)
+    plan = GuidancePlan((0.0,) * 4, 0, 4, None)
+    found, expected = (
+        sample_latent(
+            model, tokenizer, text, null, settings, PictureNoise([1, 2], torch.device("cpu")), plan=given
+        )
+        for settings, given in ((config, plan), (SamplingConfig(guidance=0.0, top_k=8, gumbel=False), None))
+    )
+    assert torch.equal(found, expected)
