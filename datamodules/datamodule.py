@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from torch import Tensor
 
 from datamodules.config import STREAMS, DataConfig, as_list
 from datamodules.datasets import PositionBatches, ShardSamples, TrainingSet, ValidationSet
@@ -167,14 +166,6 @@ class ShardDataModule(LightningDataModule):
         if not batch:
             raise UserError(f"data.{split}: none of {count} pictures can be read")
         return batch
-
-    def null_text(self) -> dict[str, Tensor] | None:
-        """The empty caption as the text entries of a batch of one; None without embeddings."""
-        folders = as_list(self.config.embeddings)
-        if not folders:
-            return None
-        store = EmbeddingStore(folders, self._shards("validation"), self.expected_fingerprint)
-        return store.pad([store.null])
 
     def _options(self, store: EmbeddingStore | None) -> dict[str, Any]:
         return {

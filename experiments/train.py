@@ -16,7 +16,8 @@ from experiments.command import run
 from switti.errors import UserError
 from switti.files import atomic_write, read_json
 
-# What may change when a run is resumed: where and how fast it runs and what is watched, never what is computed.
+# What may change when a run is resumed: where and how fast it runs, what is watched, and the end. With another
+# max_steps the rest of the schedule is another one, too.
 RESUMABLE = (
     "trainer.max_steps",
     "trainer.accelerator",
