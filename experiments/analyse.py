@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.command import run
+from experiments.command import run, split_prompts
 from switti.errors import UserError
 from switti.files import atomic_write
 
@@ -43,8 +43,7 @@ def main(argv: list[str]) -> int:
         "--width", type=int, default=2, help="scales in a range of guidance-off (%(default)s)"
     )
     options = parser.parse_intermixed_args(argv)
-    settings = [p for p in options.prompts if "=" in p and " " not in p]
-    prompts = [p for p in options.prompts if p not in settings]
+    prompts, settings = split_prompts(options.prompts)
     if options.kind == "prompt-switch" and len(prompts) != 2:
         raise UserError(f"prompt-switch needs two prompts, got {len(prompts)}")
     if options.width < 1:

@@ -29,6 +29,12 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     sys.exit(code)
 
 
+def split_prompts(words: list[str]) -> tuple[list[str], list[str]]:
+    """(prompts, settings) of a command line that mixes them: a setting has an = and no space."""
+    settings = [word for word in words if "=" in word and " " not in word]
+    return [word for word in words if word not in settings], settings
+
+
 def _report(message: str, code: int) -> int:
     print(f"error: {message}", file=sys.stderr)
     return code

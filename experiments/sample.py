@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from experiments.command import run
+from experiments.command import run, split_prompts
 from switti.errors import UserError
 from switti.files import atomic_write
 
@@ -36,8 +36,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("samples.png"), help="PNG file (%(default)s)")
     parser.add_argument("--separate", action="store_true", help="OUT is a folder: one PNG a picture")
     options = parser.parse_intermixed_args(argv)
-    settings = [p for p in options.prompts if "=" in p and " " not in p]
-    prompts = [p for p in options.prompts if p not in settings]
+    prompts, settings = split_prompts(options.prompts)
     if not prompts:
         raise UserError("no prompt given")
     if (options.switch_prompt is None) != (options.switch_scale is None):

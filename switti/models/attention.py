@@ -118,13 +118,16 @@ class SelfAttention(nn.Module):
             out = attend_by_scale(q, k, v, spans, self.visibility)
         return self.proj(out.transpose(1, 2).flatten(2))
 
+    def rotate(self, x_BLHK: Tensor, rotation: Rotation) -> Tensor:
+        return rotate(x_BLHK, rotation.cosine, rotation.sine)
+
     def project(self, x_BLD: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised and rotated queries and keys, and values, each [B, H, L, K]."""
         q, k, v = self.to_qkv(x_BLD).chunk(3, dim=-1)
         # Normalised over the full width, before the split into heads.
         q, k = (self.normalise(t).to(v.dtype).unflatten(-1, (self.heads, -1)) for t in (q, k))
         if rotation is not None:
-            q, k = (rotate(t, rotation.cosine, rotation.sine) for t in (q, k))
+            q, k = (self.rotate(t, rotation) for t in (q, k))
         return q.transpose(1, 2), k.transpose(1, 2), v.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 

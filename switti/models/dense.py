@@ -20,13 +20,6 @@ from switti.sampling.guidance import GuidancePlan
 from switti.sampling.sampler import Noise
 
 
-def rotate_complex(x_BLHK: Tensor, rotation: Rotation) -> Tensor:
-    """Rotary embedding as a product of complex numbers."""
-    table = torch.complex(rotation.cosine[:, ::2].contiguous(), rotation.sine[:, 1::2].contiguous())
-    pairs = torch.view_as_complex(x_BLHK.to(rotation.cosine.dtype).unflatten(-1, (-1, 2)).contiguous())
-    return torch.view_as_real(pairs * table[:, None]).flatten(-2).to(x_BLHK.dtype)
-
-
 class GrowingCache(KeyValueCache):
     """Keys and values by concatenation."""
 
@@ -44,6 +37,12 @@ class DenseSelfAttention(SelfAttention):
 
     mask_LL: Tensor | None = None
 
+    def rotate(self, x_BLHK: Tensor, rotation: Rotation) -> Tensor:
+        """Rotary embedding as a product of complex numbers."""
+        table = torch.complex(rotation.cosine[:, ::2].contiguous(), rotation.sine[:, 1::2].contiguous())
+        pairs = torch.view_as_complex(x_BLHK.to(rotation.cosine.dtype).unflatten(-1, (-1, 2)).contiguous())
+        return torch.view_as_real(pairs * table[:, None]).flatten(-2).to(x_BLHK.dtype)
+
     def forward(
         self,
         x_BLD: Tensor,
@@ -51,11 +50,7 @@ class DenseSelfAttention(SelfAttention):
         spans: tuple[tuple[int, int], ...],
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        q, k, v = self.to_qkv(x_BLD).chunk(3, dim=-1)
-        q, k = (self.normalise(t).to(v.dtype).unflatten(-1, (self.heads, -1)) for t in (q, k))
-        if rotation is not None:
-            q, k = rotate_complex(q, rotation), rotate_complex(k, rotation)
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v.unflatten(-1, (self.heads, -1))))
+        q, k, v = self.project(x_BLD, rotation)
         if cache is not None:
             k, v = cache.append(k, v)
         mask = self.mask_LL if len(spans) > 1 else None

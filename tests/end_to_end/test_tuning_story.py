@@ -2,34 +2,17 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
+from story_command import command
 
 pytestmark = pytest.mark.slow
 
 SCALES = "tokenizer.scales=[1,4]"  # 32 px, the smallest that LPIPS takes
-
-
-def command(root: Path, *arguments: object, code: int = 0) -> str:
-    """Runs python -m experiments.…; fails with its output if the exit code differs."""
-    done = subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
