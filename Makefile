@@ -84,10 +84,10 @@ demo-runs: demo-data  ## train the study's runs
 	$(PY) -m experiments.sweep demo study=$(STUDY) $(SETTINGS)
 
 demo-report: demo-runs  ## evaluate the runs and compare them
+	@# All in one go if one is missing: runs are timed in turn.
 	@for run in runs/$(STUDY)/*/; do \
-	  [ -f "$$run/record.json" ] || continue; \
-	  [ "$$run/evaluation.json" -nt "$$run/record.json" ] || $(PY) -m experiments.evaluate "$${run%/}"; \
-	done
+	  [ ! -f "$$run/record.json" ] || [ "$$run/evaluation.json" -nt "$$run/record.json" ] || stale=1; \
+	done; [ -z "$${stale-}" ] || $(PY) -m experiments.evaluate runs/$(STUDY)
 	$(PY) -m experiments.compare $(STUDY) --out $(REPORT)
 
 TOKENIZER_RUN = runs/single/demo_tokenizer

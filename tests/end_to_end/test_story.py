@@ -127,11 +127,23 @@ def test_sample_evaluate_compare(story: dict[str, Path]) -> None:
         with Image.open(picture) as opened:
             assert opened.width > 2 * 128
             assert json.loads(opened.text["switti"])["sampling"]["guidance"] == 2.0
-        printed = command(root, "experiments.evaluate", folder, "--pictures", 4)
-        assert "mini_clip_score" in printed
-        evaluation = json.loads((folder / "evaluation.json").read_text())
+    printed = command(
+        root, "experiments.evaluate", *folders.values(), "--pictures", 4, "--stopped-early", "top_k=8"
+    )
+    assert printed.count("with guidance stopped early") == 8
+    evaluations = {
+        name: json.loads((folder / "evaluation.json").read_text()) for name, folder in folders.items()
+    }
+    for name, evaluation in evaluations.items():
         assert len(evaluation["sampling"]["seconds_per_scale"]) == 2
         assert (evaluation["sampling"]["cache_bytes"] > 0) == (name == "causal")
+        assert (evaluation["settings"]["top_k"], evaluation["settings"]["guidance_stop"]) == (8, None)
+        assert evaluation["sampling_stopped_early"]["guidance_stop"] == 0  # two scales before the end of two
+        assert evaluation["metrics_stopped_early"] != evaluation["metrics"]
+    timed = {
+        e[part]["timed_together"] for e in evaluations.values() for part in e if part.startswith("sampling")
+    }
+    assert len(timed) == 1
     report = story["base"] / "report"
     command(root, "experiments.compare", *folders.values(), "--out", report)
     page = (report / "index.html").read_text()
