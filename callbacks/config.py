@@ -13,6 +13,9 @@ class CallbacksConfig:
     sample_prompts: captions of the grid (empty: the first sample_count validation captions).
     ema_decay: weight of the old average per step (null: no average is kept).
     checkpoint_every: steps between checkpoints; keep_last: how many of them stay besides `last`.
+    prunable: a search may give the run up (sweeps set it).
+    grace_seconds: time between a signal of the scheduler and the end of the process; less than the scheduler leaves.
+    requeue: under SLURM, queue the job again after SIGUSR1 or SIGUSR2.
     """
 
     activation_norms_every: int = 50
@@ -23,6 +26,9 @@ class CallbacksConfig:
     ema_decay: float | None = 0.999
     checkpoint_every: int = 500
     keep_last: int = 2
+    prunable: bool = False
+    grace_seconds: float = 120.0
+    requeue: bool = True
 
     def validate(self, path: str) -> None:
         for name in ("activation_norms_every", "metrics_every", "samples_every"):
@@ -31,6 +37,9 @@ class CallbacksConfig:
         for name in ("sample_count", "checkpoint_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise UserError(f"{path}.{name}={getattr(self, name)} must be at least 1")
+        for name in ("grace_seconds",):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{path}.{name}={getattr(self, name)} must be positive")
         if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
             raise UserError(
                 f"{path}.ema_decay={self.ema_decay} must lie in (0, 1), or be null for no average"

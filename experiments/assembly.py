@@ -13,6 +13,8 @@ from callbacks.data_position import DataPosition
 from callbacks.ema import ExponentialMovingAverage
 from callbacks.metrics_log import MetricsCSV
 from callbacks.online_metrics import OnlineMetrics
+from callbacks.pruning import Pruning
+from callbacks.preemption import Preemption
 from callbacks.run_record import RunRecord
 from callbacks.sample_grids import SampleGrids
 from callbacks.speed import Speed
@@ -123,8 +125,11 @@ def build_callbacks(
             callbacks.append(build_sample_grids(config, datamodule, encoder))
         if settings.metrics_every:
             callbacks.append(build_online_metrics(config, datamodule, encoder))
+    if settings.prunable:
+        callbacks.append(Pruning(config.run_dir))
     bar = TQDMProgressBar(refresh_rate=config.trainer.log_every)
-    return [*callbacks, record, bar, build_checkpoint_callback(settings, config.run_dir)]
+    preemption = Preemption(config.run_dir, settings.grace_seconds, settings.requeue)
+    return [*callbacks, record, bar, preemption, build_checkpoint_callback(settings, config.run_dir)]
 
 
 def build_trainer(config: RunConfig, callbacks: list[Callback]) -> Trainer:
