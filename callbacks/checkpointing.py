@@ -1,150 +1,229 @@
-"""Checkpoints that are whole or absent: atomic writing, the newest readable one, saving when a signal stops the run."""
+"""When checkpoints are written, which of them stay, and which one a run goes on from."""
 
 import logging
-import shutil
-import signal
-import warnings
+import re
 import zipfile
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
+from callbacks.checkpoint_io import AtomicCheckpointIO
 from callbacks.config import CallbacksConfig
-from callbacks.stopping import Interrupted, StopSignals
+from switti.agreement import largest
 from switti.errors import UserError
-from switti.files import atomic_write
+from switti.files import read_json, write_json
+from switti.sharded import damage as shard_damage
+from switti.sharded import remove
 
 log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
+_NAME = re.compile(r"step_(\d+)\.ckpt")
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, syncs and renames, so that a full disk or a kill leaves the previous file valid.
+class RunCheckpoint(Checkpoint):
+    """step_000500.ckpt every `every` optimiser steps and at the end; last.ckpt and best.ckpt are links.
 
-    Reading and removing are Lightning's. Raises UserError with path and free space when writing fails.
+    The newest `keep_last` stay; with keep_every those of every such step; with best_metric the one whose validation
+    had the best value, for which one is written whenever a validation finds a better value.
+
+    Training goes on while a copy of the state is written; the checkpoint gets its name at the end of a later step, when
+    everything that was logged up to its step is in the files as well. Where a validation is due, it comes first. So a
+    kill at any moment loses steps, which are done again, but never a value of a curve. A failure to write ends the
+    run on all ranks. An exception saves nothing: the state in the middle of a step would not be resumable. Signals do,
+    through `callbacks.preemption`.
     """
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    def __init__(
+        self,
+        folder: str | Path,
+        every: int,
+        keep_last: int,
+        keep_every: int = 0,
+        best_metric: str | None = None,
+        best_mode: Literal["min", "max"] = "min",
     ) -> None:
-        if storage_options is not None:
-            raise TypeError("AtomicCheckpointIO writes local files; it knows no storage_options")
-        try:
-            with atomic_write(path) as temporary, temporary.open("wb") as stream:
-                torch.save(checkpoint, stream)
-        except (OSError, RuntimeError) as error:  # torch reports a short write as a RuntimeError
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise UserError(
-                f"cannot write checkpoint {path}: {reason} ({_free_space(Path(path).parent)} free); "
-                "make room and start the run again, it goes on from the previous checkpoint"
-            ) from error
-
-
-def _free_space(folder: Path) -> str:
-    try:
-        return f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB"
-    except OSError:
-        return "unknown space"
-
-
-class RunCheckpoint(ModelCheckpoint):
-    """step_000500.ckpt every `every` optimiser steps and at the end; the newest `keep_last` stay; last.ckpt links.
-
-    SIGINT or SIGTERM to any rank: all ranks finish the step, save, run a validation that is due, and raise
-    `Interrupted`. A second SIGINT stops at once. Resuming then repeats nothing and skips nothing.
-    """
-
-    def __init__(self, folder: str | Path, every: int, keep_last: int) -> None:
-        super().__init__(
-            dirpath=folder,
-            filename="step_{step:06d}",
-            auto_insert_metric_name=False,
-            every_n_train_steps=every,
-            monitor="step",  # newest first: the way to say "keep the last k"
-            mode="max",
-            save_top_k=keep_last,
-            save_last="link",
-            enable_version_counter=False,
-        )
-        self._signals = StopSignals()
-        self._stopping = False
-        self._seen_step = 0
+        self.folder = Path(folder)
+        self.every, self.keep_last, self.keep_every = every, keep_last, keep_every
+        self.best_metric, self.best_mode = best_metric, best_mode
+        self._best: dict[str, Any] = {}  # step, value: known to rank zero
+        self._seen_step = self._saved_step = 0
+        self._pending: int | None = None  # step of the checkpoint that is being written
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        with warnings.catch_warnings():  # the folder of a run that goes on is not empty, as it should be
-            warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-            super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        for number in (signal.SIGINT, signal.SIGTERM):  # before the data-loading processes are made
-            self._signals.install(number)
+        if not isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO):
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if trainer.is_global_zero:
-            clear_leftovers(Path(str(self.dirpath)))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            clear_leftovers(self.folder)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        self._seen_step = trainer.global_step
-        self._last_global_step_saved = trainer.global_step
-        # Again, over Lightning's own, which it has just installed: it can deadlock when one rank alone is told.
-        self._signals.install(signal.SIGTERM)
-        self._signals.deferring = True
+        self._seen_step = self._saved_step = step = trainer.global_step
+        with suppress(UserError):  # a best.json that cannot be read says nothing
+            best = read_json(self.folder / "best.json", default={})
+            same = (best.get("metric"), best.get("mode")) == (self.best_metric, self.best_mode)
+            self._best = best if same and best["step"] <= step and self._path(best["step"]).exists() else {}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        super().on_train_batch_end(trainer, pl_module, *args)
         if trainer.global_step == self._seen_step:
             return  # gradients are being accumulated; a state in the middle of a step cannot be saved
         self._seen_step = trainer.global_step
-        if trainer.strategy.reduce_boolean_decision(self._signals.received is not None, all=False):
-            self._stopping = True
-            self._save_now(trainer)
+        self._settle(trainer)
+        if trainer.global_step % self.every == 0 and not _validation_follows(trainer):
+            self._begin(trainer)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        if self._stopping:
-            raise Interrupted(self._signals.received or signal.SIGTERM)
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        if self._note_best(trainer) or trainer.global_step % self.every == 0:
+            self._begin(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._signals.deferring = False
-        self._save_now(trainer)
-        super().on_train_end(trainer, pl_module)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._signals.restore()
+        self.save_now(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._signals.restore()  # and no checkpoint: the state in the middle of a step would not be resumable
+        io = trainer.strategy.checkpoint_io
+        if trainer.world_size == 1 and isinstance(io, AtomicCheckpointIO):
+            io.wait()  # with several ranks, the others may be gone
 
-    def _save_now(self, trainer: Trainer) -> None:
-        if not self._should_skip_saving_checkpoint(trainer):
-            candidates = self._monitor_candidates(trainer)
-            self._save_topk_checkpoint(trainer, candidates)
-            self._save_last_checkpoint(trainer, candidates)
+    def save_now(self, trainer: Trainer) -> None:
+        """Save this step, unless that has been done; returns when the checkpoint is there."""
+        self._begin(trainer)
+        self._settle(trainer, wait=True)
 
-    def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
-        """Also the one that was resumed from, which Lightning would keep for good: one more at every resume."""
-        return previous != current and Path(previous).parent == Path(current).parent
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step_{step:06d}.ckpt"
+
+    def _begin(self, trainer: Trainer) -> None:
+        if trainer.global_step == self._saved_step:
+            return
+        self._settle(trainer, wait=True)
+        self._saved_step = self._pending = trainer.global_step
+        with _io(trainer).in_background():
+            trainer.save_checkpoint(self._path(self._pending))
+
+    def _settle(self, trainer: Trainer, wait: bool = False) -> None:
+        """Publish what all ranks have finished writing. UserError on all ranks if one of them failed."""
+        if self._pending is None:
+            return
+        io = _io(trainer)
+        if wait:
+            io.wait()
+        busy, failed = largest([io.busy(), io.failure is not None])
+        if busy:
+            return
+        step, self._pending = self._pending, None
+        if failed:
+            raise UserError(io.failure or f"another rank cannot write checkpoint {self._path(step)}")
+        io.publish()
+        if trainer.is_global_zero:
+            _link(self.folder / "last.ckpt", self._path(step))
+            self._keep_best()
+            self._prune(step)
+
+    # ---- which ones stay (rank zero) ----------------------------------------------------------------------------
+
+    def _note_best(self, trainer: Trainer) -> bool:
+        """Whether this validation was the best so far, as rank zero sees it."""
+        if self.best_metric is None:
+            return False
+        if self.best_metric not in trainer.callback_metrics:
+            known = ", ".join(sorted(name for name in trainer.callback_metrics if "_by_scale" not in name))
+            raise UserError(
+                f"callbacks.best_metric={self.best_metric} is not known after a validation; there are {known}"
+            )
+        value = float(trainer.callback_metrics[self.best_metric])
+        before = self._best.get("value")
+        sign = 1 if self.best_mode == "max" else -1
+        better = trainer.is_global_zero and (before is None or sign * value > sign * before)
+        if better:
+            self._best = {
+                "step": trainer.global_step, "metric": self.best_metric, "mode": self.best_mode, "value": value,
+            }  # fmt: skip
+            self._keep_best()
+        return bool(largest([better])[0])
+
+    def _keep_best(self) -> None:
+        if self._best and (path := self._path(self._best["step"])).exists():
+            write_json(self.folder / "best.json", self._best)
+            _link(self.folder / "best.ckpt", path)
+
+    def _prune(self, newest: int) -> None:
+        """Later ones than the newest can only be damaged ones that were passed over when the run went on."""
+        steps = sorted(steps_in(self.folder))
+        kept = {step for step in steps if step <= newest}
+        kept = set(sorted(kept)[-self.keep_last :])
+        kept |= {step for step in steps if self.keep_every and step % self.keep_every == 0 and step <= newest}
+        protected = read_json(self.folder / "best.json", default={}).get("step")
+        for step in set(steps) - kept - {protected, self._best.get("step")}:
+            remove(self._path(step))
+
+
+def _io(trainer: Trainer) -> AtomicCheckpointIO:
+    io = trainer.strategy.checkpoint_io
+    assert isinstance(io, AtomicCheckpointIO)  # `setup` has seen to it
+    return io
+
+
+def _validation_follows(trainer: Trainer) -> bool:
+    every = trainer.val_check_batch
+    return (
+        trainer.enable_validation
+        and isinstance(every, int)
+        and trainer.check_val_every_n_epoch is None
+        and (trainer.fit_loop.total_batch_idx + 1) % every == 0
+    )
+
+
+def _link(link: Path, target: Path) -> None:
+    """A relative link, replaced as a whole."""
+    temporary = link.with_name(f".{link.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.name)
+    temporary.replace(link)
 
 
 def build_checkpoint_callback(config: CallbacksConfig, run_dir: str | Path) -> RunCheckpoint:
-    """The run's checkpoint callback; give the trainer an AtomicCheckpointIO besides."""
-    return RunCheckpoint(Path(run_dir) / FOLDER, config.checkpoint_every, config.keep_last)
+    """The run's checkpoint callback."""
+    return RunCheckpoint(
+        Path(run_dir) / FOLDER,
+        config.checkpoint_every,
+        config.keep_last,
+        config.keep_every,
+        config.best_metric,
+        config.best_mode,
+    )
+
+
+# ---- found again ------------------------------------------------------------------------------------------------
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what a killed process left of a checkpoint that it was writing."""
+    """Remove what a killed process left of a checkpoint that it was writing or removing."""
     for path in folder.glob(".*.tmp"):
-        log.warning("removing %s, a checkpoint whose writing was cut off", path)
-        path.unlink(missing_ok=True)
+        if not path.is_symlink():
+            log.warning("removing %s, left of a checkpoint whose writing was cut off", path)
+        remove(path)
+
+
+def steps_in(folder: Path) -> Iterable[int]:
+    """Steps of the checkpoints in a folder, in no order."""
+    names = (_NAME.fullmatch(path.name) for path in folder.glob("step_*.ckpt"))
+    return [int(name[1]) for name in names if name]
 
 
 def find_resume(run_dir: str | Path) -> Path | None:
-    """The newest checkpoint of a run that can be read whole, or None. Damaged ones are named and passed over."""
-    candidates = sorted((Path(run_dir) / FOLDER).glob("step_*.ckpt"), key=_step_of, reverse=True)
-    for path in candidates:
+    """The newest checkpoint of a run that is whole, or None. Damaged ones are named and passed over."""
+    folder = Path(run_dir) / FOLDER
+    for step in sorted(steps_in(folder), reverse=True):
+        path = folder / f"step_{step:06d}.ckpt"
         reason = damage(path)
         if reason is None:
             return path
@@ -153,7 +232,9 @@ def find_resume(run_dir: str | Path) -> Path | None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file, or None: all its bytes are compared with their checksums."""
+    """What is wrong with a checkpoint, or None: all its bytes are compared with their checksums."""
+    if path.is_dir():
+        return shard_damage(path)
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
@@ -164,8 +245,3 @@ def damage(path: Path) -> str | None:
     except (OSError, zipfile.BadZipFile, EOFError) as error:
         return str(error) or type(error).__name__
     return None
-
-
-def _step_of(path: Path) -> int:
-    digits = path.stem.removeprefix("step_")
-    return int(digits) if digits.isdigit() else -1

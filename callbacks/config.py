@@ -1,6 +1,7 @@
 """Settings of the callbacks. Imports no torch. `*_every` counts optimiser steps; 0 switches the callback off."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from switti.errors import UserError
 
@@ -12,7 +13,9 @@ class CallbacksConfig:
     metrics_every: steps between online metrics (metrics.* says which). samples_every: between sample grids.
     sample_prompts: captions of the grid (empty: the first sample_count validation captions).
     ema_decay: weight of the old average per step (null: no average is kept).
-    checkpoint_every: steps between checkpoints; keep_last: how many of them stay besides `last`.
+    checkpoint_every: steps between checkpoints; keep_last: how many of the newest stay. keep_every: those of every
+      such step stay for good (0: none). best_metric: a validation metric such as validation/loss; the checkpoint of its
+      best value stays, too (null: none). best_mode: whether the smallest or the largest value is the best one.
     prunable: a search may give the run up (sweeps set it).
     grace_seconds: time between a signal of the scheduler and the end of the process; less than the scheduler leaves.
     requeue: under SLURM, queue the job again after SIGUSR1 or SIGUSR2.
@@ -26,12 +29,15 @@ class CallbacksConfig:
     ema_decay: float | None = 0.999
     checkpoint_every: int = 500
     keep_last: int = 2
+    keep_every: int = 0
+    best_metric: str | None = None
+    best_mode: Literal["min", "max"] = "min"
     prunable: bool = False
     grace_seconds: float = 120.0
     requeue: bool = True
 
     def validate(self, path: str) -> None:
-        for name in ("activation_norms_every", "metrics_every", "samples_every"):
+        for name in ("activation_norms_every", "metrics_every", "samples_every", "keep_every"):
             if getattr(self, name) < 0:
                 raise UserError(f"{path}.{name}={getattr(self, name)} must be 0 (off) or positive")
         for name in ("sample_count", "checkpoint_every", "keep_last"):

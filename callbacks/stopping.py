@@ -1,30 +1,39 @@
-"""SIGINT and SIGTERM as a wish to stop at the next good moment, instead of an exception in the middle of a step."""
+"""Signals as a wish to stop at the next good moment, instead of an exception in the middle of a step."""
 
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+# sysexits.h EX_TEMPFAIL: nothing is wrong, try again. Schedulers are told to start a run again that ends with it.
+EXIT_REQUEUE = 75
+PREEMPTING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
 
 class Interrupted(SystemExit):
-    """The run was stopped by a signal after it had saved its state. The process exits with 128 + the signal."""
+    """The run was stopped by a signal. The process exits with 130 for SIGINT, with EXIT_REQUEUE for the others."""
 
     def __init__(self, signum: int) -> None:
-        super().__init__(128 + signum)
+        super().__init__(128 + signum if signum == signal.SIGINT else EXIT_REQUEUE)
+        self.signum = signum
 
 
 class StopSignals:
     """Handlers that remember the first signal while `deferring` and otherwise act as the ones they replaced.
 
-    Data-loading processes inherit them when they are forked and ignore SIGINT: a terminal's Ctrl-C goes to the whole
-    process group, and a worker that died would take the last step with it. (torch gives its workers a SIGTERM handler
-    of its own, so SIGTERM should be sent to the training process alone, as the sweep and torchrun do.)
+    noticed: called once, in the main thread, when a signal has been remembered.
+
+    Data-loading processes inherit the handlers when they are forked and ignore what comes: a terminal's Ctrl-C and
+    `scancel` reach every process of a job, and a worker that died would take the last step with it. (torch gives its
+    workers a SIGTERM handler of its own, which the data module's `outlive_signals` replaces.)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, noticed: Callable[[], None] | None = None) -> None:
         self.received: int | None = None
         self.deferring = False
+        self._noticed = noticed
         self._owner = os.getpid()
         self._previous: dict[int, Any] = {}
 
@@ -44,7 +53,10 @@ class StopSignals:
             return
         second = self.received is not None and number == signal.SIGINT
         if self.deferring and not second:
-            self.received = number
+            if self.received is None:
+                self.received = number
+                if self._noticed is not None:
+                    self._noticed()
         elif callable(previous := self._previous.get(number)):
             previous(number, frame)
         else:

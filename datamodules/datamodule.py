@@ -196,5 +196,5 @@ class ShardDataModule(LightningDataModule):
 def outlive_signals(_worker: int) -> None:
     """Workers ignore what a scheduler or a terminal sends to the whole process group: the training process decides
     when the run stops, after a last step that needs them."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

@@ -134,7 +134,7 @@ def build_callbacks(
 
 def build_trainer(config: RunConfig, callbacks: list[Callback]) -> Trainer:
     settings, folder = config.trainer, config.run_dir
-    manual = config.task == "decoder"  # two optimisers: the module accumulates and clips by itself
+    manual = config.task != "generator"  # two optimisers: the module accumulates and clips by itself
     return Trainer(
         max_steps=settings.max_steps,
         max_epochs=-1,

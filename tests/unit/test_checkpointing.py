@@ -1,10 +1,10 @@
-"""Checkpoints: whole or absent, pruned, found again, and saved when a signal stops the run."""
+"""Checkpoints: whole or absent, pruned, and found again."""
 
 import logging
-import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from callbacks.checkpointing import (
     find_resume,
 )
 from callbacks.config import CallbacksConfig
-from callbacks.stopping import Interrupted
+from callbacks.preemption import Preemption
 from switti.errors import UserError
 
 
@@ -58,10 +58,14 @@ class At(Callback):
 
 @pytest.fixture(autouse=True)
 def _own_signals():
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = {number: signal.getsignal(number) for number in numbers}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+    for thread in threading.enumerate():  # the grace period of a run that was stopped would end this process
+        if isinstance(thread, threading.Timer):
+            thread.cancel()
 
 
 def data() -> DataLoader:
@@ -69,12 +73,18 @@ def data() -> DataLoader:
 
 
 def train(
-    run_dir: Path, steps: int, *callbacks: Callback, every: int = 3, accumulate: int = 1, resume: bool = False
+    run_dir: Path,
+    steps: int,
+    *callbacks: Callback,
+    every: int = 3,
+    accumulate: int = 1,
+    resume: bool = False,
+    grace: float = 60.0,
 ) -> Line:
     config = CallbacksConfig(checkpoint_every=every, keep_last=2)
     trainer = Trainer(
         accelerator="cpu", max_steps=steps, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[build_checkpoint_callback(config, run_dir), *callbacks], plugins=[AtomicCheckpointIO()],
+        callbacks=[*callbacks, Preemption(run_dir, grace), build_checkpoint_callback(config, run_dir)], plugins=[AtomicCheckpointIO()],
         accumulate_grad_batches=accumulate,
     )  # fmt: skip
     module = Line()
@@ -125,66 +135,6 @@ def test_a_damaged_newest_is_passed_over_and_named(
     resumed = train(tmp_path, 8, resume=True)
     assert len(resumed.losses) == 5
     assert damage(newest) is None  # written anew on the way
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_after_the_step_and_the_resume_is_exact(tmp_path: Path, number: int) -> None:
-    whole = train(tmp_path / "whole", 12)
-    with pytest.raises(Interrupted) as caught:
-        train(tmp_path / "cut", 12, At(4, lambda: os.kill(os.getpid(), number)))
-    assert caught.value.code == 128 + number
-    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):  # deferred no longer
-        os.kill(os.getpid(), number)
-    assert find_resume(tmp_path / "cut") == tmp_path / "cut" / "checkpoints" / "step_000005.ckpt"
-    rest = train(tmp_path / "cut", 12, resume=True)
-    assert rest.losses == whole.losses[5:]  # bit for bit
-
-
-def test_a_signal_waits_for_the_end_of_an_accumulated_step(tmp_path: Path) -> None:
-    whole = train(tmp_path / "whole", 6, accumulate=2)
-    with pytest.raises(Interrupted):
-        train(tmp_path / "cut", 6, At(2, lambda: os.kill(os.getpid(), signal.SIGTERM)), accumulate=2)
-    assert find_resume(tmp_path / "cut") == tmp_path / "cut" / "checkpoints" / "step_000003.ckpt"
-    rest = train(tmp_path / "cut", 6, accumulate=2, resume=True)
-    assert rest.losses == whole.losses[6:]
-
-
-def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
-    def twice() -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(SystemExit) as caught:
-        train(tmp_path, 12, At(4, twice))
-    assert not isinstance(caught.value, Interrupted)
-    assert caught.value.code == 1
-    assert names(tmp_path) == ["last.ckpt", "step_000003.ckpt"]
-
-
-GROUP = """
-import sys, torch, test_checkpointing as t
-from pathlib import Path
-t.data = lambda: t.DataLoader(t.TensorDataset(torch.zeros(4000, 1)), num_workers=2)
-t.train(Path(sys.argv[1]), 3000, t.At(3, lambda: print("ready", flush=True)), every=1000)
-"""
-
-
-def test_a_ctrl_c_to_the_whole_group_spares_the_data_workers(tmp_path: Path, root: Path) -> None:
-    """A terminal's Ctrl-C reaches every process; a worker that died would turn the stop into a failure."""
-    path = os.pathsep.join([str(root), str(Path(__file__).parent)])
-    child = subprocess.Popen(
-        [sys.executable, "-c", GROUP, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    assert child.stdout is not None
-    assert "ready" in child.stdout.readline()
-    os.killpg(child.pid, signal.SIGINT)
-    _, errors = child.communicate(timeout=60)
-    assert child.returncode == 128 + signal.SIGINT, errors
-    resumable = find_resume(tmp_path)
-    assert resumable is not None
-    assert 4 <= step_of(resumable) < 3000
 
 
 def test_a_failure_saves_nothing(tmp_path: Path) -> None:

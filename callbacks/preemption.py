@@ -1,0 +1,170 @@
+"""Stopping when a scheduler or a user asks for it: finish the step, save, leave a marker, end with a telling code.
+
+SIGTERM, SIGUSR1 and SIGUSR2 mean that the machine is wanted back: exit code 75, which a scheduler answers by starting
+the same command again. torchrun turns every worker's code into 1; whoever started it reads `preempted.json` in the
+run folder instead, which is there if and only if the last attempt was stopped in this way. SIGINT is a person who
+wants it to end: exit code 130, no marker.
+
+Under SLURM, rank zero asks for the job to be queued again after SIGUSR1 or SIGUSR2 (`#SBATCH --signal=USR2@180`).
+After SIGTERM it does not: SLURM itself queues preempted jobs again, and `scancel` must stay a cancellation.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from callbacks.stopping import EXIT_REQUEUE, PREEMPTING, Interrupted, StopSignals
+from switti.agreement import largest
+from switti.files import write_json
+
+MARKER = "preempted.json"
+REQUEUING = (signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Preemption(Callback):
+    """A signal to any rank: all ranks finish the optimiser step, save, run a validation that is due, and end.
+
+    Place it after all callbacks that change state at the end of a batch. A second SIGINT stops at once.
+
+    grace_seconds: between the signal and the end. What is not done by then (a validation, or the step itself) is cut
+    off; the run goes on from the last checkpoint. requeue: call `scontrol requeue` as described above. Runs that
+    submitit has started are left to submitit, which does the same.
+    """
+
+    def __init__(self, run_dir: str | Path, grace_seconds: float, requeue: bool = True) -> None:
+        self.marker = Path(run_dir) / MARKER
+        self.grace_seconds, self.requeue = grace_seconds, requeue
+        self._signals = StopSignals(self._start_clock)
+        self._clock: threading.Timer | None = None
+        self._stopping: int = 0
+        self._step = self._saved_step = 0
+        self._is_zero = True
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        self._is_zero = trainer.is_global_zero
+        if self._is_zero:
+            self.marker.unlink(missing_ok=True)
+        for number in (signal.SIGINT, *PREEMPTING):  # before the data-loading processes are made
+            self._signals.install(number)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = self._saved_step = trainer.global_step
+        # Again, over Lightning's own, which it has just installed: it can deadlock when one rank alone is told.
+        for number in PREEMPTING:
+            self._signals.install(number)
+        self._signals.deferring = True
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if trainer.global_step == self._step:
+            return  # gradients are being accumulated; a state in the middle of a step cannot be saved
+        self._step = trainer.global_step
+        (number,) = largest([self._signals.received or 0])
+        if number and not self._stopping:
+            self._stopping = number
+            self._start_clock()  # also where no signal has come
+            trainer.checkpoint_callback.save_now(trainer)  # type: ignore[union-attr]
+            self._saved_step = self._step
+            self._leave_marker()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if self._stopping:
+            largest([0])  # every rank has saved: a launcher may end all of them when the first one leaves
+            raise Interrupted(self._stopping)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._signals.deferring = False
+        self._stop_clock()
+        if self._is_zero:
+            self.marker.unlink(missing_ok=True)  # the signal came with the last step
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._stop_clock()
+        self._give_back_signals()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        preempted = isinstance(exception, Interrupted) and exception.code == EXIT_REQUEUE
+        self._stopping = exception.signum if preempted else 0  # it may have come before the first step
+        self._give_back_signals()
+        if not preempted:
+            self._stop_clock()
+        elif self._is_zero:
+            self._leave_marker(self._requeue())
+
+    def _give_back_signals(self) -> None:
+        """Except that a process which is leaving notes further ones and no more: launchers send them to slow ranks."""
+        if self._stopping in PREEMPTING:
+            self._signals.deferring = True
+        else:
+            self._signals.restore()
+
+    def _leave_marker(self, requeued: bool = False) -> None:
+        if not self._is_zero or self._stopping == signal.SIGINT:
+            return
+        content = {
+            "signal": signal.Signals(self._stopping).name,
+            "step": self._saved_step,
+            "time": time.time(),
+            "exit_code": EXIT_REQUEUE,
+            "requeued": requeued,
+        }
+        write_json(self.marker, content)
+
+    def _requeue(self) -> bool:
+        """Whether SLURM has been asked successfully to queue this job again."""
+        job = slurm_job()
+        if not (self.requeue and job and self._stopping in REQUEUING):
+            return False
+        try:
+            done = subprocess.run(
+                ["scontrol", "requeue", job], capture_output=True, text=True, timeout=60, check=False
+            )
+            problem = done.stderr.strip() or f"code {done.returncode}" if done.returncode else ""
+        except (OSError, subprocess.TimeoutExpired) as error:
+            problem = str(error)
+        print(f"scontrol requeue {job}: {problem or 'done'}", file=sys.stderr, flush=True)
+        return not problem
+
+    # ---- the grace period ---------------------------------------------------------------------------------------
+
+    def _start_clock(self) -> None:
+        """Once. A person's Ctrl-C has no deadline; a second one ends the waiting."""
+        if self._clock is None and (self._stopping or self._signals.received) != signal.SIGINT:
+            self._clock = threading.Timer(self.grace_seconds, self._out_of_time)
+            self._clock.daemon = True
+            self._clock.start()
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+
+    def _out_of_time(self) -> None:
+        """In a thread of its own: the main one is busy with what takes too long."""
+        self._stopping = self._stopping or self._signals.received or signal.SIGTERM
+        print(
+            f"callbacks.grace_seconds={self.grace_seconds:g} after {signal.Signals(self._stopping).name} are over: "
+            f"ending now; the run goes on from the last checkpoint when it is started again",
+            file=sys.stderr,
+            flush=True,
+        )
+        if self._is_zero:
+            self._leave_marker(self._requeue())
+        os._exit(EXIT_REQUEUE)
+
+
+def slurm_job() -> str | None:
+    """What `scontrol requeue` calls this job: its id, or <array>_<task>. None outside of SLURM or under submitit."""
+    environment = os.environ
+    if "SUBMITIT_EXECUTOR" in environment:
+        return None
+    if "SLURM_ARRAY_JOB_ID" in environment and "SLURM_ARRAY_TASK_ID" in environment:
+        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    return environment.get("SLURM_JOB_ID")
