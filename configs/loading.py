@@ -5,6 +5,7 @@ opens with a comment: what it is, the command that runs it, what it costs (measu
 Later sources win: defaults, bases in order, the file, the command line. `${tokenizer.scales}` refers to a setting.
 """
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -126,11 +127,21 @@ def _parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Any, str]]:
     return leaves
 
 
-def _parse_value(text: str, setting: Setting, item: str) -> Any:
+def parse_yaml(text: str) -> Any:
+    """The value that `text` stands for on the command line; text that is no YAML stands for itself."""
     try:
-        value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)["value"]  # type: ignore[index, call-overload]
+        return OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)["value"]  # type: ignore[index, call-overload]
     except (yaml.YAMLError, OmegaConfBaseException):
-        value = text
+        return text
+
+
+def text_of(value: Any) -> str:
+    """A value as it is written on the command line; JSON is YAML."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _parse_value(text: str, setting: Setting, item: str) -> Any:
+    value = parse_yaml(text)
     if setting.kind is str and value is not None and not isinstance(value, str):
         return text  # `name=007` and `name=2e5` mean what is written, not a number
     if value is text and not setting.takes_text:

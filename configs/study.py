@@ -1,4 +1,4 @@
-"""A study: one base config, a grid of settings, one run for each point. Imports no torch.
+"""A study: one base config and a grid of settings, one run for each point, or a search. Imports no torch.
 
 name: demo                      # folder below runs/
 base: generator/demo            # a config as `experiments.train` takes it
@@ -10,21 +10,28 @@ overrides: {trainer.max_steps: 500}   # for all runs; optional
 runs:                           # named points instead of, or times, the grid; optional
   - {name: basic, set: {model.norms: pre, model.ffn: gelu}}
   - {name: sandwich, set: {model.norms: sandwich, model.ffn: gelu}}
+search: …                       # instead of vary and runs: see configs/search.py
+
+On the command line `base=…`, `vary.<setting>=[…]`, `search.<key>=…` and `pair_by=…` say the same, without a file or
+over one.
 """
 
 import itertools
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.loading import CONFIGS, check_name, find, load, read_yaml
+from configs.loading import CONFIGS, check_name, find, load, parse_yaml, read_yaml, text_of
 from configs.schema import RunConfig
+from configs.search import Search, check_variable, read_search
 from switti.errors import UserError
 
-_KEYS = ("name", "base", "vary", "pair_by", "overrides", "runs")
+FORMAT = 1  # of study.json
+_KEYS = ("name", "base", "vary", "pair_by", "overrides", "runs", "search")
+_GROUPS = ("vary", "search")
+COMMAND_LINE = "the command line"
 
 
 @dataclass(frozen=True)
@@ -39,71 +46,129 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Study:
-    """A study with all its runs. folder: runs/<study>."""
+    """A study with all its runs; those of a search are planned one by one. folder: runs/<study>.
+
+    source: what `experiments.train` takes for `base`; shared: settings of all runs.
+    """
 
     name: str
     base: str
     vary: dict[str, list[Any]]
     pair_by: str | None
+    points: dict[str, dict[str, Any]]
     runs: list[PlannedRun]
-
-    @property
-    def folder(self) -> Path:
-        return self.runs[0].config.run_dir.parent
+    folder: Path
+    source: str
+    shared: list[str]
+    search: Search | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For study.json, from which reports learn what was varied and how runs pair."""
-        runs = [{"name": run.name, "varied": run.varied} for run in self.runs]
         return {
+            "format": FORMAT,
             "name": self.name,
             "base": self.base,
             "vary": self.vary,
             "pair_by": self.pair_by,
-            "runs": runs,
+            "points": self.points,
+            "search": None if self.search is None else self.search.as_dict(),
+            "runs": [{"name": run.name, "varied": run.varied} for run in self.runs],
         }
 
+    def plan_trial(self, label: str, values: dict[str, Any], more: Sequence[str] = ()) -> PlannedRun:
+        """One trial of a search, named by `label` and its values."""
+        return plan(self.source, label, values, list(values), [*self.shared, *more], brief=True)
 
-def load_study(study: str | Path, overrides: Sequence[str] = ()) -> Study:
+
+def load_study(study: str | Path | None, overrides: Sequence[str] = ()) -> Study:
     """Read a study and check every run of it.
 
-    study: a path, or a name below configs/studies/. overrides: `key=value` for all runs; `study=` renames the study.
+    study: a path, a name below configs/studies/, or None for one that the overrides alone define. overrides:
+    `key=value` for all runs, besides those that define the study; `study=` (re)names it.
     Raises UserError for an empty grid, a duplicate, an unknown setting, a run whose settings are not valid.
     """
-    path = find(study, CONFIGS / "studies")
-    content = read_yaml(path)
+    path: Path | str = find(study, CONFIGS / "studies") if study is not None else COMMAND_LINE
+    content = read_yaml(path) if isinstance(path, Path) else {}
+    content, overrides = _define(content, overrides)
     for key in content:
         if key not in _KEYS:
             raise UserError(f"{path}: unknown key {key!r}; a study has {', '.join(_KEYS)}")
     base = content.get("base")
     if not isinstance(base, str):
         raise UserError(f"{path}: base must name a config, such as generator/demo")
-    name = str(content.get("name") or path.stem)
-    named = content.get("runs")
-    vary = _check_grid(content.get("vary", {} if named else None), path, bool(named))
+    name = str(content.get("name") or (path.stem if isinstance(path, Path) else ""))
+    if not name and not any(item.startswith("study=") for item in overrides):
+        raise UserError("study=… is missing: it names the folder of the runs")
+    named, search = content.get("runs"), None
+    vary = _check_grid(
+        content.get("vary", {} if named or "search" in content else None), path, "vary" in content
+    )
     points = _check_points(named, vary, path)
-    shared = [*_as_overrides(content.get("overrides"), path), *overrides]
+    shared = [
+        *([f"study={name}"] if name else []),
+        *_as_overrides(content.get("overrides"), path),
+        *overrides,
+    ]
+    source = str(find(base).resolve() if not (CONFIGS / f"{base}.yaml").is_file() else base)
+    if "search" in content:
+        if vary or points:
+            raise UserError(f"{path}: a study has either search, or vary and runs, not both")
+        search = read_search(content["search"], path, source, shared)
+    varied = {
+        *vary,
+        *(field for point in points.values() for field in point),
+        *(search.space if search else {}),
+    }
+    _check_shared(shared, varied, path)
+    pair_by = content.get("pair_by")
+    if pair_by is not None and pair_by not in vary:
+        raise UserError(f"{path}: pair_by={pair_by} is not among the varied settings ({', '.join(vary)})")
+    runs = [] if search else [
+        plan(source, label, point | dict(zip(vary, values, strict=True)), list(vary), shared)
+        for label, point in (points or {"": {}}).items()
+        for values in itertools.product(*vary.values())
+    ]  # fmt: skip
+    _check_names(runs, path)
+    whole = runs[0].config if runs else load(source, shared)
+    folder, name = whole.run_dir.parent, whole.study or name
+    return Study(name, base, vary, pair_by, points, runs, folder, source, shared, search)
+
+
+def _define(content: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """(definition with what the command line says of it, the overrides that are settings of the runs)."""
+    content = dict(content)
+    settings = []
+    for item in overrides:
+        key, _, text = item.partition("=")
+        group, dot, name = key.partition(".")
+        if key in ("base", "pair_by"):
+            content[key] = text
+        elif group in _GROUPS and dot:
+            inner = content.get(group) or {}
+            if not isinstance(inner, dict):
+                raise UserError(f"{item}: the study's {group} does not hold `key: value`")
+            content[group] = inner | {name: parse_yaml(text)}
+        elif group in _GROUPS:
+            raise UserError(f"{item}: say which, {group}.<{'setting' if group == 'vary' else 'key'}>=…")
+        else:
+            settings.append(item)
+    if "pair_by" not in content and "seed" in (content.get("vary") or {}):
+        content["pair_by"] = "seed"
+    return content, settings
+
+
+def _check_shared(shared: list[str], varied: set[str], path: Path | str) -> None:
     for item in shared:
         field = item.partition("=")[0]
-        if field in vary or any(field in point for point in points.values()):
-            raise UserError(f"{item}: {field} is varied by {path}; change it there")
+        if field in varied:
+            raise UserError(f"{item}: {field} is varied by {path}; change it there, or with vary.{field}=[…]")
         if field == "name":
             raise UserError(
                 f"{item}: the names of a study's runs follow from what is varied; study=… renames it"
             )
-    pair_by = content.get("pair_by")
-    if pair_by is not None and pair_by not in vary:
-        raise UserError(f"{path}: pair_by={pair_by} is not among the varied settings ({', '.join(vary)})")
-    source = str(find(base).resolve() if not (CONFIGS / f"{base}.yaml").is_file() else base)
-    runs = [
-        _plan(source, label, point | dict(zip(vary, values, strict=True)), vary, [f"study={name}", *shared])
-        for label, point in (points or {"": {}}).items()
-        for values in itertools.product(*vary.values())
-    ]
-    _check_names(runs, path)
-    return Study(runs[0].config.study or name, base, vary, pair_by, runs)
 
 
-def _check_points(runs: Any, vary: Any, path: Path) -> dict[str, dict[str, Any]]:
+def _check_points(runs: Any, vary: Any, path: Path | str) -> dict[str, dict[str, Any]]:
     """Name → settings of each named point."""
     points: dict[str, dict[str, Any]] = {}
     for run in [] if runs is None else runs if isinstance(runs, list) else [runs]:
@@ -113,70 +178,75 @@ def _check_points(runs: Any, vary: Any, path: Path) -> dict[str, dict[str, Any]]
         if label in points:
             raise UserError(f"{path}: runs names {label!r} twice")
         for name in run["set"]:
-            _check_variable(name, path)
+            check_variable(name, path)
             if name in vary:
                 raise UserError(f"{path}: {name} is in vary and in runs ({label}); it can be in one of them")
         points[label] = {check_name(str(name), f"{path}: "): value for name, value in run["set"].items()}
     return points
 
 
-def _check_grid(vary: Any, path: Path, optional: bool) -> dict[str, list[Any]]:
-    if not isinstance(vary, dict) or not (vary or optional):
+def _check_grid(vary: Any, path: Path | str, given: bool) -> dict[str, list[Any]]:
+    if not isinstance(vary, dict) or (given and not vary):
         raise UserError(f"{path}: vary must hold at least one `setting: [values]`")
     for name, values in vary.items():
         check_name(str(name), f"{path}: ")
         if not isinstance(values, list) or not values:
             raise UserError(f"{path}: vary.{name} must be a list of at least one value, such as [0, 1]")
-        texts = [_text(value) for value in values]
+        texts = [text_of(value) for value in values]
         if len(set(texts)) != len(texts):
             raise UserError(f"{path}: vary.{name}={texts} names a value twice")
-        _check_variable(name, path)
+        check_variable(name, path)
     return vary
 
 
-def _check_variable(name: str, path: Path) -> None:
-    if name in ("name", "study", "runs_dir"):
-        raise UserError(f"{path}: {name} cannot be varied, it says where runs are kept")
-
-
-def _as_overrides(overrides: Any, path: Path) -> list[str]:
+def _as_overrides(overrides: Any, path: Path | str) -> list[str]:
     if overrides is None:
         return []
     if not isinstance(overrides, dict):
         raise UserError(f"{path}: overrides must hold `setting: value`, such as {{trainer.max_steps: 500}}")
-    return [f"{check_name(str(name), f'{path}: ')}={_text(value)}" for name, value in overrides.items()]
+    return [f"{check_name(str(name), f'{path}: ')}={text_of(value)}" for name, value in overrides.items()]
 
 
-def _plan(
-    base: str, label: str, varied: dict[str, Any], vary: dict[str, list[Any]], shared: list[str]
+def plan(
+    source: str,
+    label: str,
+    varied: dict[str, Any],
+    shown: Sequence[str],
+    shared: Sequence[str],
+    brief: bool = False,
 ) -> PlannedRun:
-    """label: the point's own name; only what is varied besides is written behind it."""
-    shortest = {name: short if _is_unique(short := name.rpartition(".")[2], vary) else name for name in vary}
-    parts = [f"{short}={_folder_text(varied[name])}" for name, short in shortest.items()]
+    """label: the point's own name; of what is varied only `shown` is written behind it, briefly if it need not be
+    unique."""
+    shortest = {
+        name: short if _is_unique(short := name.rpartition(".")[2], shown) else name for name in shown
+    }
+    parts = [
+        f"{short}={_folder_text(_brief(varied[name]) if brief else varied[name])}"
+        for name, short in shortest.items()
+    ]
     name = ",".join([label] * bool(label) + parts)
-    settings = [f"{setting}={_text(value)}" for setting, value in varied.items()]
-    arguments = [base, *shared, *settings, f"name={name}"]
+    settings = [f"{setting}={text_of(value)}" for setting, value in varied.items()]
+    arguments = [source, *shared, *settings, f"name={name}"]
     try:
-        config = load(base, arguments[1:])
+        config = load(source, arguments[1:])
     except UserError as error:
         raise UserError(f"run {name}: {error}") from error
     return PlannedRun(name, varied, arguments, config)
 
 
-def _is_unique(short: str, vary: dict[str, list[Any]]) -> bool:
-    return sum(name.rpartition(".")[2] == short for name in vary) == 1
+def _brief(value: Any) -> Any:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def _text(value: Any) -> str:
-    """A value as it is written on the command line; JSON is YAML."""
-    return value if isinstance(value, str) else json.dumps(value)
+def _is_unique(short: str, names: Sequence[str]) -> bool:
+    return sum(name.rpartition(".")[2] == short for name in names) == 1
 
 
 def _folder_text(value: Any) -> str:
-    return re.sub(r"[^\w.+-]+", "-", _text(value)).strip("-") or "empty"
+    return re.sub(r"[^\w.+-]+", "-", text_of(value)).strip("-") or "empty"
 
 
-def _check_names(runs: list[PlannedRun], path: Path) -> None:
+def _check_names(runs: list[PlannedRun], path: Path | str) -> None:
     seen: set[str] = set()
     for run in runs:
         if run.name in seen:

@@ -1,133 +1,225 @@
-"""Child processes for runs: some at a time, their output passed on, stopped cleanly on Ctrl-C. Not a command itself."""
+"""How a launcher is driven: start what fits, pass on what ends, stop cleanly. No command itself."""
 
 import os
 import signal
-import subprocess
 import sys
-import threading
-from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, cast
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
 
+from configs.study import PlannedRun
+from switti.files import read_json
+from switti.studies import PRUNE
+
+TRAIN = ["-m", "experiments.train"]  # what Python is given, before a run's arguments
+LOG = "output.log"  # in the run folder: what the run printed, of all its attempts
+MARKER = "preempted.json"  # in the folder of a run that ended with the code
+REQUEUE = 75  # exit code of a run that saved itself because its machine was taken away
 TAIL_LINES = 12
-_output = threading.Lock()
+_POLL_SECONDS = 0.1
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be started. lock: descriptor of its lock, which whoever works on the run keeps open."""
+
+    name: str
+    arguments: list[str]
+    folder: Path
+    nodes: int
+    devices: int
+    accelerator: str
+    lock: int
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.devices
+
+    def release(self) -> None:
+        """Give the lock back, as far as this process has it."""
+        os.close(self.lock)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a child ended. tail: its last lines."""
+    """How a job ended. tail: its last lines."""
 
-    name: str
+    job: Job
     code: int
     tail: list[str]
 
 
-class Children:
-    """The processes that are running now; knows how to tell all of them to stop."""
+def job_of(planned: PlannedRun, lock: int) -> Job:
+    """`lock` as from `switti.studies.claim`."""
+    settings = planned.config.trainer
+    return Job(
+        planned.name,
+        planned.arguments,
+        planned.config.run_dir,
+        settings.num_nodes,
+        settings.devices,
+        settings.accelerator,
+        lock,
+    )
+
+
+class Launcher(Protocol):
+    """Starts jobs somewhere and tells how they end."""
+
+    def check(self, planned: PlannedRun) -> None:
+        """UserError if the run could never be started."""
+
+    def room(self) -> int:
+        """How many more jobs may be started now."""
+
+    def fits(self, jobs: list[Job]) -> bool:
+        """Whether there is a place for all of these now."""
+
+    def start(self, jobs: list[Job]) -> None:
+        """Start them all."""
+
+    def running(self) -> list[Job]:
+        """Started and not yet returned by `poll`."""
+
+    def poll(self) -> list[Outcome]:
+        """Those that have ended since the last call."""
+
+    def stop(self, times: int) -> None:
+        """Ask all to stop, for the first, second … time: the more often, the less politely."""
+
+
+class Source(Protocol):
+    """Gives out jobs, whose locks it has taken."""
+
+    def next(self) -> Job | None:
+        """Another job, or None if there is none at present; asked again when one has ended."""
+
+    def watch(self, running: list[Job]) -> None:
+        """Called all the time."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """Called once for each job, still under its lock."""
+
+
+class _Stops:
+    """How often the user has asked to stop."""
 
     def __init__(self) -> None:
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
-        self._lock = threading.Lock()
-        self._stopped = False
+        self.asked = 0
 
-    def run(
-        self, name: str, command: Sequence[str], environment: dict[str, str], prefix: str
-    ) -> Outcome | None:
-        """Run one child to its end; None if the whole was stopped before it began."""
-        with self._lock:
-            if self._stopped:
-                return None
-            # A session of its own: the terminal's Ctrl-C must reach a child once, from `stop`, not twice.
-            child = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            self._running[name] = child
-        tail = _pass_on(cast(IO[bytes], child.stdout), prefix)
-        code = child.wait()
-        with self._lock:
-            del self._running[name]
-        return Outcome(name, code, tail)
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked += 1
 
-    def stop(self, number: int) -> None:
-        """Start nothing more and send a signal to every running child."""
-        with self._lock:
-            self._stopped = True
-            for child in self._running.values():
-                if child.poll() is None:
-                    child.send_signal(number)
+    @contextmanager
+    def counting(self) -> Iterator["_Stops"]:
+        """Signals count instead of raising: an exception between two lines would lose a child."""
+        before = {number: signal.signal(number, self._ask) for number in _SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
-def _pass_on(stream: IO[bytes], prefix: str) -> list[str]:
-    """Copy a child's output to ours as it comes and return its last lines; `prefix` needs whole lines."""
-    tail: deque[str] = deque(maxlen=TAIL_LINES)
-    rest = b""
-    while chunk := os.read(stream.fileno(), 1 << 16):
-        if not prefix:
-            _write(chunk)
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            _keep(tail, line)
-            if prefix:
-                _write(f"{prefix}{_last_state(line)}\n".encode())
-    if rest:
-        _keep(tail, rest)
-        _write(f"{prefix}{_last_state(rest)}\n".encode() if prefix else b"\n")
-    return list(tail)
+def drive(source: Source, launcher: Launcher) -> tuple[list[Outcome], bool]:
+    """Run what `source` gives until it has no more; (how each ended, whether the user stopped it).
+
+    Ctrl-C (or SIGTERM, SIGHUP) asks each run to save and stop, and waits; again: at once; a third time kills.
+    A run that was interrupted by its machine goes on at once, if it got further than the last time.
+    """
+    outcomes: list[Outcome] = []
+    waiting: Job | None = None
+    steps: dict[str, int] = {}
+    told = 0
+    with _Stops().counting() as stops:
+        while True:
+            if not stops.asked:
+                waiting = _fill(source, launcher, waiting)
+            elif stops.asked != told:
+                told = stops.asked
+                print(f"\nstopping: {_STOPPING[min(told, 3) - 1]}", flush=True)
+                launcher.stop(told)
+            source.watch(launcher.running())
+            for outcome in launcher.poll():
+                if not stops.asked and goes_on(outcome, steps):
+                    print(f"{outcome.job.name}: interrupted by its machine; it goes on", flush=True)
+                    launcher.start([outcome.job])
+                    continue
+                source.ended(outcome)
+                outcome.job.release()
+                outcomes.append(outcome)
+            if not launcher.running() and (stops.asked or waiting is None):
+                more = None if stops.asked else source.next()
+                if more is None:
+                    break
+                waiting = more
+            time.sleep(_POLL_SECONDS)
+    if waiting is not None:
+        waiting.release()
+    return outcomes, bool(stops.asked)
 
 
-def _last_state(line: bytes) -> str:
+_STOPPING = (
+    "waiting for the runs to save (Ctrl-C again: at once)",
+    "at once; what is not saved is lost (Ctrl-C again: kill)",
+    "killing the runs",
+)
+
+
+def _fill(source: Source, launcher: Launcher, waiting: Job | None) -> Job | None:
+    """Start what there is room for, together; return a job that has to wait for its place."""
+    batch: list[Job] = []
+    while len(batch) < launcher.room():
+        job = waiting or source.next()
+        waiting = None
+        if job is None:
+            break
+        if not launcher.fits([*batch, job]):
+            waiting = job
+            break
+        batch.append(job)
+    if batch:
+        launcher.start(batch)
+    return waiting
+
+
+def goes_on(outcome: Outcome, steps: dict[str, int]) -> bool:
+    """Whether a run that was interrupted from outside should be started again; `steps`: where it was before.
+
+    torchrun turns every exit code into 1, hence the run's marker is looked for as well.
+    """
+    job = outcome.job
+    if outcome.code == 0 or (job.folder / PRUNE).is_file():
+        return False
+    if outcome.code != REQUEUE and not (job.folder / MARKER).is_file():
+        return False
+    before, now = (
+        steps.get(job.name, 0),
+        int(read_json(job.folder / "record.json", default={}).get("step") or 0),
+    )
+    steps[job.name] = now
+    return now > before
+
+
+def torchrun(processes: int, arguments: list[str]) -> list[str]:
+    """Python with `arguments` in so many processes on this machine; they get two minutes to save when it is stopped."""
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
+        "--shutdown-timeout=120", *arguments,
+    ]  # fmt: skip
+
+
+def last_state(line: bytes) -> str:
     """What a terminal would show of a line that a progress bar has rewritten with carriage returns."""
     return line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace")
 
 
-def _keep(tail: deque[str], line: bytes) -> None:
-    if text := _last_state(line).strip():
-        tail.append(text)
-
-
-def _write(content: bytes) -> None:
-    with _output:
-        sys.stdout.buffer.write(content)
-        sys.stdout.buffer.flush()
-
-
-def launch_all(jobs: Sequence[tuple[str, Sequence[str]]], at_a_time: int) -> list[Outcome]:
-    """Run (name, command) pairs, `at_a_time` of them together, and return how each ended, in the given order.
-
-    Together they share the cores: each gets its part as OMP_NUM_THREADS, unless that is set already. Ctrl-C sends
-    SIGINT to each child and waits until all have saved; a second one is passed on too. KeyboardInterrupt follows.
-    """
-    together = min(at_a_time, len(jobs))
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    if together > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // together)))
-    children = Children()
-    with ThreadPoolExecutor(max(1, together)) as pool:
-        futures = [
-            pool.submit(children.run, name, command, environment, f"[{name}] " if together > 1 else "")
-            for name, command in jobs
-        ]
-        if _wait(futures, children):
-            raise KeyboardInterrupt
-        return [outcome for future in futures if (outcome := future.result()) is not None]
-
-
-def _wait(futures: list[Future[Outcome | None]], children: Children) -> bool:
-    """Wait for all; True if Ctrl-C came in between."""
-    interrupted = False
-    pending = set(futures)
-    while pending:
-        try:
-            pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED).not_done
-        except KeyboardInterrupt:
-            interrupted = True
-            _write(b"\nstopping: waiting for the runs to save (Ctrl-C again: at once)\n")
-            children.stop(signal.SIGINT)
-    return interrupted
+def tail_of(content: bytes) -> list[str]:
+    """The last lines that say something."""
+    lines = (last_state(line).strip() for line in content.split(b"\n"))
+    return [line for line in lines if line][-TAIL_LINES:]

@@ -1,62 +1,81 @@
-"""python -m experiments.sweep STUDY [key=value …] [--jobs N] [--dry-run]
+"""python -m experiments.sweep STUDY [key=value …] [--jobs N] [--launcher local|slurm] [--dry-run]
 
-Runs a study: every combination of the settings that configs/studies/STUDY.yaml varies, each as a process of its own.
-All runs are checked before the first one starts. The same command again skips what is finished, resumes what was
-interrupted, retries what failed and starts the rest; a failing run does not stop the others.
+Runs a study: every combination of the settings that configs/studies/STUDY.yaml varies, or the trials of its search,
+each as a process of its own (torchrun or srun for several ranks). All runs are checked before the first one starts.
+The same command again skips what is finished, resumes what was interrupted, retries what failed and starts the rest;
+a failing run does not stop the others. Several such commands may work on one study at the same time.
 
     python -m experiments.sweep demo
     python -m experiments.sweep demo trainer.max_steps=50 study=demo_short --jobs 2
+    python -m experiments.sweep base=generator/demo vary.seed=[0,1] vary.model.visibility=[causal,non_causal] study=mine
+    python -m experiments.sweep search_demo search.trials=40 --dry-run
+    python -m experiments.sweep demo --launcher slurm --partition gpu --time 4:00:00 --jobs 8
 
+What a run printed is in its output.log. Ctrl-C lets the runs save and stop; a second one stops them at once.
 Exit code 0 when every run is finished (or is running elsewhere), 1 when a run failed, 130 after Ctrl-C.
 """
 
 import argparse
-import signal
-import sys
-from types import FrameType
 
-from configs.loading import from_run
-from configs.study import PlannedRun, Study, load_study
+from configs.study import Study, load_study
 from experiments.command import run
-from experiments.launch import Outcome, launch_all
-from experiments.train import check_resumable
+from experiments.launch import Job, Launcher, Outcome, Source, drive, job_of
+from experiments.launch_local import LocalLauncher
+from experiments.planning import ACTIONS, check_same, print_plan, save_study
 from switti.errors import UserError
-from switti.files import read_json, write_json
-from switti.studies import State, state_of
-
-TRAIN = [sys.executable, "-m", "experiments.train"]
-_ACTIONS: dict[State, str] = {
-    "new": "start",
-    "failed": "retry",
-    "interrupted": "resume",
-    "killed": "resume",
-    "finished": "skip",
-    "running": "skip",
-}
+from switti.files import read_json
+from switti.studies import claim, state_of
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("study", help="a YAML file, or a name below configs/studies/")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings for all runs")
-    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at a time (default 1)")
-    parser.add_argument("--dry-run", action="store_true", help="check and list the runs; start nothing")
-    options = parser.parse_intermixed_args(arguments)
-
-    study = load_study(options.study, options.settings)
+    options = parser().parse_intermixed_args(arguments)
+    study = _load(options.words)
     states = {planned.name: state_of(planned.config.run_dir) for planned in study.runs}
     for planned in study.runs:
         check_same(planned, states[planned.name])
-    _print_plan(study, states)
+    save_study(study, write=False)
+    launcher = _launcher(study, options)
+    for planned in study.runs or [study.plan_trial("trial", {})]:
+        launcher.check(planned)
+    if study.search is None:
+        print_plan(study, states)
     if options.dry_run:
-        return 0
-    write_json(study.folder / "study.json", study.as_dict())
-    todo = [planned for planned in study.runs if _ACTIONS[states[planned.name]] != "skip"]
-    signal.signal(signal.SIGTERM, _interrupt)
-    outcomes = launch_all([(planned.name, [*TRAIN, *planned.arguments]) for planned in todo], options.jobs)
-    return _summarise(study, {planned.name: planned for planned in todo}, outcomes)
+        return 0 if study.search is None else _show_search(study)
+    save_study(study)
+    source: Source = _Grid(study) if study.search is None else _search(study)
+    outcomes, stopped = drive(source, launcher)
+    _summarise(study, source, outcomes)
+    if stopped:
+        raise KeyboardInterrupt
+    return 1 if any(outcome.code for outcome in outcomes if not _is_pruned(outcome)) else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    form = argparse.ArgumentParser(
+        prog="python -m experiments.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = form.add_argument
+    add("words", nargs="+", metavar="STUDY|key=value",
+        help="a YAML file, or a name below configs/studies/; then settings for all runs, and base=, vary.…=, "
+             "search.…=, pair_by=, study=")  # fmt: skip
+    add("--jobs", type=_positive, metavar="N", help="runs at a time (local: 1; slurm: all, of a search 1)")
+    add("--dry-run", action="store_true", help="check and list the runs; start nothing")
+    add(
+        "--launcher", choices=("local", "slurm"), default="local", help="where runs are started (%(default)s)"
+    )
+    slurm = form.add_argument_group(
+        "with --launcher slurm (nodes and tasks are trainer.num_nodes and .devices)"
+    )
+    slurm.add_argument("--partition", help="sbatch's")
+    slurm.add_argument("--time", default="1:00:00", help="[days-]hours:minutes:seconds a run (%(default)s)")
+    slurm.add_argument("--cpus", type=_positive, metavar="N", help="cores a task")
+    slurm.add_argument("--memory", metavar="GB", type=_positive, help="GiB a node")
+    slurm.add_argument("--sbatch", action="append", default=[], metavar="key=value",
+                       help="any other option of sbatch, such as account=me; repeatable")  # fmt: skip
+    slurm.add_argument("--detach", action="store_true", help="submit and leave; not with a search")
+    return form
 
 
 def _positive(text: str) -> int:
@@ -65,47 +84,89 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def check_same(planned: PlannedRun, state: State) -> None:
-    """UserError if the run's folder holds a run with other settings, which must not be taken for this one."""
-    folder = planned.config.run_dir
-    if not (folder / "config.yaml").is_file():
-        return
-    check_resumable(planned.config, folder)
-    before, now = from_run(folder).trainer.max_steps, planned.config.trainer.max_steps
-    if state == "finished" and before != now:
-        raise UserError(
-            f"{folder} is finished with trainer.max_steps={before}, not {now}: give the study another name (study=…) "
-            "or remove the folder"
-        )
+def _load(words: list[str]) -> Study:
+    names = [word for word in words if "=" not in word]
+    if len(names) > 1:
+        raise UserError(f"one study at a time, not {', '.join(names)}; settings are key=value")
+    return load_study(names[0] if names else None, [word for word in words if "=" in word])
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _launcher(study: Study, options: argparse.Namespace) -> Launcher:
+    if options.launcher == "local":
+        for name in ("partition", "cpus", "memory", "sbatch", "detach"):
+            if getattr(options, name):
+                raise UserError(f"--{name} needs --launcher slurm")
+        return LocalLauncher(options.jobs or 1)
+    from experiments.launch_slurm import SlurmLauncher, resources
+
+    if options.detach and study.search is not None:
+        raise UserError("--detach is not for a search: its driver must learn how trials end")
+    return SlurmLauncher(
+        study.folder, resources(options), options.jobs, search=study.search is not None, detach=options.detach
+    )
 
 
-def _print_plan(study: Study, states: dict[str, State]) -> None:
-    width = max(len(planned.name) for planned in study.runs)
-    print(f"study {study.name}: {len(study.runs)} runs in {study.folder}")
-    for planned in study.runs:
-        state = states[planned.name]
-        print(f"  {planned.name:<{width}}  {state:<11}  {_ACTIONS[state]}")
-    sys.stdout.flush()
+class _Grid:
+    """The runs of a grid as a source of jobs: those that nobody works on and that are not finished."""
+
+    def __init__(self, study: Study) -> None:
+        self._left = list(study.runs)
+
+    def next(self) -> Job | None:
+        while self._left:
+            planned = self._left.pop(0)
+            folder = planned.config.run_dir
+            if (lock := claim(folder)) is None:
+                continue
+            job = job_of(planned, lock)
+            if ACTIONS[state_of(folder, held=True)] != "skip":
+                return job
+            job.release()
+        return None
+
+    def watch(self, running: list[Job]) -> None:
+        """Nothing: a grid's runs are never given up."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """Nothing: the run folder says it all."""
 
 
-def _summarise(study: Study, todo: dict[str, PlannedRun], outcomes: list[Outcome]) -> int:
-    failed = [outcome for outcome in outcomes if outcome.code != 0]
+def _search(study: Study) -> Source:
+    from experiments.search import SearchSource
+
+    return SearchSource(study)
+
+
+def _show_search(study: Study) -> int:
+    from experiments.search import show
+
+    show(study)
+    return 0
+
+
+def _is_pruned(outcome: Outcome) -> bool:
+    return state_of(outcome.job.folder) == "pruned"
+
+
+def _summarise(study: Study, source: Source, outcomes: list[Outcome]) -> None:
+    pruned = [outcome for outcome in outcomes if _is_pruned(outcome)]
+    failed = [outcome for outcome in outcomes if outcome.code != 0 and outcome not in pruned]
     for outcome in failed:
-        record = read_json(todo[outcome.name].config.run_dir / "record.json", default={})
+        record = read_json(outcome.job.folder / "record.json", default={})
         reason = record.get("error") or f"exit code {outcome.code}"
         verb = "was interrupted" if record.get("status") == "interrupted" else "failed"
-        print(f"\n{outcome.name} {verb}: {reason}")
+        print(f"\n{outcome.job.name} {verb}: {reason}")
         print("\n".join(f"    {line}" for line in outcome.tail))
-    done, skipped = len(outcomes) - len(failed), len(study.runs) - len(todo)
-    print(
-        f"\nstudy {study.name}: {done} finished now, {skipped} skipped, {len(failed)} not finished"
-        + ("; the same command again retries or resumes them" if failed else "")
-    )
-    return 1 if failed else 0
+    words = [f"{len(outcomes) - len(failed) - len(pruned)} finished now"]
+    if study.search is None:
+        words.append(f"{len(study.runs) - len(outcomes)} skipped")
+    else:
+        words.append(f"{len(pruned)} given up")
+    words.append(f"{len(failed)} not finished")
+    again = "; the same command again retries or resumes them" if failed else ""
+    print(f"\nstudy {study.name}: {', '.join(words)}{again}")
+    if hasattr(source, "describe_best"):
+        print(source.describe_best())
 
 
 if __name__ == "__main__":

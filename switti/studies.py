@@ -1,17 +1,35 @@
-"""Run folders seen from outside: which runs a study has, and what state each is really in."""
+"""Run folders seen from outside: which runs a study has, what state each is really in, and who may work on one.
 
+A driver holds the lock `<study>/.locks/<run>` while it works on a run, and its child holds it, too: a run counts as
+running from the moment in which it is started until the last of its processes has gone, even without its driver.
+A run that waits in a cluster's queue has a `queued.json`; one that a search has given up a `prune.json`.
+"""
+
+import csv
+import fcntl
 import os
+import shutil
 import socket
+import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from switti.errors import UserError
 from switti.files import read_json
 
-State = Literal["new", "running", "finished", "failed", "interrupted", "killed"]
+State = Literal["new", "queued", "running", "finished", "failed", "interrupted", "killed", "pruned"]
 
+QUEUED = "queued.json"
+PRUNE = "prune.json"
 _SILENT_SECONDS = 600.0  # a run on another host that has given no sign of life for this long counts as killed
+_LOCKS = ".locks"
+_CLAIM_ATTEMPTS, _CLAIM_PAUSE = 5, 0.02  # a reader of the state holds the lock for an instant
+_SQUEUE_SECONDS = 5  # how long an answer of the cluster's queue is believed
 
 
 def run_folders(study: str | Path) -> Iterator[Path]:
@@ -19,13 +37,33 @@ def run_folders(study: str | Path) -> Iterator[Path]:
     yield from sorted(path.parent for path in Path(study).glob("*/record.json"))
 
 
-def state_of(run_dir: str | Path) -> State:
-    """What record.json says, except that a `running` run whose process is gone is `killed`."""
-    return state_of_record(read_json(Path(run_dir) / "record.json"))
+def find_study(study: str, runs_dir: str | Path = "runs") -> Path:
+    """The folder meant by a study's name or path; UserError naming those that exist."""
+    for folder in (Path(runs_dir) / study, Path(study)):
+        if folder.is_dir():
+            return folder
+    known = sorted(path.name for path in Path(runs_dir).glob("*") if path.is_dir())
+    raise UserError(f"no study {study!r} below {runs_dir}/; there are: {', '.join(known) or 'none'}")
+
+
+def state_of(run_dir: str | Path, held: bool = False) -> State:
+    """What the run's files say, except that a `running` run whose process is gone is `killed`.
+
+    held: the caller holds the run's lock, so that it says nothing.
+    """
+    folder = Path(run_dir)
+    state = state_of_record(read_json(folder / "record.json"))
+    if state in ("finished", "running"):
+        return state
+    if is_queued(folder):
+        return "queued"
+    if not held and is_claimed(folder):
+        return "running"
+    return "pruned" if (folder / PRUNE).is_file() else state
 
 
 def state_of_record(record: dict[str, Any] | None) -> State:
-    """The same for a record's content; None is a run that never started."""
+    """The same for a record's content alone; None is a run that never started."""
     if record is None:
         return "new"
     status: State = record["status"]
@@ -47,3 +85,91 @@ def _is_alive(record: dict[str, Any]) -> bool:
 def seconds_since(moment: str) -> float:
     """Seconds from an ISO time with zone, as in record.json, to now."""
     return (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()
+
+
+def heartbeat_age(run_dir: str | Path) -> float | None:
+    """Seconds since the most silent rank's sign of life: one that hangs is what one wants to see. None: no sign."""
+    ages = []
+    for path in Path(run_dir).glob("heartbeat/rank_*.json"):
+        with suppress(UserError, KeyError, TypeError, ValueError):  # a file of another version says nothing
+            moment = read_json(path)["time"]
+            ages.append(seconds_since(moment) if isinstance(moment, str) else time.time() - moment)
+    if not ages and (record := read_json(Path(run_dir) / "record.json")):
+        ages.append(seconds_since(record["updated"]))
+    return max(ages, default=None)
+
+
+def _lock_path(run_dir: Path) -> Path:
+    return run_dir.parent / _LOCKS / run_dir.name
+
+
+def claim(run_dir: str | Path) -> int | None:
+    """An inheritable file descriptor that holds the run's lock until it and its copies are closed; None if taken."""
+    path = _lock_path(Path(run_dir))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    for attempt in range(_CLAIM_ATTEMPTS):
+        if _try_lock(descriptor, fcntl.LOCK_EX):
+            return descriptor
+        if attempt + 1 < _CLAIM_ATTEMPTS:
+            time.sleep(_CLAIM_PAUSE)
+    os.close(descriptor)
+    return None
+
+
+def is_claimed(run_dir: str | Path) -> bool:
+    """Whether some process holds the run's lock."""
+    try:
+        descriptor = os.open(_lock_path(Path(run_dir)), os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _try_lock(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_queued(run_dir: str | Path) -> bool:
+    """Whether a cluster's queue still has the job that a driver submitted for the run.
+
+    Where the queue cannot be asked the job counts as queued: to start a run twice would be worse.
+    """
+    job = (read_json(Path(run_dir) / QUEUED) or {}).get("job")
+    if job is None:
+        return False
+    jobs = _queue(int(time.monotonic() / _SQUEUE_SECONDS))
+    return jobs is None or str(job) in jobs
+
+
+@lru_cache(maxsize=1)
+def _queue(moment: int) -> frozenset[str] | None:
+    """Ids of the user's jobs, array tasks as 12_3; `moment` changes when it is time to ask again. None: no answer."""
+    if shutil.which("squeue") is None:
+        return None
+    try:
+        done = subprocess.run(
+            ["squeue", "--me", "--noheader", "--array", "--format=%i"],
+            capture_output=True, text=True, timeout=60, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return frozenset(done.stdout.split())
+
+
+def metric_values(run_dir: str | Path, metric: str) -> dict[int, float]:
+    """Step → value of one metric in metrics.csv; a later value of a step replaces the earlier one."""
+    try:
+        text = (Path(run_dir) / "metrics.csv").read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return {}
+    whole = text[: text.rfind("\n") + 1]  # a line may just be being written
+    rows = (row for row in csv.reader(whole.splitlines()) if len(row) == 5 and row[2] == metric)
+    return {int(step): float(value) for step, _epoch, _metric, value, _time in rows}

@@ -84,7 +84,7 @@ def test_equal_last_names_are_written_in_full(write) -> None:
         ("base: BASE\nvary: {model.width: [64, 62]}", "run width=62: model.width=62 must be a multiple"),
         ("base: BASE\nvary: {seed: [0]}\npair_by: model.depth", "pair_by=model.depth is not among"),
         ("base: BASE\nvary: {study: [a, b]}", "cannot be varied"),
-        ("base: BASE\nvary: {seed: [0]}\nsearch: {}", "unknown key 'search'"),
+        ("base: BASE\nvary: {seed: [0]}\nserach: {}", "unknown key 'serach'"),
         ("base: BASE\nvary: {seed: [0]}\noverrides: [seed=1]", "overrides must hold"),
         ("base: BASE\nvary: {seed: [0]}\noverrides: {seed: 1}", "seed is varied by"),
         ("base: BASE\nvary: {seed: [0]}\noverrides: {name: x}", "follow from what is varied"),

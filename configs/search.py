@@ -1,0 +1,189 @@
+"""The `search` part of a study: a space of settings that Optuna explores instead of a grid. Imports no torch.
+
+search:
+  space:
+    optimizer.learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}
+    model.depth: {low: 2, high: 6, step: 2}     # whole numbers give whole numbers
+    model.norms: [sandwich, pre]                # one of these
+  metric: validation/loss                       # of metrics.csv; a trial's value is the last one logged
+  direction: minimize                           # or maximize
+  trials: 20                                    # of the whole study, by all drivers together
+  sampler: tpe                                  # or random, grid
+  seed: 0                                       # of the sampler
+  pruner: median                                # or none, successive_halving, hyperband
+  startup_trials: 5                             # whole trials before the median pruner, random ones before TPE
+  warmup_steps: 0                               # before which no trial is given up by the median
+  storage: null                                 # null: a journal in the study's folder; or a URL such as
+                                                # sqlite:///runs/search.db, postgresql://user@host/database
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from configs.loading import SETTINGS, check_name, load, text_of
+from configs.settings import nearest
+from switti.errors import UserError
+
+Sampler = Literal["tpe", "random", "grid"]
+Pruner = Literal["none", "median", "successive_halving", "hyperband"]
+Direction = Literal["minimize", "maximize"]
+_METRIC = re.compile(r"(train|validation|metrics|norms|time|memory)/\S+")
+_STORAGE = re.compile(r"(sqlite|postgresql|mysql)(\+\w+)?://.+")
+_CORNERS = 256  # combinations of ends and choices that are checked before anything starts
+_RANGE_KEYS = ("low", "high", "step", "log")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What a setting may be: one of `choices`, or a number from low to high. Whole ends: whole numbers."""
+
+    choices: list[Any] | None = None
+    low: float | None = None
+    high: float | None = None
+    step: float | None = None
+    log: bool = False
+
+    def ends(self) -> list[Any]:
+        """The values at which a combination is most likely to be wrong."""
+        return self.choices if self.choices is not None else [self.low, self.high]
+
+    def grid(self) -> list[Any] | None:
+        """All values, or None where there is no end to them."""
+        if self.choices is not None:
+            return self.choices
+        assert self.low is not None and self.high is not None
+        step = self.step or (1 if isinstance(self.low, int) and not self.log else None)
+        if step is None:
+            return None
+        return [self.low + i * step for i in range(math.floor((self.high - self.low) / step + 1e-9) + 1)]
+
+
+@dataclass(frozen=True)
+class Search:
+    """See the head of this file."""
+
+    space: dict[str, Axis]
+    metric: str = "validation/loss"
+    direction: Direction = "minimize"
+    trials: int = 20
+    sampler: Sampler = "tpe"
+    seed: int = 0
+    pruner: Pruner = "none"
+    startup_trials: int = 5
+    warmup_steps: int = 0
+    storage: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain containers, for study.json; without a password."""
+        return asdict(self) | {"storage": without_password(self.storage)}
+
+    def grid(self) -> list[dict[str, Any]]:
+        """All points, of a grid search."""
+        axes = [axis.grid() or [] for axis in self.space.values()]
+        return [dict(zip(self.space, values, strict=True)) for values in itertools.product(*axes)]
+
+
+def read_search(content: Any, path: Path | str, base: str, shared: Sequence[str]) -> Search:
+    """The search that a study asks for, checked against the settings. UserError if it cannot be run."""
+    known = [item.name for item in fields(Search)]
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: search must hold {', '.join(known)}")
+    for key in content:
+        if key not in known:
+            near = nearest(str(key), known)
+            hint = f"; did you mean {near!r}?" if near else f"; there are {', '.join(known)}"
+            raise UserError(f"{path}: unknown key 'search.{key}'{hint}")
+    space = content.get("space")
+    if not isinstance(space, dict) or not space:
+        raise UserError(
+            f"{path}: search.space must hold at least one `setting: [values]` or {{low: …, high: …}}"
+        )
+    axes = {name: _read_axis(name, value, path) for name, value in space.items()}
+    search = Search(**{**content, "space": axes})
+    _check_values(search, path)
+    _check_corners(search, path, base, shared)
+    return search
+
+
+def without_password(url: str | None) -> str | None:
+    """A storage's URL as it may be shown."""
+    return None if url is None else re.sub(r"://([^:/@]+):[^@]*@", r"://\1:…@", url)
+
+
+def check_variable(name: str, path: Path | str) -> None:
+    """Some settings cannot differ between the runs of a study."""
+    if name in ("name", "study", "runs_dir"):
+        raise UserError(f"{path}: {name} cannot be varied, it says where runs are kept")
+
+
+def _read_axis(name: Any, value: Any, path: Path | str) -> Axis:
+    check_name(str(name), f"{path}: search.space: ")
+    check_variable(name, path)
+    where = f"{path}: search.space.{name}"
+    if isinstance(value, list):
+        if not value:
+            raise UserError(f"{where} is empty; give at least one value")
+        if len({text_of(item) for item in value}) != len(value):
+            raise UserError(f"{where} names a value twice")
+        return Axis(choices=value)
+    if not isinstance(value, dict) or not {"low", "high"} <= set(value) or set(value) - set(_RANGE_KEYS):
+        raise UserError(f"{where} must be a list of values, or {{low: …, high: …}} with step: … or log: true")
+    numbers = [value[key] for key in ("low", "high", "step") if value.get(key) is not None]
+    if any(isinstance(number, bool) or not isinstance(number, int | float) for number in numbers):
+        raise UserError(f"{where}: low, high and step must be numbers (write 1.0e-3, with a point)")
+    if SETTINGS[name].kind not in (int, float):
+        raise UserError(f"{where}: {name} is {SETTINGS[name].words}, not a range of numbers; list its values")
+    if SETTINGS[name].kind is int and any(isinstance(number, float) for number in numbers):
+        raise UserError(f"{where}: {name} is an integer, and so must low, high and step be")
+    axis = Axis(low=value["low"], high=value["high"], step=value.get("step"), log=bool(value.get("log")))
+    if SETTINGS[name].kind is float:
+        step = None if axis.step is None else float(axis.step)
+        axis = Axis(low=float(value["low"]), high=float(value["high"]), step=step, log=axis.log)
+    if value["low"] >= value["high"]:
+        raise UserError(f"{where}: low={value['low']} must be less than high={value['high']}")
+    if axis.log and (value["low"] <= 0 or axis.step is not None):
+        raise UserError(f"{where}: log needs a positive low and no step")
+    if axis.step is not None and axis.step <= 0:
+        raise UserError(f"{where}: step={axis.step} must be positive")
+    return axis
+
+
+def _check_values(search: Search, path: Path | str) -> None:
+    for key, choices in (("direction", Direction), ("sampler", Sampler), ("pruner", Pruner)):
+        if (value := getattr(search, key)) not in get_args(choices):
+            raise UserError(f"{path}: search.{key}={value} is not one of {', '.join(get_args(choices))}")
+    for key, least in (("trials", 1), ("seed", 0), ("startup_trials", 0), ("warmup_steps", 0)):
+        value = getattr(search, key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UserError(f"{path}: search.{key}={value} must be an integer of at least {least}")
+    if not isinstance(search.metric, str) or not _METRIC.fullmatch(search.metric):
+        raise UserError(
+            f"{path}: search.metric={search.metric} must be a name of metrics.csv, such as validation/loss"
+        )
+    if search.storage is not None and not _STORAGE.fullmatch(str(search.storage)):
+        raise UserError(
+            f"{path}: search.storage={search.storage} must be null (a journal) or a URL such as "
+            "sqlite:///runs/search.db or postgresql://user@host/database"
+        )
+    if search.sampler == "grid":
+        for name, axis in search.space.items():
+            if axis.grid() is None:
+                raise UserError(f"{path}: search.sampler=grid needs a list or a step for {name}")
+
+
+def _check_corners(search: Search, path: Path | str, base: str, shared: Sequence[str]) -> None:
+    """Load the combinations of ends and choices, as many as is quick: a space that is wrong is wrong before it runs."""
+    points = itertools.product(*(axis.ends() for axis in search.space.values()))
+    for values in itertools.islice(points, _CORNERS):
+        settings = [f"{name}={text_of(value)}" for name, value in zip(search.space, values, strict=True)]
+        try:
+            config = load(base, [*shared, *settings, "name=trial"])
+        except UserError as error:
+            raise UserError(f"{path}: search.space with {', '.join(settings)}: {error}") from error
+        if search.metric.startswith("metrics/") and not config.callbacks.metrics_every:
+            raise UserError(f"{path}: search.metric={search.metric} needs callbacks.metrics_every above 0")

@@ -1,0 +1,95 @@
+"""What a sweep looks at before it starts anything: the states of the runs, and whose folders they are."""
+
+import sys
+from typing import Any
+
+from configs.loading import from_run
+from configs.study import FORMAT, PlannedRun, Study
+from experiments.train import check_resumable
+from switti.errors import UserError
+from switti.files import read_json, write_json
+from switti.report.runs import RECORD_FORMAT
+from switti.studies import State
+
+ACTIONS: dict[State, str] = {
+    "new": "start",
+    "failed": "retry",
+    "interrupted": "resume",
+    "killed": "resume",
+    "finished": "skip",
+    "running": "skip",
+    "queued": "skip",
+    "pruned": "skip",
+}
+_SAME = ("base", "pair_by")  # of study.json
+_REMEDY = "give this study another name (study=…) or remove the folder"
+
+
+def print_plan(study: Study, states: dict[str, State]) -> None:
+    """One line a run: its state and what happens to it."""
+    width = max(len(planned.name) for planned in study.runs)
+    print(f"study {study.name}: {len(study.runs)} runs in {study.folder}")
+    for planned in study.runs:
+        state = states[planned.name]
+        print(f"  {planned.name:<{width}}  {state:<11}  {ACTIONS[state]}")
+    sys.stdout.flush()
+
+
+def check_same(planned: PlannedRun, state: State) -> None:
+    """UserError if the run's folder holds a run with other settings, which must not be taken for this one."""
+    folder = planned.config.run_dir
+    version = read_json(folder / "record.json", default={}).get("format", RECORD_FORMAT)
+    if version != RECORD_FORMAT:
+        raise UserError(
+            f"{folder} was made by another version (its record.json has format {version}, this one writes "
+            f"{RECORD_FORMAT}): {_REMEDY}"
+        )
+    if not (folder / "config.yaml").is_file():
+        return
+    try:
+        saved = from_run(folder)
+    except UserError as error:
+        raise UserError(f"{folder} was made by another version ({error}): {_REMEDY}") from error
+    check_resumable(planned.config, folder)
+    before, now = saved.trainer.max_steps, planned.config.trainer.max_steps
+    if state == "finished" and before != now:
+        raise UserError(f"{folder} is finished with trainer.max_steps={before}, not {now}: {_REMEDY}")
+
+
+def save_study(study: Study, write: bool = True) -> None:
+    """study.json. A folder that holds another study is an error; values and runs of the same one are added to it."""
+    path = study.folder / "study.json"
+    saved, now = read_json(path), study.as_dict()
+    if saved is not None:
+        _check_definition(study, saved, now)
+        now["vary"] = {
+            name: _union(saved["vary"].get(name, []), values) for name, values in now["vary"].items()
+        }
+        names = {entry["name"] for entry in now["runs"]}
+        now["runs"] = [entry for entry in saved["runs"] if entry["name"] not in names] + now["runs"]
+        now["points"] = saved.get("points", {}) | now["points"]
+    if write and saved != now:
+        write_json(path, now)
+
+
+def _check_definition(study: Study, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    if saved.get("format", FORMAT) != FORMAT:
+        raise UserError(
+            f"{study.folder} was made by another version (its study.json has format {saved['format']}): {_REMEDY}"
+        )
+    pairs = {key: (saved.get(key), now[key]) for key in _SAME}
+    pairs["vary"] = (", ".join(saved["vary"]), ", ".join(now["vary"]))
+    for label, point in saved.get("points", {}).items():
+        if label in now["points"]:
+            pairs[f"runs.{label}"] = (point, now["points"][label])
+    if (before := saved.get("search")) or now["search"]:
+        after = now["search"] or {}
+        for key in ("space", "metric", "direction", "sampler", "storage"):
+            pairs[f"search.{key}"] = ((before or {}).get(key), after.get(key))
+    changed = [f"{key} is {old!r}, not {new!r}" for key, (old, new) in pairs.items() if old != new]
+    if changed:
+        raise UserError(f"{study.folder} holds another study: its {'; its '.join(changed)}; {_REMEDY}")
+
+
+def _union(old: list[Any], new: list[Any]) -> list[Any]:
+    return [*old, *(value for value in new if value not in old)]
