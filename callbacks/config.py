@@ -19,6 +19,10 @@ class CallbacksConfig:
     prunable: a search may give the run up (sweeps set it).
     grace_seconds: time between a signal of the scheduler and the end of the process; less than the scheduler leaves.
     requeue: under SLURM, queue the job again after SIGUSR1 or SIGUSR2.
+    max_skipped_steps, max_skipped_in_a_row: more steps than that with a loss or gradient that is not finite, which are
+      left out, end the run.
+    heartbeat_seconds: between two writings of heartbeat/rank_<r>.json. watchdog_seconds: without any progress for so
+      long, every rank says where it stands and the run ends (0: never). More than the longest sampling or saving takes.
     """
 
     activation_norms_every: int = 50
@@ -35,6 +39,10 @@ class CallbacksConfig:
     prunable: bool = False
     grace_seconds: float = 120.0
     requeue: bool = True
+    max_skipped_steps: int = 100
+    max_skipped_in_a_row: int = 5
+    heartbeat_seconds: float = 5.0
+    watchdog_seconds: float = 1800.0
 
     def validate(self, path: str) -> None:
         for name in ("activation_norms_every", "metrics_every", "samples_every", "keep_every"):
@@ -43,7 +51,10 @@ class CallbacksConfig:
         for name in ("sample_count", "checkpoint_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise UserError(f"{path}.{name}={getattr(self, name)} must be at least 1")
-        for name in ("grace_seconds",):
+        for name in ("max_skipped_steps", "max_skipped_in_a_row", "watchdog_seconds"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{path}.{name}={getattr(self, name)} must not be negative")
+        for name in ("grace_seconds", "heartbeat_seconds"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{path}.{name}={getattr(self, name)} must be positive")
         if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:

@@ -6,6 +6,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from callbacks.skipped_steps import was_skipped
+
 
 def _local(tensor: Tensor) -> Tensor:
     """This rank's part of a sharded tensor."""
@@ -13,7 +15,7 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 class ExponentialMovingAverage(Callback):
-    """Updates the copies that `pl_module.averaged_pairs()` names, once an optimiser step.
+    """Updates the copies that `pl_module.averaged_pairs()` names, once an optimiser step that was not left out.
 
     decay: weight of the old average, in (0, 1). Early on it is min(decay, (1 + n)/(10 + n)) after n steps, so that
     the first, random weights are forgotten. The copies belong to the module, which saves and shards them.
@@ -32,6 +34,8 @@ class ExponentialMovingAverage(Callback):
         if step == self._last_step:  # gradients are still accumulating
             return
         self._last_step = step
+        if was_skipped(pl_module):
+            return
         weight = 1.0 - min(self.decay, (1 + step) / (10 + step))
         for average, source in pl_module.averaged_pairs():
             averages = [_local(p) for p in average.parameters()]

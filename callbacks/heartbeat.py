@@ -1,0 +1,187 @@
+"""Where every rank stands, in the run folder; and an end for a run in which nothing moves any more.
+
+heartbeat/rank_<r>.json, written every few seconds by a thread of its own, so that a stuck process still tells where:
+{"format": 1, "rank", "world_size", "host", "pid", "step", "phase", "since", "time", "status"}. phase: starting, data,
+forward, backward, optimizer, callbacks, checkpoint, validation, ending. since: Unix seconds when the phase (or the
+batch in it) began; time: when the file was written, the sign of life of the process; status: running, finished,
+failed, interrupted or hung.
+
+The watchdog compares `since` with the clock. A collective that hangs holds up all ranks; the first one to notice
+leaves heartbeat/hung, upon which all of them print their Python stacks, and the process ends with EXIT_HUNG.
+"""
+
+import faulthandler
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from switti.errors import UserError
+from switti.files import read_json, temporary_beside, write_json
+
+FORMAT = 1
+FOLDER = "heartbeat"
+HUNG = "hung"
+EXIT_HUNG = 76  # worth another start, as EXIT_REQUEUE is, but not without end
+_PATIENCE = 4  # times the heartbeat, for the other ranks to print before this one ends
+
+
+class Heartbeat(Callback):
+    """Place it first among the callbacks: `callbacks` is then the time that all of them take after a batch.
+
+    every: seconds between two writings. watchdog: seconds without progress that end the run; 0 for never.
+    """
+
+    def __init__(self, run_dir: str | Path, every: float, watchdog: float) -> None:
+        self.folder = Path(run_dir) / FOLDER
+        self.every, self.watchdog = every, watchdog
+        self.state: dict[str, Any] = {}
+        self._trainer: Trainer | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    # ---- what the main thread does: note where it is ------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit" or self._thread is not None:
+            return
+        self._trainer = trainer
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in (*self.folder.glob("rank_*.json"), self.folder / HUNG):
+                path.unlink(missing_ok=True)  # of another attempt, perhaps with more ranks
+        trainer.strategy.barrier()
+        self.state = {
+            "format": FORMAT,
+            "rank": trainer.global_rank,
+            "world_size": trainer.world_size,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "status": "running",
+        }
+        self._enter("starting")
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def _enter(self, phase: str) -> None:
+        step = 0 if self._trainer is None else self._trainer.global_step
+        self.state |= {"step": step, "phase": phase, "since": time.time(), "tick": time.monotonic()}
+
+    def waiting_for_data(self) -> None:
+        """The loader calls it before each batch of training."""
+        self._enter("data")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loader = trainer.train_dataloader
+        if hasattr(loader, "waiting"):
+            loader.waiting = self.waiting_for_data
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        self._enter("forward")
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        self._enter("backward")
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        self._enter("optimizer")
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        self._enter("callbacks")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        self._enter("checkpoint")
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        self._enter("validation")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._enter("callbacks")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._enter("ending")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end("finished")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._end("interrupted" if isinstance(exception, KeyboardInterrupt | SystemExit) else "failed")
+
+    def _end(self, status: str) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=10)
+            self.state["status"] = status
+            self._write()
+
+    # ---- what the thread does: write, and watch -----------------------------------------------------------------
+
+    def _beat(self) -> None:
+        last = time.monotonic()
+        while True:
+            self._write()
+            if self._stop.wait(self.every):
+                return
+            now = time.monotonic()
+            if now - last > 2 * self.every + 10:  # the whole process was suspended, which is no hanging
+                self.state["tick"] = now
+            last = now
+            if self.watchdog and (now - self.state["tick"] > self.watchdog or (self.folder / HUNG).exists()):
+                self._give_up()
+
+    def _write(self) -> None:
+        """Whole, but not synced: it is worth nothing after a crash of the machine."""
+        content = {key: value for key, value in self.state.items() if key != "tick"} | {"time": time.time()}
+        path = self._path(self.state["rank"])
+        with suppress(OSError):  # a full disk must not end the thread that watches
+            temporary = temporary_beside(path)
+            temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+            temporary.replace(path)
+
+    def _path(self, rank: int) -> Path:
+        return self.folder / f"rank_{rank}.json"
+
+    def _give_up(self) -> None:
+        """Say where all ranks stand, print the stacks of this one, wait for the others to do so, and end."""
+        self.state["status"] = "hung"
+        self._write()
+        rank = self.state["rank"]
+        with suppress(OSError):
+            (self.folder / HUNG).touch()
+        print(f"rank {rank}: {hung_message(self.watchdog)}\n{self.standing()}", file=sys.stderr, flush=True)
+        print(f"rank {rank}, Python stacks:", file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+        self._record()
+        time.sleep(_PATIENCE * self.every)
+        os._exit(EXIT_HUNG)
+
+    def standing(self) -> str:
+        """One line a rank, as their files say."""
+        now, lines = time.time(), []
+        for other in range(self.state["world_size"]):
+            try:
+                found = read_json(self._path(other)) or {}
+                lines.append(
+                    f"  rank {other} ({found['host']}, pid {found['pid']}): step {found['step']}, {found['phase']} "
+                    f"for {now - found['since']:.0f} s, last seen {now - found['time']:.0f} s ago"
+                )
+            except (OSError, KeyError, UserError):
+                lines.append(f"  rank {other}: no sign of life in {self._path(other)}")
+        return "\n".join(lines)
+
+    def _record(self) -> None:
+        """The main thread is stuck, so that nobody else will tell record.json."""
+        path = self.folder.parent / "record.json"
+        with suppress(OSError, UserError):
+            if self.state["rank"] == 0 and path.exists():
+                write_json(path, read_json(path) | {"status": "failed", "error": hung_message(self.watchdog)})
+
+
+def hung_message(seconds: float) -> str:
+    return f"no progress for more than callbacks.watchdog_seconds={seconds:g}"
