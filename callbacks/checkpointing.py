@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks.checkpoint_io import AtomicCheckpointIO
 from callbacks.config import CallbacksConfig
-from switti.agreement import largest
+from switti.agreement import gathered, largest
 from switti.errors import UserError
 from switti.files import read_json, write_json
 from switti.sharded import damage as shard_damage
@@ -35,8 +35,8 @@ class RunCheckpoint(Checkpoint):
     Training goes on while a copy of the state is written; the checkpoint gets its name at the end of a later step, when
     everything that was logged up to its step is in the files as well. Where a validation is due, it comes first. So a
     kill at any moment loses steps, which are done again, but never a value of a curve. A failure to write ends the
-    run on all ranks. An exception saves nothing: the state in the middle of a step would not be resumable. Signals do,
-    through `callbacks.preemption`.
+    run on all ranks. An exception saves nothing new: the state in the middle of a step would not be resumable. Signals
+    do, through `callbacks.preemption`.
     """
 
     def __init__(
@@ -63,6 +63,10 @@ class RunCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             clear_leftovers(self.folder)
+        if len(set(gathered(trainer.ckpt_path is not None))) > 1:
+            raise UserError(
+                f"not all ranks see the checkpoints in {self.folder}; runs_dir must be shared by all nodes"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen_step = self._saved_step = step = trainer.global_step
@@ -89,9 +93,9 @@ class RunCheckpoint(Checkpoint):
         self.save_now(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        io = trainer.strategy.checkpoint_io
-        if trainer.world_size == 1 and isinstance(io, AtomicCheckpointIO):
-            io.wait()  # with several ranks, the others may be gone
+        if trainer.world_size == 1:  # otherwise the other ranks may be gone
+            with suppress(UserError):  # the first error is the one to report
+                self._settle(trainer, wait=True)
 
     def save_now(self, trainer: Trainer) -> None:
         """Save this step, unless that has been done; returns when the checkpoint is there."""
@@ -219,22 +223,26 @@ def steps_in(folder: Path) -> Iterable[int]:
     return [int(name[1]) for name in names if name]
 
 
-def find_resume(run_dir: str | Path) -> Path | None:
-    """The newest checkpoint of a run that is whole, or None. Damaged ones are named and passed over."""
+def find_resume(run_dir: str | Path, thorough: bool = True) -> Path | None:
+    """The newest checkpoint of a run that is whole, or None. Damaged ones are named and passed over.
+
+    thorough: compare the bytes of sharded ones with their checksums. Of many ranks only rank zero needs to, whose
+    choice counts; the others look at names and sizes.
+    """
     folder = Path(run_dir) / FOLDER
     for step in sorted(steps_in(folder), reverse=True):
         path = folder / f"step_{step:06d}.ckpt"
-        reason = damage(path)
+        reason = damage(path, thorough)
         if reason is None:
             return path
         log.warning("checkpoint %s cannot be used (%s); trying the one before it", path, reason)
     return None
 
 
-def damage(path: Path) -> str | None:
+def damage(path: Path, thorough: bool = True) -> str | None:
     """What is wrong with a checkpoint, or None: all its bytes are compared with their checksums."""
     if path.is_dir():
-        return shard_damage(path)
+        return shard_damage(path, thorough)
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()

@@ -8,21 +8,24 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.activation_norms import ActivationNorms
-from callbacks.checkpointing import AtomicCheckpointIO, build_checkpoint_callback
+from callbacks.checkpointing import build_checkpoint_callback
 from callbacks.data_position import DataPosition
 from callbacks.ema import ExponentialMovingAverage
+from callbacks.heartbeat import Heartbeat
 from callbacks.metrics_log import MetricsCSV
 from callbacks.online_metrics import OnlineMetrics
-from callbacks.pruning import Pruning
 from callbacks.preemption import Preemption
+from callbacks.pruning import Pruning
 from callbacks.run_record import RunRecord
 from callbacks.sample_grids import SampleGrids
+from callbacks.skipped_steps import SkippedSteps
 from callbacks.speed import Speed
 from configs.schema import RunConfig
 from datamodules.datamodule import ShardDataModule
 from experiments.trained import frozen_tokenizer, initial_state
 from lightning_modules.decoder_tuning import DecoderTuningModule
 from lightning_modules.generator import GeneratorModule
+from lightning_modules.parallel import build_strategy, cluster_environment
 from lightning_modules.tokenizer import TokenizerModule
 from switti.errors import UserError
 from switti.metrics.collection import build_metrics
@@ -115,7 +118,12 @@ def build_callbacks(
         seed=config.seed,
         tokens_per_image=pyramid.length,
     )
-    callbacks: list[Callback] = [Speed(config.trainer.log_every, config.data.batch_size), DataPosition()]
+    callbacks: list[Callback] = [
+        Heartbeat(config.run_dir, settings.heartbeat_seconds, settings.watchdog_seconds),
+        Speed(config.trainer.log_every, config.data.batch_size),
+        DataPosition(),
+        SkippedSteps(settings.max_skipped_steps, settings.max_skipped_in_a_row),
+    ]
     if settings.ema_decay is not None:
         callbacks.append(ExponentialMovingAverage(settings.ema_decay))
     if encoder is not None:
@@ -141,6 +149,7 @@ def build_trainer(config: RunConfig, callbacks: list[Callback]) -> Trainer:
         accelerator=settings.accelerator,
         devices=settings.devices,
         num_nodes=settings.num_nodes,
+        strategy=build_strategy(settings),
         precision=settings.precision,
         accumulate_grad_batches=1 if manual else settings.accumulate,
         gradient_clip_val=None if manual else settings.gradient_clip or None,
@@ -155,5 +164,5 @@ def build_trainer(config: RunConfig, callbacks: list[Callback]) -> Trainer:
         default_root_dir=str(folder),
         logger=[TensorBoardLogger(str(folder), name="", version=""), MetricsCSV(folder)],
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[*cluster_environment()],
     )

@@ -23,6 +23,10 @@ RESUMABLE = (
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.sharding_size",
+    "trainer.checkpointing",
+    "trainer.compile",
     "trainer.log_every",
 )
 RESUMABLE_GROUPS = ("callbacks.", "metrics.", "sampling.", "data.workers", "data.max_bad_fraction")
@@ -99,24 +103,27 @@ def train(config: RunConfig) -> None:
         raise UserError(f"runs_dir={config.runs_dir}: cannot create {folder}: {error.strerror}") from error
 
     from lightning.pytorch import seed_everything
+    from lightning.pytorch.utilities import rank_zero_only
 
     from callbacks.checkpointing import find_resume
     from experiments.assembly import build_callbacks, build_datamodule, build_module, build_trainer
+    from lightning_modules.parallel import check_launch
     from switti.models.text.base import build_text_encoder
 
+    check_launch(config.trainer)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     quieten()
     seed_everything(config.seed, verbose=False)
     encoder = build_text_encoder(config.text) if config.task == "generator" else None
     datamodule = build_datamodule(config, encoder)
     datamodule.setup("fit")
-    checkpoint = find_resume(folder)
+    checkpoint = find_resume(folder, thorough=rank_zero_only.rank == 0)
     module = build_module(config, fresh=checkpoint is None)
     trainer = build_trainer(config, build_callbacks(config, datamodule, encoder))
     if trainer.is_global_zero:
         with atomic_write(folder / "config.yaml") as temporary:
             temporary.write_text(to_yaml(config), encoding="utf-8")
-    print(f"{folder}: " + (f"resuming from {checkpoint.name}" if checkpoint else "starting"), flush=True)
+        print(f"{folder}: " + (f"resuming from {checkpoint.name}" if checkpoint else "starting"), flush=True)
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=False)
 
 
@@ -127,10 +134,9 @@ def quieten() -> None:
         ".*does not have many workers.*",
         ".*in eval mode at the start of training.*",  # the average
         ".*LeafSpec.*",
+        ".*FSDP2-wrapped module .* returned a view tensor.*",  # nothing changes the logits in place
         ".*litlogger.*",
-        ".*Checkpoint directory .* exists.*",
         ".*weights_only.*",
-        ".*manual optimization and every_n_train_steps.*",
     ):
         warnings.filterwarnings("ignore", words)
 

@@ -53,6 +53,10 @@ class TrainerConfig:
 
     accumulate: micro-batches per optimiser step; the global batch is data.batch_size in any case.
     checkpointing: recompute each block's activations in the backward pass. compile: torch.compile per block.
+    strategy: auto is one device, or DDP where devices × num_nodes is more than one. fsdp shards weights, gradients,
+      optimiser and average (generators only).
+    sharding_size: ranks among which fsdp divides one copy of the model; devices × num_nodes is a multiple of it (null:
+      all of them). One node's devices are the usual choice: then only gradients cross between nodes.
     """
 
     max_steps: int = 1000
@@ -60,6 +64,8 @@ class TrainerConfig:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
     num_nodes: int = 1
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    sharding_size: int | None = None
     accumulate: int = 1
     gradient_clip: float = 1.0
     checkpointing: bool = False
@@ -75,3 +81,12 @@ class TrainerConfig:
                 raise UserError(f"{path}.{name}={getattr(self, name)} must be at least 1")
         if self.gradient_clip < 0:
             raise UserError(f"{path}.gradient_clip={self.gradient_clip} must be 0 (off) or positive")
+        if self.sharding_size is None:
+            return
+        if self.strategy != "fsdp":
+            raise UserError(f"{path}.sharding_size={self.sharding_size} belongs to {path}.strategy=fsdp")
+        world_size = self.devices * self.num_nodes
+        if self.sharding_size < 1 or world_size % self.sharding_size:
+            raise UserError(
+                f"{path}.sharding_size={self.sharding_size} must divide {path}.devices × {path}.num_nodes={world_size}"
+            )

@@ -12,8 +12,10 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_modules.config import LossConfig, OptimizerConfig, TrainerConfig
+from lightning_modules.finite_steps import FiniteSteps
 from lightning_modules.optimization import build_optimizer
-from switti.checkpoint import fill
+from lightning_modules.parallel import ShardedStrategy, gathered, shard
+from switti.checkpoint import build_empty, fill
 from switti.errors import UserError
 from switti.losses import by_scale, token_losses
 from switti.metrics.generator_statistics import GeneratorStatistics
@@ -61,7 +63,9 @@ class GeneratorModule(LightningModule):
         self._initial_state = initial_state
         self.generator = None
         self.ema_generator = None
+        self.finite_steps = FiniteSteps()
         self._frozen = (tokenizer.eval().requires_grad_(False),)
+        self._noted: dict[str, list[Tensor]] = {}
 
     @property
     def tokenizer(self) -> RQVAE:
@@ -78,12 +82,32 @@ class GeneratorModule(LightningModule):
         if self._initial_state is not None:
             fill(self.generator, self._initial_state, "init_from")
             self._initial_state = None
-        if self.averaged:
-            self.ema_generator = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.generator.checkpointing = self.trainer_config.checkpointing
+        if self.trainer_config.strategy == "fsdp":
+            self._shard(self.trainer.strategy)
+        elif self.averaged:
+            self.ema_generator = copy.deepcopy(self.generator).eval().requires_grad_(False)
         if self.trainer_config.compile:
             for block in self.generator.blocks:
-                block.compile()
+                # What is around it, the exchange of a sharded block among it, stays as it is.
+                block.forward = torch.compile(block.forward)
+
+    def _shard(self, strategy: ShardedStrategy) -> None:
+        """Every rank has the same whole weights and keeps its part; the average begins as a copy of that part."""
+        assert self.generator is not None  # made just now
+        mesh, half = strategy.build_mesh(), self.trainer_config.precision == "bf16-mixed"
+        shard(self.generator, self.generator.blocks, mesh, half)
+        if not self.averaged:
+            return
+        self.ema_generator = build_empty(self.model_config).eval().requires_grad_(False)
+        shard(self.ema_generator, self.ema_generator.blocks, mesh, half)
+        self.ema_generator.to_empty(device=strategy.root_device)
+        self.ema_generator._add_tables(strategy.root_device)
+        with torch.no_grad():
+            for average, source in zip(
+                self.ema_generator.parameters(), self.generator.parameters(), strict=True
+            ):
+                average.to_local().copy_(source.to_local())  # type: ignore[attr-defined]
 
     def averaged_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """(average, source) for the callback that updates the average."""
@@ -123,21 +147,37 @@ class GeneratorModule(LightningModule):
             batch, self.generator, self.loss_config.latent_noise
         )
         loss = losses.mean()
-        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        self.finite_steps.watch(loss)
+        self._note({"train/loss": loss})
         if (self.global_step + 1) % self.trainer_config.log_every == 0:
-            self._log_by_scale("train", losses, logits, tokens)
+            self._note_by_scale(losses, logits, tokens)
         return loss
 
-    def _log_by_scale(self, stage: str, losses: Tensor, logits: Tensor, tokens: Tensor) -> None:
+    def _note_by_scale(self, losses: Tensor, logits: Tensor, tokens: Tensor) -> None:
         pyramid = self.tokenizer.pyramid
         correct = (logits.argmax(dim=-1) == tokens).float()
-        values = {f"{stage}/codebook_use": tokens.unique().numel() / self.model_config.codebook_size}
+        values: dict[str, Tensor] = {}
         for name, per_scale in (
             ("loss", by_scale(losses, pyramid)),
             ("accuracy", by_scale(correct, pyramid)),
         ):
-            values |= {f"{stage}/{name}_by_scale/{k}": value for k, value in enumerate(per_scale)}
-        self.log_dict(values, sync_dist=True)
+            values |= {f"train/{name}_by_scale/{k}": value for k, value in enumerate(per_scale)}
+        self._note(values)
+        used_V = losses.new_zeros(self.model_config.codebook_size)
+        self._note({"used": used_V.index_fill(0, tokens.unique(), 1.0)})
+
+    def _note(self, values: Mapping[str, Tensor]) -> None:
+        """Keeps values of a micro-batch until the optimiser step, when their means are logged."""
+        for name, value in values.items():
+            self._noted.setdefault(name, []).append(value.detach())
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        noted, self._noted = self._noted, {}
+        if "used" in noted:  # codes that any rank has seen in any micro-batch
+            used_V = self.trainer.strategy.reduce(torch.stack(noted.pop("used")).amax(dim=0), reduce_op="max")
+            self.log("train/codebook_use", used_V.mean())
+        for name, values in noted.items():
+            self.log(name, torch.stack(values).mean(), prog_bar=name == "train/loss", sync_dist=True)
 
     def configure_gradient_clipping(
         self,
@@ -145,10 +185,12 @@ class GeneratorModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips by the global norm over all ranks and logs the norm before clipping."""
+        """Clips by the global norm over all ranks and logs the norm before. If it is not finite, no step is taken."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val or float("inf"))
-        self.log("train/gradient_norm", norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        self.finite_steps.settle(norm, parameters)
+        self.log("train/gradient_norm", norm)
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
 
     # ---- validation ---------------------------------------------------------------------------------------------
@@ -185,7 +227,7 @@ class GeneratorModule(LightningModule):
         model.eval()
         half = self.trainer_config.precision == "bf16-mixed"
         try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            with gathered(model), torch.autocast(self.device.type, torch.bfloat16, enabled=half):
                 latent = sample_latent(
                     model,
                     self.tokenizer,

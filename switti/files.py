@@ -29,9 +29,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     temporary = temporary_beside(target)
     try:
         yield temporary
-        _fsync(temporary, os.O_RDWR)
+        sync_file(temporary)
         os.replace(temporary, target)
-        _fsync_folder(target.parent)
+        sync_folder(target.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -45,10 +45,15 @@ def _fsync(path: Path, flags: int) -> None:
         os.close(descriptor)
 
 
-def _fsync_folder(folder: Path) -> None:
-    """Make the rename itself durable; some file systems cannot sync a folder, which is no reason to fail."""
+def sync_file(path: Path) -> None:
+    """Wait until a file's bytes are on the disk; OSError if they cannot be written."""
+    _fsync(path, os.O_RDWR)
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames in a folder durable; some file systems cannot sync one, which is no reason to fail."""
     with suppress(OSError):
-        _fsync(folder, os.O_RDONLY)
+        _fsync(path, os.O_RDONLY)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -1,0 +1,128 @@
+"""Writing of checkpoints: aside, synced, then renamed; in the background if the caller sees to the end of it."""
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+
+from switti.errors import UserError
+from switti.files import sync_file, temporary_beside
+from switti.sharded import holds_shards, is_sharded, publish, read_plain, remove, snapshot, write_sharded
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """One file for weights that are whole on rank zero, a folder of all ranks for sharded ones (`switti.sharded`).
+
+    A full disk, an error or a kill at any moment leaves the previous checkpoint valid. UserErrors of writing give path
+    and free space. `save_checkpoint` returns when the checkpoint is there; within `in_background` it returns as soon as
+    the state has been copied, and the caller asks `busy` or waits, looks at `failure`, and calls `publish`.
+    """
+
+    def __init__(self) -> None:
+        self.failure: str | None = None
+        self._deferring = False
+        self._thread: threading.Thread | None = None
+        self._path: Path | None = None
+        self._group: Any = None
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        if storage_options is not None:
+            raise TypeError("AtomicCheckpointIO writes local files; it knows no storage_options")
+        self.wait()
+        self._path, self.failure = Path(path), None
+        write = self._writer(snapshot(checkpoint) if self._deferring else checkpoint, self._path)
+        if self._deferring:
+            # A daemon: where another rank has died, the exchange of a sharded write would never end.
+            self._thread = threading.Thread(target=write, name="checkpoint", daemon=True)
+            self._thread.start()
+            return
+        write()
+        if self.failure:
+            raise UserError(self.failure)
+        self.publish()
+
+    @contextmanager
+    def in_background(self) -> Iterator[None]:
+        """Saving within only begins."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
+    def busy(self) -> bool:
+        """Whether this rank is writing."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Until this rank has written, or failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def publish(self) -> None:
+        """Rename what all ranks have written without failure. All ranks call it; rank zero does it."""
+        if self._path is not None and (self._group is None or dist.get_rank() == 0):
+            publish(self._path)
+        if self._group is not None:
+            dist.barrier(self._group)
+        self._path = None
+
+    def _writer(self, checkpoint: Mapping[str, Any], path: Path) -> Callable[[], None]:
+        """What does the work and notes a failure. Sharded writes talk in a group of their own, beside the training."""
+        work, sharded = temporary_beside(path), holds_shards(checkpoint)
+        if sharded and self._group is None:
+            self._group = dist.new_group(backend="gloo")
+
+        def write() -> None:
+            try:
+                if sharded:
+                    write_sharded(checkpoint, work, self._group)
+                else:
+                    write_file(checkpoint, work)
+            except (OSError, RuntimeError) as error:  # torch reports a short write as a RuntimeError
+                reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+                self.failure = (
+                    f"cannot write checkpoint {path}: {reason} ({_free_space(path.parent)} free); "
+                    "make room and start the run again, it goes on from the previous checkpoint"
+                )
+
+        return write
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Of any kind, whole: a sharded one is put together."""
+        if is_sharded(path):
+            return read_plain(Path(path))
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        remove(Path(path))
+
+
+def write_file(checkpoint: Mapping[str, Any], work: Path) -> None:
+    """torch.save to `work`, synced; nothing is left of it after a failure."""
+    work.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with work.open("wb") as stream:
+            torch.save(checkpoint, stream)
+        sync_file(work)
+    except BaseException:
+        work.unlink(missing_ok=True)
+        raise
+
+
+def _free_space(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB"
+    except OSError:
+        return "unknown space"

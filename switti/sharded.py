@@ -1,0 +1,270 @@
+"""Sharded checkpoints: a folder to which every rank writes its part, published whole or not at all.
+
+    step_000500.ckpt/  .metadata, __<rank>_<n>.distcp   tensors, in PyTorch's distributed checkpoint format
+                       state.pt                         everything else, plain data
+                       manifest.json                    size and SHA-256 of each file; written last
+
+Tensors are named state_dict.<parameter> and optimizer_<i>.<parameter>.<field>, so that they can be read back by any
+number of ranks, or by one process as a whole. All functions that write are collectives of `group`'s ranks.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor
+
+from switti.checkpoint import WeightsError, mismatches, read_torch
+from switti.errors import UserError
+from switti.files import read_json, sha256_file, sync_file, sync_folder, temporary_beside, write_json
+
+MANIFEST, STATE = "manifest.json", "state.pt"
+MODEL = "state_dict"
+Group = Any  # a process group, or None for the default one
+
+
+def is_sharded(path: str | Path) -> bool:
+    """Whether a path is a published sharded checkpoint."""
+    return (Path(path) / MANIFEST).is_file()
+
+
+def holds_shards(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's weights are parts of tensors, so that every rank must write."""
+    weights = checkpoint.get(MODEL)
+    return isinstance(weights, dict) and any(isinstance(value, DTensor) for value in weights.values())
+
+
+# ---- writing ----------------------------------------------------------------------------------------------------
+
+
+def snapshot(value: Any) -> Any:
+    """A copy of nested containers with all tensors in main memory, which further training does not change."""
+    if isinstance(value, DTensor):
+        local = value.to_local().detach().to("cpu", copy=True)
+        return DTensor(local, value._spec, requires_grad=False)  # type: ignore[arg-type]
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: snapshot(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(snapshot(item) for item in value)
+    return value
+
+
+def write_sharded(checkpoint: Mapping[str, Any], work: Path, group: Group = None) -> None:
+    """Write Lightning's checkpoint as the folder `work`, synced, ready for `publish`.
+
+    Raises RuntimeError, on every rank, if any of them fails; then nothing of it is left.
+    """
+    tensors, rest = _divide(checkpoint)
+    rank = dist.get_rank(group)
+    try:
+        _together(lambda: _make_anew(work) if rank == 0 else None, group)
+        try:
+            dcp.save(tensors, storage_writer=dcp.FileSystemWriter(work), process_group=group)
+        except CheckpointException as error:
+            raise RuntimeError(_first_failure(error)) from error
+        entries = _together(lambda: _describe(work, f"__{rank}_*.distcp"), group)
+        _together(lambda: _finish(work, rest, entries) if rank == 0 else None, group)
+    except RuntimeError:
+        if rank == 0:
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def _divide(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors by name, the rest). The rest keeps the optimisers' groups with the names of their parameters."""
+    rest = {key: value for key, value in checkpoint.items() if key not in (MODEL, "optimizer_states")}
+    tensors = {f"{MODEL}.{key}": value for key, value in checkpoint[MODEL].items()}
+    rest["optimizer_groups"] = []
+    for index, optimizer in enumerate(checkpoint.get("optimizer_states", [])):
+        rest["optimizer_groups"].append(optimizer["param_groups"])
+        tensors |= _optimizer_tensors(index, optimizer)
+    return tensors, rest
+
+
+def _optimizer_tensors(index: int, optimizer: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {
+        f"optimizer_{index}.{name}.{field}": value
+        for name, fields in optimizer["state"].items()
+        for field, value in fields.items()
+    }
+
+
+def _together(action: Callable[[], Any], group: Group) -> list[Any]:
+    """Every rank's result; a failure of one is raised by all."""
+    result, failure = None, None
+    try:
+        result = action()
+    except (OSError, RuntimeError) as error:
+        failure = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    outcomes: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(outcomes, (result, failure), group=group)
+    failures = [failure for _, failure in outcomes if failure]
+    if failures:
+        raise RuntimeError(failures[0])
+    return [result for result, _ in outcomes]
+
+
+def _first_failure(error: CheckpointException) -> str:
+    cause = next(iter(error.failures.values()))[0]
+    return getattr(cause, "strerror", None) or str(cause).strip().splitlines()[0]
+
+
+def _make_anew(work: Path) -> None:
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+
+
+def _describe(work: Path, pattern: str) -> dict[str, Any]:
+    return {
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(work.glob(pattern))
+    }
+
+
+def _finish(work: Path, rest: dict[str, Any], entries: Sequence[dict[str, Any]]) -> None:
+    """The rest and the manifest, without which the folder is no checkpoint."""
+    with (work / STATE).open("wb") as stream:
+        torch.save(rest, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    sync_file(work / ".metadata")
+    files = {name: entry for part in entries for name, entry in part.items()}
+    files |= _describe(work, STATE) | _describe(work, ".metadata")
+    write_json(work / MANIFEST, {"format": 1, "world_size": len(entries), "files": files})
+    sync_folder(work)
+
+
+def publish(path: Path) -> None:
+    """Give a file or folder that has been written beside `path` its name; a previous one is replaced."""
+    if path.is_dir():
+        remove(path)
+    os.replace(temporary_beside(path), path)
+    sync_folder(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint, whole or not at all as others see it: what a kill leaves is hidden and cleared later."""
+    if path.is_dir() and not path.is_symlink():
+        doomed = temporary_beside(path.with_name(f"{path.name}.removed"))
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(path, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+# ---- reading ----------------------------------------------------------------------------------------------------
+
+
+def damage(path: Path, contents: bool = True) -> str | None:
+    """What is wrong with a sharded checkpoint, or None. contents: compare all bytes, not only names and sizes."""
+    try:
+        manifest = read_json(path / MANIFEST)
+        files = manifest["files"]
+        for name, entry in files.items():
+            file = path / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != entry["bytes"]:
+                return f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}"
+            if contents and sha256_file(file) != entry["sha256"]:
+                return f"{name} is damaged"
+    except (UserError, OSError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({type(error).__name__})"
+    return None
+
+
+def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
+    """Whole tensors whose names begin with `prefix`, without it, in main memory. One process suffices."""
+    reader = dcp.FileSystemReader(path)
+    wanted: dict[str, Any] = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in _entries(reader.read_metadata()).items()
+        if name.startswith(prefix)
+    }
+    dcp.load(wanted, storage_reader=reader, no_dist=True)
+    return {name.removeprefix(prefix): value for name, value in wanted.items()}
+
+
+def _entries(metadata: Metadata) -> dict[str, TensorStorageMetadata]:
+    return {
+        name: entry
+        for name, entry in metadata.state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+
+
+def read_plain(path: Path) -> dict[str, Any]:
+    """The checkpoint as a run on one device would have written it: whole tensors, numbered parameters."""
+    checkpoint = read_torch(path / STATE)
+    checkpoint[MODEL] = read_tensors(path, f"{MODEL}.")
+    checkpoint["optimizer_states"] = []
+    for index, groups in enumerate(checkpoint.pop("optimizer_groups")):
+        tensors = read_tensors(path, f"optimizer_{index}.")
+        names = [name for group in groups for name in group["params"]]
+        state = {number: _fields(tensors, name) for number, name in enumerate(names)}
+        numbers = {name: number for number, name in enumerate(names)}
+        plain = [{**group, "params": [numbers[name] for name in group["params"]]} for group in groups]
+        checkpoint["optimizer_states"].append({"state": state, "param_groups": plain})
+    return checkpoint
+
+
+def _fields(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): tensors[key] for key in tensors if key.rpartition(".")[0] == name}
+
+
+def load_into(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Fill a sharded model and its optimisers in place; returns the rest of the checkpoint.
+
+    path: a sharded checkpoint of any world size, or a whole file, from which each rank takes its part. Raises
+    WeightsError naming every parameter that is missing, unexpected or of another shape.
+    """
+    if not is_sharded(path):
+        return _load_whole(path, model, optimizers)
+    rest = read_torch(path / STATE)
+    reader = dcp.FileSystemReader(path)
+    tensors: dict[str, Any] = {f"{MODEL}.{k}": v for k, v in get_model_state_dict(model).items()}
+    states = [get_optimizer_state_dict(model, optimizer) for optimizer in optimizers]
+    for index, state in enumerate(states):
+        tensors |= _optimizer_tensors(index, state)
+    found = {name: torch.empty(e.size, device="meta") for name, e in _entries(reader.read_metadata()).items()}
+    if problems := mismatches(tensors, found):
+        raise WeightsError(str(path), problems)
+    dcp.load(tensors, storage_reader=reader)
+    set_model_state_dict(model, {name: tensors[f"{MODEL}.{name}"] for name in get_model_state_dict(model)})
+    for optimizer, state, groups in zip(optimizers, states, rest.pop("optimizer_groups"), strict=True):
+        set_optimizer_state_dict(model, optimizer, {"state": state["state"], "param_groups": groups})
+    return rest
+
+
+def _load_whole(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
+    checkpoint = read_torch(path, mmap=True)
+    options = StateDictOptions(full_state_dict=True)
+    weights = checkpoint.pop(MODEL)
+    if problems := mismatches(model.state_dict(), weights):
+        raise WeightsError(str(path), problems)
+    set_model_state_dict(model, weights, options=options)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for optimizer, plain in zip(optimizers, checkpoint.pop("optimizer_states"), strict=True):
+        ordered = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+        state = {ordered[number]: dict(fields) for number, fields in plain["state"].items()}
+        groups = [{**g, "params": [ordered[number] for number in g["params"]]} for g in plain["param_groups"]]
+        set_optimizer_state_dict(model, optimizer, {"state": state, "param_groups": groups}, options=options)
+    return checkpoint
