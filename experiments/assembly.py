@@ -1,5 +1,6 @@
 """From settings to the objects of a run: datamodule, module, callbacks, trainer. Not a command itself."""
 
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.activation_norms import ActivationNorms
 from callbacks.checkpointing import build_checkpoint_callback
+from callbacks.damage import DataDamage
 from callbacks.data_position import DataPosition
 from callbacks.ema import ExponentialMovingAverage
 from callbacks.heartbeat import Heartbeat
@@ -17,6 +19,7 @@ from callbacks.online_metrics import OnlineMetrics
 from callbacks.preemption import Preemption
 from callbacks.pruning import Pruning
 from callbacks.run_record import RunRecord
+from callbacks.run_state import RunState
 from callbacks.sample_grids import SampleGrids
 from callbacks.skipped_steps import SkippedSteps
 from callbacks.speed import Speed
@@ -119,9 +122,11 @@ def build_callbacks(
         tokens_per_image=pyramid.length,
     )
     callbacks: list[Callback] = [
+        RunState(config.seed, asdict(config)),
         Heartbeat(config.run_dir, settings.heartbeat_seconds, settings.watchdog_seconds),
         Speed(config.trainer.log_every, config.data.batch_size),
         DataPosition(),
+        DataDamage(config.run_dir),
         SkippedSteps(settings.max_skipped_steps, settings.max_skipped_in_a_row),
     ]
     if settings.ema_decay is not None:

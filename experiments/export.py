@@ -17,6 +17,12 @@ def main(argv: list[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_arguments(parser)
+    options = parser.parse_args(argv)
+    return write(options.run, options)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="run folder or checkpoint")
     parser.add_argument("--out", type=Path, required=True, help="new or empty folder")
     parser.add_argument(
@@ -25,12 +31,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--raw", action="store_true", help="the trained weights instead of their moving average"
     )
-    options = parser.parse_args(argv)
 
+
+def write(target: Path, options: argparse.Namespace) -> int:
+    """The folder `options.out` from a run or one of its checkpoints."""
     from experiments.trained import load_pipeline
     from switti.sampling.exported import DTYPES
 
-    pipeline, config, step = load_pipeline(options.run, [], averaged=not options.raw)
+    pipeline, config, step = load_pipeline(target, [], averaged=not options.raw)
     averaged = config.callbacks.ema_decay is not None and not options.raw
     details = {"run": config.name, "step": step, "averaged": averaged}
     pipeline.save_pretrained(options.out, dtype=DTYPES[options.dtype], details=details)

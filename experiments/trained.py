@@ -20,6 +20,7 @@ from switti.models.text.base import build_text_encoder
 from switti.models.transformer import ScaleTransformer
 from switti.published import GENERATORS
 from switti.sampling.pipeline import SwittiPipeline, changed
+from switti.sharded import STATE, is_sharded, read_tensors
 
 # Settings that leave no trace in the shapes of weights, or in their meaning alone: they stay what they were.
 KEPT = ("visibility", "heads", "query_key_norm", "rope", "rope_theta", "rope_size")
@@ -27,7 +28,7 @@ KEPT = ("visibility", "heads", "query_key_norm", "rope", "rope_theta", "rope_siz
 
 def find_run(target: Path) -> tuple[Path, Path]:
     """(run folder, checkpoint) of a run folder or of one of its checkpoints."""
-    if target.is_file():
+    if is_checkpoint(target):
         folder = target.parent.parent
         if not (folder / "config.yaml").is_file():
             raise UserError(f"{target} lies in no run folder: {folder} has no config.yaml")
@@ -40,14 +41,25 @@ def find_run(target: Path) -> tuple[Path, Path]:
     return target, checkpoint
 
 
+def is_checkpoint(target: Path) -> bool:
+    """Whether `target` is a file, or a folder that all ranks of a run have written."""
+    return target.is_file() or is_sharded(target)
+
+
 def is_run(target: Path) -> bool:
     """Whether `target` is a run folder or one of its checkpoints, rather than exported or published weights."""
-    folder = target.parent.parent if target.is_file() else target
+    folder = target.parent.parent if is_checkpoint(target) else target
     return (folder / "config.yaml").is_file()
 
 
 def averaged_state(checkpoint: Path, averaged: bool = True) -> tuple[dict[str, Tensor], int]:
     """(generator's weights, step) of a run's checkpoint; its moving average if asked for and kept."""
+    if is_sharded(checkpoint):
+        step = read_torch(checkpoint / STATE)["global_step"]
+        for name in ("ema_generator", "generator") if averaged else ("generator",):
+            if state := read_tensors(checkpoint, f"state_dict.{name}."):
+                return state, int(step)
+        raise UserError(f"{checkpoint} holds no generator")
     content = read_torch(checkpoint)
     state = content.get("state_dict", {})
     name = "ema_generator" if averaged and any(k.startswith("ema_generator.") for k in state) else "generator"

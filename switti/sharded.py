@@ -10,6 +10,7 @@ number of ranks, or by one process as a whole. All functions that write are coll
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -199,7 +200,9 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
         for name, entry in _entries(reader.read_metadata()).items()
         if name.startswith(prefix)
     }
-    dcp.load(wanted, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*assuming the intent is to load in a single process.*")
+        dcp.load(wanted, storage_reader=reader, no_dist=True)
     return {name.removeprefix(prefix): value for name, value in wanted.items()}
 
 

@@ -1,0 +1,35 @@
+"""python -m experiments.consolidate RUN|CHECKPOINT --out DIR [--dtype bfloat16] [--raw]
+
+Puts a checkpoint that many ranks have written together again: one folder of plain safetensors and JSON files, with the
+tokenizer, for SwittiPipeline.from_pretrained(DIR) and all commands that take weights. Every byte of the checkpoint is
+compared with its checksum first. One process on a machine without a GPU suffices; it needs memory for the weights, not
+for the optimiser. The moving average is taken unless --raw.
+"""
+
+import argparse
+
+from experiments import export
+from experiments.command import run
+from switti.errors import UserError
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.consolidate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    export.add_arguments(parser)
+    options = parser.parse_args(argv)
+
+    from callbacks.checkpointing import damage
+    from experiments.trained import find_run
+
+    _, checkpoint = find_run(options.run)
+    if reason := damage(checkpoint):
+        raise UserError(f"{checkpoint} cannot be used: {reason}")
+    return export.write(checkpoint, options)
+
+
+if __name__ == "__main__":
+    run(main)
