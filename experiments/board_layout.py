@@ -55,7 +55,9 @@ class Board:
         if (content := layout.SerializeToString()) != self._layout:
             self._layout = content
             self._add("", layout_summary(content), 0)
-        for name, varied in varied_settings(configs).items():
+        for name, varied in varied_settings(
+            configs, read_json(self.study / "study.json", default={})
+        ).items():
             self._write_session(name, varied, finals[name])
 
     def close(self) -> None:
@@ -91,12 +93,22 @@ def final_values(run_dir: Path) -> dict[str, float]:
     return values | ({"time/steps_per_second": speed} if speed else {})
 
 
-def varied_settings(configs: dict[str, RunConfig]) -> dict[str, dict[str, Any]]:
-    """Run → the settings in which the runs differ, as what TensorBoard can show: numbers, truth values, texts."""
-    names = [name for name in SETTINGS if name not in _IDENTITY]
-    differing = [name for name in names if len({str(get(config, name)) for config in configs.values()}) > 1]
+def varied_settings(configs: dict[str, RunConfig], study: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Run → the settings that the study varies or in which the runs differ, as what TensorBoard can show."""
+    space = (study.get("search") or {}).get("space", {})
+    planned = {
+        *study.get("vary", {}),
+        *space,
+        *(name for point in study.get("points", {}).values() for name in point),
+    }
+    names = [
+        name
+        for name in SETTINGS
+        if name not in _IDENTITY
+        and (name in planned or len({str(get(config, name)) for config in configs.values()}) > 1)
+    ]
     return {
-        run: {name: _shown(get(config, name)) for name in differing or ["seed"]}
+        run: {name: _shown(get(config, name)) for name in names or ["seed"]}
         for run, config in configs.items()
     }
 

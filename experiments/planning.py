@@ -9,7 +9,7 @@ from experiments.train import check_resumable
 from switti.errors import UserError
 from switti.files import read_json, write_json
 from switti.report.runs import RECORD_FORMAT
-from switti.studies import State
+from switti.studies import State, alone
 
 ACTIONS: dict[State, str] = {
     "new": "start",
@@ -21,6 +21,7 @@ ACTIONS: dict[State, str] = {
     "queued": "skip",
     "pruned": "skip",
 }
+_FILE = "study.json"
 _SAME = ("base", "pair_by")  # of study.json
 _REMEDY = "give this study another name (study=…) or remove the folder"
 
@@ -56,20 +57,26 @@ def check_same(planned: PlannedRun, state: State) -> None:
         raise UserError(f"{folder} is finished with trainer.max_steps={before}, not {now}: {_REMEDY}")
 
 
-def save_study(study: Study, write: bool = True) -> None:
-    """study.json. A folder that holds another study is an error; values and runs of the same one are added to it."""
-    path = study.folder / "study.json"
-    saved, now = read_json(path), study.as_dict()
-    if saved is not None:
-        _check_definition(study, saved, now)
-        now["vary"] = {
-            name: _union(saved["vary"].get(name, []), values) for name, values in now["vary"].items()
-        }
-        names = {entry["name"] for entry in now["runs"]}
-        now["runs"] = [entry for entry in saved["runs"] if entry["name"] not in names] + now["runs"]
-        now["points"] = saved.get("points", {}) | now["points"]
-    if write and saved != now:
-        write_json(path, now)
+def check_study(study: Study) -> None:
+    """UserError if the folder holds another study."""
+    if (saved := read_json(study.folder / _FILE)) is not None:
+        _check_definition(study, saved, study.as_dict())
+
+
+def save_study(study: Study) -> None:
+    """Write study.json, or add new values and runs to it."""
+    path, now = study.folder / _FILE, study.as_dict()
+    with alone(study.folder):
+        saved = read_json(path)
+        if saved is not None:
+            _check_definition(study, saved, now)
+            old = saved["vary"]
+            now["vary"] = {name: _union(old.get(name, []), values) for name, values in now["vary"].items()}
+            names = {entry["name"] for entry in now["runs"]}
+            now["runs"] = [entry for entry in saved["runs"] if entry["name"] not in names] + now["runs"]
+            now["points"] = saved.get("points", {}) | now["points"]
+        if saved != now:
+            write_json(path, now)
 
 
 def _check_definition(study: Study, saved: dict[str, Any], now: dict[str, Any]) -> None:

@@ -7,8 +7,6 @@ ones are tried once more by the next command. Any number of drivers work on one 
 import math
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from experiments.launch import Job, Outcome, job_of
 from experiments.planning import ACTIONS
 from switti.errors import UserError
 from switti.files import write_json
-from switti.studies import PRUNE, claim, metric_values, state_of
+from switti.studies import PRUNE, alone, claim, metric_values, state_of
 
 try:
     import optuna
@@ -34,7 +32,6 @@ except ImportError as error:
     raise UserError("a search needs Optuna 5: pip install 'optuna>=5,<6' (or -e '.[sweep]')") from error
 
 JOURNAL = "search.journal"
-_LOCK = ".search"  # beside the locks of the runs
 _RUN, _RETRY_OF, _ERROR = "run", "retry_of", "error"  # attributes of a trial
 _WATCH_SECONDS = 0.5
 
@@ -50,11 +47,11 @@ class SearchSource:
         self._distributions = {name: distribution(axis) for name, axis in self.search.space.items()}
         self._mine: dict[str, int] = {}  # run → trial, of those that run here
         self._watched = 0.0
-        with self._alone():
+        with alone(study.folder):
             self._prepare()
 
     def next(self) -> Job | None:
-        with self._alone():
+        with alone(self.study.folder):  # no other driver asks at the same time
             for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 if job := self._take_up(trial):
                     return job
@@ -88,16 +85,6 @@ class SearchSource:
         best = self.optuna.best_trial
         settings = " ".join(f"{name}={value}" for name, value in best.params.items())
         return f"best: {self.search.metric} {best.value:.5g} by {best.user_attrs[_RUN]} ({settings})"
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """No other driver of the study asks or tells at the same time."""
-        while (lock := claim(self.study.folder / _LOCK)) is None:
-            time.sleep(0.05)
-        try:
-            yield
-        finally:
-            os.close(lock)
 
     def _prepare(self) -> None:
         """Queue the points of a grid, once, and what failed before, once more."""

@@ -21,7 +21,7 @@ from configs.study import Study, load_study
 from experiments.command import run
 from experiments.launch import Job, Launcher, Outcome, Source, drive, job_of
 from experiments.launch_local import LocalLauncher
-from experiments.planning import ACTIONS, check_same, print_plan, save_study
+from experiments.planning import ACTIONS, check_same, check_study, print_plan, save_study
 from switti.errors import UserError
 from switti.files import read_json
 from switti.studies import claim, state_of
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     states = {planned.name: state_of(planned.config.run_dir) for planned in study.runs}
     for planned in study.runs:
         check_same(planned, states[planned.name])
-    save_study(study, write=False)
+    check_study(study)
     launcher = _launcher(study, options)
     for planned in study.runs or [study.plan_trial("trial", {})]:
         launcher.check(planned)
@@ -44,6 +44,11 @@ def main(arguments: list[str]) -> int:
     save_study(study)
     source: Source = _Grid(study) if study.search is None else _search(study)
     outcomes, stopped = drive(source, launcher)
+    if options.detach:
+        print(
+            f"study {study.name}: submitted; python -m experiments.status {study.name} shows how the runs do"
+        )
+        return 0
     _summarise(study, source, outcomes)
     if stopped:
         raise KeyboardInterrupt

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +28,7 @@ QUEUED = "queued.json"
 PRUNE = "prune.json"
 _SILENT_SECONDS = 600.0  # a run on another host that has given no sign of life for this long counts as killed
 _LOCKS = ".locks"
+_ALL = ".study"  # beside the locks of the runs
 _CLAIM_ATTEMPTS, _CLAIM_PAUSE = 5, 0.02  # a reader of the state holds the lock for an instant
 _SQUEUE_SECONDS = 5  # how long an answer of the cluster's queue is believed
 
@@ -115,6 +116,17 @@ def claim(run_dir: str | Path) -> int | None:
             time.sleep(_CLAIM_PAUSE)
     os.close(descriptor)
     return None
+
+
+@contextmanager
+def alone(study: str | Path) -> Iterator[None]:
+    """One process at a time inside, for each study folder."""
+    while (lock := claim(Path(study) / _ALL)) is None:
+        time.sleep(_CLAIM_PAUSE)
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def is_claimed(run_dir: str | Path) -> bool:
