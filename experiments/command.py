@@ -1,5 +1,6 @@
 """What every command shares: how an error ends it. One line on stderr, a meaningful exit code, no traceback."""
 
+import ctypes
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT
 
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Call `main` with the command line's arguments and exit with its code (None: 0)."""
+    keep_freed_memory()
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
@@ -27,6 +29,21 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     except OSError as error:
         code = _report(str(error), EXIT_FAILURE)
     sys.exit(code)
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep large blocks for the next allocation instead of handing each one back to the kernel.
+
+    A training step on a CPU allocates the same hundreds of blocks again and again; fetching their pages anew took 10 to
+    20 % of its time. Elsewhere than under glibc nothing happens.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    trim_threshold, mmap_threshold, most = -1, -3, 2**31 - 1
+    mallopt(mmap_threshold, most)
+    mallopt(trim_threshold, most)
 
 
 def split_prompts(words: list[str]) -> tuple[list[str], list[str]]:

@@ -73,8 +73,8 @@ def training_step(model: ScaleTransformer, batch: int, half: bool) -> Callable[[
     def step() -> None:
         model.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            logits = model(x_BMC, text.tokens_BTC, text.mask_BT, text.pooled_BP)
-            token_losses(logits, tokens_BL).mean().backward()
+            loss = token_losses(model(x_BMC, text.tokens_BTC, text.mask_BT, text.pooled_BP), tokens_BL).mean()
+        loss.backward()  # outside autocast, as Lightning does: the head's gradients stay float32
 
     return step
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from switti.models.norm import unit_layer_norm, unit_rms_norm
+from switti.models.products import attend_by_products
 from switti.models.rope import rotate
 
 QUERY_KEY_NORMS = {"layer": unit_layer_norm, "rms": unit_rms_norm}
@@ -59,36 +60,39 @@ class KeyValueCache:
         return sum(room.nbytes for room in self._room or ())
 
 
-# Scores that a product formulation may hold at a time; above that the fused kernel is used.
-PRODUCT_SCORES = 2**25
+def use_products(q: Tensor) -> bool:
+    """Whether batched products are faster than the fused kernel: in bfloat16 on a CPU."""
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16
 
 
-def attend(q_BHLK: Tensor, k_BHMK: Tensor, v_BHMK: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q·k / √K)·v. mask: bool, True where a query sees a key, broadcast to [B, H, L, M].
+def attend(q_BHLK: Tensor, k_BHMK: Tensor, v_BHMK: Tensor, mask_B11M: Tensor | None = None) -> Tensor:
+    """softmax(q·k / √K)·v. mask_B11M: bool, True where a key is seen.
 
-    The fused kernel everywhere but in bfloat16 on a CPU: there its many small products are 2 to 8 times slower than
-    three batched ones (measured by `python -m experiments.bench`). These round the scores to bfloat16, as any
-    unfused attention does: an error of half a percent of the output, the size of bfloat16's own.
+    On a CPU in bfloat16 the scores are rounded to bfloat16, as any unfused attention does: an error of half a percent
+    of the output, the size of bfloat16's own.
     """
-    scores = q_BHLK.numel() // q_BHLK.shape[-1] * k_BHMK.shape[2]
-    if q_BHLK.device.type != "cpu" or q_BHLK.dtype != torch.bfloat16 or scores > PRODUCT_SCORES:
-        return F.scaled_dot_product_attention(q_BHLK, k_BHMK, v_BHMK, attn_mask=mask)
-    with torch.autocast("cpu", enabled=False):
-        scores_BHLM = (q_BHLK * q_BHLK.shape[-1] ** -0.5) @ k_BHMK.transpose(-1, -2)
-        if mask is not None:
-            scores_BHLM = scores_BHLM.masked_fill(~mask, -torch.inf)
-        return scores_BHLM.softmax(dim=-1) @ v_BHMK
+    if use_products(q_BHLK):
+        ranges = ((0, q_BHLK.shape[2], 0, k_BHMK.shape[2]),)
+        return attend_by_products(q_BHLK, k_BHMK, v_BHMK, ranges, mask_B11M)
+    return F.scaled_dot_product_attention(q_BHLK, k_BHMK, v_BHMK, attn_mask=mask_B11M)
 
 
 def attend_by_scale(
     q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, spans: tuple[tuple[int, int], ...], visibility: str
 ) -> Tensor:
     """All scales at once, as in training: one unmasked call a scale on its own tokens or on its prefix."""
-    outputs = []
-    for start, stop in spans:
-        first = start if visibility == "non_causal" else 0
-        outputs.append(attend(q_BHLK[:, :, start:stop], k_BHLK[:, :, first:stop], v_BHLK[:, :, first:stop]))
-    return torch.cat(outputs, dim=2)
+    causal = visibility == "causal"
+    if use_products(q_BHLK):
+        ranges = tuple((start, stop, 0 if causal else start, stop) for start, stop in spans)
+        return attend_by_products(q_BHLK, k_BHLK, v_BHLK, ranges)
+    sizes = [stop - start for start, stop in spans]
+    queries = q_BHLK.split(sizes, dim=2)
+    if causal:
+        keys, values = ([t[:, :, :stop] for _, stop in spans] for t in (k_BHLK, v_BHLK))
+    else:
+        keys, values = (list(t.split(sizes, dim=2)) for t in (k_BHLK, v_BHLK))
+    calls = zip(queries, keys, values, strict=True)
+    return torch.cat([F.scaled_dot_product_attention(q, k, v) for q, k, v in calls], dim=2)
 
 
 class SelfAttention(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from switti.models.attention import CrossAttention, KeyValueCache, Rotation, SelfAttention
 from switti.models.config import GeneratorConfig
-from switti.models.norm import RMSNorm
+from switti.models.norm import LayerNorm, NoNorm, RMSNorm
 
 
 class SwiGLU(nn.Module):
@@ -75,10 +75,10 @@ class Block(nn.Module):
         width, sandwich = config.width, config.norms == "sandwich"
 
         def before(size: int) -> nn.Module:
-            return RMSNorm(size) if sandwich else nn.LayerNorm(size, eps=1e-6)
+            return RMSNorm(size) if sandwich else LayerNorm(size, eps=1e-6)
 
         def after() -> nn.Module:
-            return RMSNorm(width) if sandwich else nn.Identity()
+            return RMSNorm(width) if sandwich else NoNorm()
 
         if config.crop_condition:
             self.crop_cond_scales = nn.Parameter(torch.zeros(1, width))
@@ -123,12 +123,12 @@ class Block(nn.Module):
         """The block proper, given what `prepare` returned."""
         gate1, gate2, scale1, scale2, shift1, shift2 = condition.modulation
         x = x_BLD
-        h = torch.addcmul(shift1, self.self_attention_norm1(x), scale1 + 1)
-        x = torch.addcmul(x, gate1, self.self_attention_norm2(self.attn(h, rotation, spans, cache)))
+        h = self.attn(self.self_attention_norm1(x, scale1 + 1, shift1), rotation, spans, cache)
+        x = self.self_attention_norm2(h, gate1, x)
         h = self.cross_attn(self.cross_attention_norm1(x), condition.keys, condition.values, mask_B11T)
-        x = x + self.cross_attention_norm2(h)
-        h = torch.addcmul(shift2, self.ffn_norm1(x), scale2 + 1)
-        return torch.addcmul(x, gate2, self.ffn_norm2(self.ffn(h)))
+        x = self.cross_attention_norm2(h, None, x)
+        h = self.ffn(self.ffn_norm1(x, scale2 + 1, shift2))
+        return self.ffn_norm2(h, gate2, x)
 
     def forward(
         self,

@@ -1,10 +1,10 @@
-"""Care of a learned codebook: how often codes are chosen, first values, replacement of dead codes.
+"""Care of a learned codebook: how often codes are chosen, first values, moving averages, dead codes.
 
 Shape suffixes: R rows, C code width, V codebook size, S scales, L tokens of all scales, B pictures.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from switti.scales import Pyramid
 
@@ -49,3 +49,41 @@ def kmeans(rows_RC: Tensor, count: int, generator: torch.Generator, iterations: 
         empty_V = sizes_V == 0
         centres_VC[empty_V] = draw_rows(rows_RC, int(empty_V.sum()), generator)
     return centres_VC
+
+
+def sums_by_code(rows_RC: Tensor, tokens_R: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
+    """(how often each code was chosen, float32 [V]; sum of the rows that chose it, float32 [V, C])."""
+    sums_VC = rows_RC.new_zeros(codebook_size, rows_RC.shape[1], dtype=torch.float32)
+    counts_V = tokens_R.bincount(minlength=codebook_size).float()
+    return counts_V, sums_VC.index_add_(0, tokens_R, rows_RC.float())
+
+
+class CodebookAverage(nn.Module):
+    """Codes as moving averages of the rows that choose them (arXiv 1711.00937, appendix A.1), in place of gradients.
+
+    Numerator and denominator decay alike, so that a code that nobody chooses stays where it is.
+    decay: weight of what was before, in (0, 1). Its buffers are the state of training, not of the tokenizer.
+    """
+
+    counts_V: Tensor
+    sums_VC: Tensor
+
+    def __init__(self, codes_VC: Tensor, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("counts_V", torch.ones(len(codes_VC)))
+        self.register_buffer("sums_VC", codes_VC.detach().clone().float())
+
+    @torch.no_grad()
+    def update(self, codes_VC: Tensor, counts_V: Tensor, sums_VC: Tensor) -> None:
+        """One step: `codes_VC` is changed in place. counts_V, sums_VC: of this step, over all ranks."""
+        self.counts_V.lerp_(counts_V, 1 - self.decay)
+        self.sums_VC.lerp_(sums_VC, 1 - self.decay)
+        chosen_V = counts_V > 0
+        codes_VC[chosen_V] = (self.sums_VC[chosen_V] / self.counts_V[chosen_V, None]).to(codes_VC)
+
+    @torch.no_grad()
+    def restart(self, which_V: Tensor, codes_RC: Tensor) -> None:
+        """Codes that have been replaced begin again with one row each."""
+        self.counts_V[which_V] = 1.0
+        self.sums_VC[which_V] = codes_RC.to(self.sums_VC)

@@ -7,9 +7,10 @@ Shape suffixes: B batch, C code width, V codebook size, S scales, HH the square 
 L positions of all scales, R rows of any kind.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -79,11 +80,15 @@ class Step(NamedTuple):
 
 
 class Quantized(NamedTuple):
-    """latent: straight-through, [B, C, H, H]; loss: scalar; tokens: int64 [B, L], scales from coarse to fine."""
+    """latent: straight-through, [B, C, H, H]; loss: scalar; tokens: int64 [B, L], scales from coarse to fine.
+
+    rows: what the tokens' codes had to match, [B, L, C], without gradient.
+    """
 
     latent: Tensor
     loss: Tensor
     tokens: Tensor
+    rows: Tensor
 
 
 class MultiScaleQuantizer(nn.Module):
@@ -106,12 +111,28 @@ class MultiScaleQuantizer(nn.Module):
         self.commitment = commitment
         self.phi_index = phi_indices(pyramid, phi_count)
         self.hit_updates = 0
+        self.counts_hits = True
         self.quant_resi = SharedPhi(code_width, phi_count, phi_ratio)
-        for j in set(range(phi_count)) - set(self.phi_index):
-            # Fewer scales than convolutions: the rest never gets a gradient, which data-parallel training refuses.
-            self.quant_resi.qresi_ls[j].requires_grad_(False)
+        self.train_phi([pyramid])
         self.register_buffer("ema_vocab_hit_SV", torch.zeros(pyramid.count, codebook_size))
         self.embedding = nn.Embedding(codebook_size, code_width)
+
+    def on(self, pyramid: Pyramid) -> Self:
+        """The same weights on another pyramid, sharing all memory; made for one call. It counts no hits."""
+        if pyramid == self.pyramid:
+            return self
+        other = copy.copy(self)
+        other.pyramid = pyramid
+        other.phi_index = phi_indices(pyramid, len(self.quant_resi.qresi_ls))
+        other.counts_hits = False
+        return other
+
+    def train_phi(self, pyramids: Sequence[Pyramid]) -> None:
+        """Only convolutions that one of these pyramids uses learn: data-parallel training refuses idle ones."""
+        count = len(self.quant_resi.qresi_ls)
+        used = {j for pyramid in pyramids for j in phi_indices(pyramid, count)}
+        for j, phi in enumerate(self.quant_resi.qresi_ls):
+            phi.requires_grad_(j in used)
 
     def phi(self, scale: int) -> nn.Module:
         """Convolution of a scale."""
@@ -205,16 +226,19 @@ class MultiScaleQuantizer(nn.Module):
         Loss: mean over scales of commitment · MSE(stopgrad(f_hat_s), f) + MSE(f_hat_s, stopgrad(f)).
         """
         f_BCHH = f_BCHH.to(self.embedding.weight.dtype)
-        tokens_BL = self.tokenize(f_BCHH)
         loss, f_hat_BCHH = f_BCHH.new_zeros(()), f_BCHH
         with full_precision(f_BCHH):
+            with torch.no_grad():
+                steps = list(self._descend(f_BCHH, None, 0.0))
+            tokens_BL = torch.cat([step.tokens for step in steps], dim=1)
             for f_hat_BCHH in self.latents(tokens_BL):
                 loss = loss + self.commitment * F.mse_loss(f_BCHH, f_hat_BCHH.detach())
                 loss = loss + F.mse_loss(f_hat_BCHH, f_BCHH.detach())
-        if self.training:
+        if self.training and self.counts_hits:
             self.count_hits(tokens_BL)
         latent_BCHH = f_BCHH + (f_hat_BCHH - f_BCHH).detach()
-        return Quantized(latent_BCHH, loss / self.pyramid.count, tokens_BL)
+        rows_BLC = torch.cat([step.rows for step in steps], dim=1)
+        return Quantized(latent_BCHH, loss / self.pyramid.count, tokens_BL, rows_BLC)
 
     @torch.no_grad()
     def count_hits(self, tokens_BL: Tensor) -> None:

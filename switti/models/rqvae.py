@@ -28,11 +28,12 @@ SETTINGS_KEY = "tokenizer"
 
 
 class Reconstruction(NamedTuple):
-    """image: unclamped, [B, 3, H, W]; vq_loss: scalar; tokens: int64 [B, L]."""
+    """image: unclamped, [B, 3, H, W]; vq_loss: scalar; tokens: int64 [B, L]; rows that they stand for: [B, L, C]."""
 
     image: Tensor
     vq_loss: Tensor
     tokens: Tensor
+    rows: Tensor
 
 
 class RQVAE(nn.Module):
@@ -70,10 +71,13 @@ class RQVAE(nn.Module):
 
         Raises UserError if the picture's sides do not fit the pyramid.
         """
-        side = self.config.resolution
+        return self._encode(image_B3HW, self.pyramid)
+
+    def _encode(self, image_B3HW: Tensor, pyramid: Pyramid) -> Tensor:
+        side = pyramid.latent_side * self.config.downsampling
         if tuple(image_B3HW.shape[-2:]) != (side, side):
             raise UserError(
-                f"tokenizer.scales={list(self.pyramid.sides)} with down-sampling {self.config.downsampling} needs "
+                f"tokenizer.scales={list(pyramid.sides)} with down-sampling {self.config.downsampling} needs "
                 f"pictures of {side} x {side} pixels, got {image_B3HW.shape[-2]} x {image_B3HW.shape[-1]}"
             )
         return self.quant_conv(self.encoder(image_B3HW))
@@ -120,10 +124,11 @@ class RQVAE(nn.Module):
         *_, f_hat_BCHH = self.quantize.latents(tokens_BL)
         return f_hat_BCHH
 
-    def forward(self, image_B3HW: Tensor) -> Reconstruction:
-        """Training pass with the straight-through latent."""
-        latent_BCHH, loss, tokens_BL = self.quantize(self.encode(image_B3HW))
-        return Reconstruction(self.decode(latent_BCHH), loss, tokens_BL)
+    def forward(self, image_B3HW: Tensor, pyramid: Pyramid | None = None) -> Reconstruction:
+        """Training pass with the straight-through latent; pyramid: another one than the tokenizer's own."""
+        pyramid = pyramid or self.pyramid
+        latent_BCHH, loss, tokens_BL, rows_BLC = self.quantize.on(pyramid)(self._encode(image_B3HW, pyramid))
+        return Reconstruction(self.decode(latent_BCHH), loss, tokens_BL, rows_BLC)
 
 
 def weights_path(weights: str | Path) -> Path:
