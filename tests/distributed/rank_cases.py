@@ -1,0 +1,195 @@
+"""A program that every rank runs: trains the tiny generator in each of the cases that a JSON file lists.
+
+    torchrun --nproc-per-node=2 tests/distributed/rank_cases.py cases.json OUT
+
+A case: name, and settings of TrainerConfig and below. Rank zero writes OUT/<name>.pt: the loss and gradient norm of
+each step, the keys that each rank saw, the whole final weights, and what the metrics found.
+"""
+
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.loggers.logger import DummyLogger
+from torch.utils.data import DataLoader, IterableDataset, default_collate
+
+from callbacks.checkpointing import RunCheckpoint, find_resume
+from callbacks.data_position import DataPosition
+from callbacks.ema import ExponentialMovingAverage
+from callbacks.online_metrics import OnlineMetrics
+from callbacks.run_state import RunState
+from lightning_modules.config import LossConfig, OptimizerConfig, TrainerConfig
+from lightning_modules.generator import GeneratorModule
+from lightning_modules.parallel import build_strategy, cluster_environment
+from switti.agreement import gathered
+from switti.metrics.collection import build_metrics
+from switti.metrics.config import MetricsConfig
+from switti.models.config import GeneratorConfig, RQVAEConfig
+from switti.models.rqvae import RQVAE
+from switti.models.text.base import TextEmbedding
+from switti.sampling.config import SamplingConfig
+
+TOKENIZER = RQVAEConfig(
+    scales=[1, 2, 3], codebook_size=32, code_width=8, channels=32, multipliers=[1, 1], residual_blocks=1
+)
+SIDE, BATCH, EPOCH = 6, 8, 36  # an epoch is no multiple of the batch
+
+
+def sample(number: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(number)
+    return {
+        "image": torch.rand(3, SIDE, SIDE, generator=generator) * 2 - 1,
+        "key": str(number),
+        "seed": torch.tensor(number),
+        "crop": torch.tensor([512, 512, 0, 0]),
+        "text": torch.randn(5, 12, generator=generator),
+        "text_mask": torch.arange(5) < 3,
+        "pooled": torch.randn(10, generator=generator),
+    }
+
+
+class Samples(LightningDataModule):
+    """Sample i of every epoch depends on i alone; its position is the number of samples consumed by all ranks."""
+
+    def __init__(self, accumulate: int) -> None:
+        super().__init__()
+        self.accumulate, self.consumed = accumulate, 0
+
+    def batches(self) -> Iterator[dict[str, Any]]:
+        start, together = self.consumed, BATCH // self.accumulate
+        own = together // self.trainer.world_size
+        while True:
+            first = start + self.trainer.global_rank * own
+            yield default_collate([sample(i % EPOCH) for i in range(first, first + own)])
+            start += together
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(_Stream(self.batches), batch_size=None)
+
+    def val_dataloader(self) -> Any:
+        own = 4 // self.trainer.world_size
+        first = 100 + self.trainer.global_rank * own
+        batch = default_collate([sample(i) for i in range(first, first + own)])
+        return DataLoader([batch], batch_size=None)
+
+    def advance(self) -> None:
+        self.consumed += BATCH // self.accumulate
+
+    def state_dict(self) -> dict[str, int]:
+        return {"consumed": self.consumed}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.consumed = state_dict["consumed"]
+
+
+class _Stream(IterableDataset):
+    def __init__(self, make: Any) -> None:
+        self.make = make
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self.make()
+
+
+class Watch(Callback, DummyLogger):
+    """Everything that was logged, the keys of every batch, and how large this rank's part of the weights is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logged: dict[str, list[float]] = {}
+        self.keys: list[str] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        for name, value in metrics.items():
+            self.logged.setdefault(name, []).append(float(value))
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.keys += batch["key"]
+
+
+def build(case: dict[str, Any]) -> GeneratorModule:
+    model = GeneratorConfig(
+        visibility=case.get("visibility", "non_causal"), depth=2, width=32, heads=2, scales=TOKENIZER.scales,
+        codebook_size=32, code_width=8, text_width=12, pooled_width=10,
+    )  # fmt: skip
+    trainer = TrainerConfig(
+        max_steps=case.get("steps", 20), log_every=1, **{"precision": "32-true", **case.get("trainer", {})}
+    )
+    torch.manual_seed(5)
+    optimizer = OptimizerConfig(learning_rate=3e-3, final_learning_rate=1e-3, warmup_steps=2)
+    return GeneratorModule(
+        model, RQVAE(TOKENIZER), optimizer, LossConfig(latent_noise=0.1), trainer, seed=3, averaged=True
+    )
+
+
+def measured(steps: int) -> OnlineMetrics:
+    """Scores of 7 pictures, a number that no number of ranks divides, at the end."""
+    rows = [sample(200 + i) for i in range(7)]
+    text = TextEmbedding(
+        *(torch.stack([row[name] for row in rows]) for name in ("text", "text_mask", "pooled"))
+    )
+    real = torch.stack([(row["image"] + 1) / 2 for row in rows])
+    config = MetricsConfig(names=["fid_alexnet", "kid_alexnet"], prompts=7)
+    return OnlineMetrics(
+        steps, [row["key"] for row in rows], text, text[[0]], list(range(7)), real,
+        lambda device: build_metrics(config, device), SamplingConfig(top_k=8), batch=2,
+    )  # fmt: skip
+
+
+def train(case: dict[str, Any], out: Path) -> None:
+    seed_everything(7, verbose=False)
+    module, watch = build(case), Watch()
+    settings = module.trainer_config
+    callbacks = [RunState(7, {}), watch, DataPosition(), ExponentialMovingAverage(0.9)]
+    folder = out / case.get("folder", case["name"])
+    if case.get("save"):
+        callbacks.append(RunCheckpoint(folder / "checkpoints", case["save"], 2))
+    if case.get("metrics"):
+        callbacks.append(measured(case["metrics"]))
+    stop = case.get("stop_after")
+    trainer = Trainer(
+        max_steps=stop or settings.max_steps, max_epochs=-1, accelerator="cpu", devices=settings.devices,
+        num_nodes=settings.num_nodes, strategy=build_strategy(settings), plugins=[*cluster_environment()],
+        precision=settings.precision, accumulate_grad_batches=settings.accumulate, gradient_clip_val=1.0,
+        log_every_n_steps=1, logger=watch, callbacks=callbacks, enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=bool(case.get("save")), num_sanity_val_steps=0,
+        val_check_interval=10 * settings.accumulate, check_val_every_n_epoch=None,
+        use_distributed_sampler=False, default_root_dir=str(out),
+    )  # fmt: skip
+    resume = find_resume(folder) if case.get("resume") else None
+    trainer.fit(module, datamodule=Samples(settings.accumulate), ckpt_path=resume, weights_only=False)
+    parameters = module.state_dict()
+    local = sum(_local(p).numel() for p in parameters.values())
+    content = {
+        "logged": watch.logged,
+        "keys": gathered(watch.keys),
+        "local_parameters": gathered(local),
+        "parameters": sum(p.numel() for p in parameters.values()),
+        "tokenizer_parameters": sum(_local(p).numel() for p in module.tokenizer.parameters()),
+        "weights": {name: _whole(p) for name, p in parameters.items()},
+        "random": gathered(torch.rand(3)),
+    }
+    if trainer.is_global_zero:
+        torch.save(content, out / f"{case['name']}.pt")
+
+
+def _local(parameter: Any) -> Any:
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
+
+
+def _whole(parameter: Any) -> torch.Tensor:
+    whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+    return whole.detach().clone()
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    for entry in json.loads(Path(sys.argv[1]).read_text()):
+        train(entry, Path(sys.argv[2]))
+    if dist.is_initialized():
+        dist.destroy_process_group()
