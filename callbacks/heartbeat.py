@@ -79,7 +79,7 @@ class Heartbeat(Callback):
         self._enter("data")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loader = trainer.train_dataloader
+        loader: Any = trainer.train_dataloader
         if hasattr(loader, "waiting"):
             loader.waiting = self.waiting_for_data
 
@@ -156,7 +156,7 @@ class Heartbeat(Callback):
             (self.folder / HUNG).touch()
         print(f"rank {rank}: {hung_message(self.watchdog)}\n{self.standing()}", file=sys.stderr, flush=True)
         print(f"rank {rank}, Python stacks:", file=sys.stderr, flush=True)
-        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+        faulthandler.dump_traceback(file=2, all_threads=True)  # the descriptor: sys.stderr may be no file
         self._record()
         time.sleep(_PATIENCE * self.every)
         os._exit(EXIT_HUNG)

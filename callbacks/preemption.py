@@ -91,10 +91,10 @@ class Preemption(Callback):
         self._give_back_signals()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        preempted = isinstance(exception, Interrupted) and exception.code == EXIT_REQUEUE
-        self._stopping = exception.signum if preempted else 0  # it may have come before the first step
+        signum = exception.signum if isinstance(exception, Interrupted) else 0
+        self._stopping = signum if signum in PREEMPTING else 0  # it may have come before the first step
         self._give_back_signals()
-        if not preempted:
+        if not self._stopping:
             self._stop_clock()
         elif self._is_zero:
             self._leave_marker(self._requeue())

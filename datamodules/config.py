@@ -24,7 +24,10 @@ class DataConfig:
       which the run's text encoder picks its own. None: batches bring captions only.
     caption_dropout: probability of the empty caption in training, which guidance needs.
     shuffle_window_shards: so many shards are shuffled together; more is a better shuffle, fewer keep reads local.
-    max_bad_fraction: a larger share of damaged pictures stops the run.
+    max_bad_fraction: a larger share of samples that cannot be read (damaged pictures, missing captions or embeddings,
+      truncated or missing shards) stops the run; up to it, others stand in for them.
+    stream_timeout: seconds without a byte after which a stream has failed. stream_retries: further attempts to open it,
+      after pauses of 1, 2, 4, … s, before another shard is taken.
     """
 
     train: str | list[str] = "data/emoji64/train-*.tar"
@@ -38,6 +41,8 @@ class DataConfig:
     caption_dropout: float = 0.1
     shuffle_window_shards: int = 4
     max_bad_fraction: float = 0.01
+    stream_timeout: float = 60.0
+    stream_retries: int = 5
 
     def validate(self, path: str) -> None:
         for name in ("train", "validation"):
@@ -52,6 +57,10 @@ class DataConfig:
             )
         if self.workers < 0:
             raise UserError(f"{path}.workers={self.workers} must not be negative")
+        if self.stream_timeout <= 0:
+            raise UserError(f"{path}.stream_timeout={self.stream_timeout} must be positive")
+        if self.stream_retries < 0:
+            raise UserError(f"{path}.stream_retries={self.stream_retries} must not be negative")
         for name in ("caption_dropout", "max_bad_fraction"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"{path}.{name}={getattr(self, name)} must lie in [0, 1]")

@@ -11,10 +11,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from datamodules.config import STREAMS, DataConfig, as_list
 from datamodules.datasets import PositionBatches, ShardSamples, TrainingSet, ValidationSet
 from datamodules.embeddings import EmbeddingStore
-from datamodules.index import ShardIndex, expand, load_index
+from datamodules.found import FoundShards, as_before, find_shards
 from datamodules.loader import CountingLoader, DamageCount
 from datamodules.order import EpochOrder, rank_batch_size, validation_batches
-from datamodules.samples import DAMAGED, Batch, Framing, collate
+from datamodules.samples import DAMAGED, Batch, Damage, Framing, collate
 from datamodules.streams import StreamSet
 from switti.errors import UserError
 
@@ -51,6 +51,10 @@ class ShardDataModule(LightningDataModule):
         self.resolution = config.resolution or resolution
         self.expected_fingerprint = expected_fingerprint
         self.consumed = 0
+        # A callback sets `watched` to add up over all ranks what `damage`, of the training loader, counts on this one.
+        self.watched = False
+        self.damage: DamageCount | None = None
+        self._found: dict[str, FoundShards] = {}
         self._order: EpochOrder | None = None
         self._training: TrainingSet | None = None
         self._validation: ValidationSet | None = None
@@ -85,30 +89,43 @@ class ShardDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Index the shards (the first time; later from beside them) and check the embeddings. UserError names what
-        is missing, damaged or does not fit."""
+        is missing, damaged or does not fit, as far as data.max_bad_fraction does not allow it."""
         _ = self.rank_batch
         if self._training is None and not self.streamed and stage in ("fit", None):
-            samples = self._samples("train", random_crop=self.config.crop == "random", dropout=True)
-            counts = [len(shard) for shard in samples.shards]
-            self._order = EpochOrder(counts, self.config.shuffle_window_shards, self.seed)
-            self._training = TrainingSet(samples, self._order)
+            self._order_training()
         if self._validation is None:
             self._validation = ValidationSet(self._samples("validation", random_crop=False, dropout=False))
 
+    def _order_training(self) -> None:
+        samples = self._samples("train", random_crop=self.config.crop == "random", dropout=True)
+        counts = [len(shard) for shard in samples.shards]
+        self._order = EpochOrder(counts, self.config.shuffle_window_shards, self.seed)
+        self._training = TrainingSet(samples, self._order)
+
     def _samples(self, split: str, random_crop: bool, dropout: bool) -> ShardSamples:
-        shards = self._shards(split)
-        embeddings = as_list(self.config.embeddings)
-        store = EmbeddingStore(embeddings, shards, self.expected_fingerprint) if embeddings else None
+        shards = self._shards(split).shards
+        folders, limit = as_list(self.config.embeddings), self.config.max_bad_fraction
+        store = None
+        if folders:
+            store = EmbeddingStore(folders, shards, self.expected_fingerprint, allowed_missing=limit)
         return ShardSamples(shards, self._framing(random_crop, dropout), store, self.seed)
 
-    def _shards(self, split: str) -> list[ShardIndex]:
+    def _shards(self, split: str) -> FoundShards:
+        if split in self._found:
+            return self._found[split]
         patterns = as_list(getattr(self.config, split))
         streams = [pattern for pattern in patterns if pattern.startswith(STREAMS)]
         if streams:
             raise UserError(
                 f"data.{split}={streams[0]!r} is a stream and cannot stand here; give shards on disk"
             )
-        return [load_index(path) for path in expand(f"data.{split}", patterns)]
+        self._found[split] = find_shards(f"data.{split}", patterns, self.config.max_bad_fraction)
+        return self._found[split]
+
+    @property
+    def losses(self) -> list[Damage]:
+        """What was found missing when the training shards were indexed."""
+        return self._found["train"].losses if "train" in self._found else []
 
     def _framing(self, random_crop: bool, dropout: bool) -> Framing:
         probability = self.config.caption_dropout if dropout else 0.0
@@ -121,11 +138,11 @@ class ShardDataModule(LightningDataModule):
             self.setup("fit")
         assert self._training is not None and self._order is not None  # setup has made them
         batches = PositionBatches(lambda: self.consumed, self.rank_batch, self.rank, self.world_size)
-        damage = DamageCount(self.config.max_bad_fraction, self._order.samples)
+        self.damage = DamageCount(self.config.max_bad_fraction, self._order.samples, self.watched)
         return CountingLoader(
             self._training,
             batch_sampler=batches,
-            damage=damage,
+            damage=self.damage,
             **self._options(self._training.samples.store),
         )
 
@@ -135,9 +152,17 @@ class ShardDataModule(LightningDataModule):
             raise UserError("data.train mixes streams and shards on disk; give one kind")
         rank_zero_info(f"data.train is streamed ({patterns[0]} …): resampled, not exactly resumable")
         framing = self._framing(self.config.crop == "random", dropout=True)
-        dataset = StreamSet(patterns, framing, self.seed, self.consumed, self.rank)
-        damage = DamageCount(self.config.max_bad_fraction, None)
-        return CountingLoader(dataset, batch_size=self.rank_batch, damage=damage, **self._options(None))
+        dataset = StreamSet(
+            patterns,
+            framing,
+            self.seed,
+            self.consumed,
+            self.rank,
+            timeout=self.config.stream_timeout,
+            retries=self.config.stream_retries,
+        )
+        self.damage = DamageCount(self.config.max_bad_fraction, None, self.watched)
+        return CountingLoader(dataset, batch_size=self.rank_batch, damage=self.damage, **self._options(None))
 
     def val_dataloader(self) -> CountingLoader:
         """The whole split once, shared among the ranks in equally many batches."""
@@ -179,12 +204,19 @@ class ShardDataModule(LightningDataModule):
         """Move the position on: by one batch of all ranks, or by so many samples."""
         self.consumed += self.global_batch if samples is None else samples
 
-    def state_dict(self) -> dict[str, int]:
-        """`consumed` is the state; `samples` (of an epoch) only tells whether the data are still the same."""
-        return {"consumed": self.consumed, "samples": self._order.samples if self._order else 0}
+    def state_dict(self) -> dict[str, Any]:
+        """`consumed` is the position. `shards`, [name, samples] of each in order, keep its meaning: an order over the
+        same shards with the same numbers of samples is the same order, whatever has become of them since."""
+        shards = [] if self._order is None else self._shards("train").listing
+        samples = self._order.samples if self._order else 0
+        return {"consumed": self.consumed, "samples": samples, "shards": shards}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.consumed = int(state_dict["consumed"])
+        listing = state_dict.get("shards", [])
+        if listing and self._order is not None and listing != self._shards("train").listing:
+            self._found["train"] = as_before(self._shards("train"), listing)
+            self._order_training()
         before, now = int(state_dict["samples"]), self._order.samples if self._order else 0
         if before and now and before != now:
             rank_zero_warn(

@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator
 
 from torch.utils.data import Dataset, Sampler
 
-from datamodules.embeddings import EmbeddingStore
-from datamodules.hashing import sample_seed
-from datamodules.index import ShardIndex, ShardReader, unique_names
+from datamodules.embeddings import EmbeddingStore, MissingEmbeddingError
+from datamodules.hashing import sample_seed, stable_hash
+from datamodules.index import CutOffError, ShardIndex, ShardReader, unique_names
 from datamodules.order import EpochOrder, rank_positions
 from datamodules.pictures import DamagedPictureError
-from datamodules.samples import Damage, Framing, Sample, make_sample
+from datamodules.samples import Damage, Framing, Kind, Sample, make_sample
 
-STAND_INS = 16  # so many neighbours of a damaged sample are tried
+STAND_INS = 16  # so many others are tried for a sample that cannot be read
 
 
 class ShardSamples:
@@ -36,18 +36,30 @@ class ShardSamples:
                 sample_seed(self.seed, epoch, key),
                 self.framing,
             )
-        except (DamagedPictureError, OSError) as error:
-            return Damage(self.names[shard], key, str(error))
-        if self.store is not None:
-            sample.text = self.store.read(shard, row)
+            if self.store is not None:
+                sample.text = self.store.read(shard, row)
+        except (DamagedPictureError, MissingEmbeddingError, OSError) as error:
+            return Damage(self.names[shard], key, str(error), kind_of(error))
         return sample
+
+
+def kind_of(error: Exception) -> Kind:
+    """What has happened, by what was raised on reading a sample."""
+    if isinstance(error, DamagedPictureError):
+        return "undecodable_picture"
+    if isinstance(error, MissingEmbeddingError):
+        return "missing_embedding"
+    if isinstance(error, CutOffError):
+        return "truncated_shard"
+    return "missing_shard" if isinstance(error, FileNotFoundError) else "unreadable_shard"
 
 
 class TrainingSet(Dataset[Sample | Damage]):
     """Item i is the sample at position i of the training, counted over all epochs; it has no end.
 
-    A damaged sample is stood in for by the next whole one of its shard, so that batches keep their size on every
-    rank; the damage goes along and is counted in the main process.
+    A sample that cannot be read is stood in for by another one of the epoch, so that batches keep their size on every
+    rank. Which one follows from run seed and position alone: the same after a resume, and on any number of ranks. The
+    position counts as consumed; the damage goes along and is counted in the main process.
     """
 
     def __init__(self, samples: ShardSamples, order: EpochOrder) -> None:
@@ -55,16 +67,16 @@ class TrainingSet(Dataset[Sample | Damage]):
 
     def __getitem__(self, position: int) -> Sample | Damage:
         epoch, number = self.order.sample(position)
-        shard, row = self.order.locate(number)
-        damages: list[Damage] = []
-        rows = len(self.samples.shards[shard])
-        for step in range(min(STAND_INS, rows)):
-            sample = self.samples.read(shard, (row + step) % rows, epoch)
+        damage = self.samples.read(*self.order.locate(number), epoch)
+        if isinstance(damage, Sample):
+            return damage
+        for attempt in range(STAND_INS):
+            other = stable_hash(f"{self.order.seed}/{position}/stand-in {attempt}") % self.order.samples
+            sample = self.samples.read(*self.order.locate(other), epoch)
             if isinstance(sample, Sample):
-                sample.damages = damages
+                sample.damages = [damage]
                 return sample
-            damages.append(sample)
-        return damages[0]
+        return damage
 
 
 class ValidationSet(Dataset[Sample | Damage]):

@@ -7,6 +7,7 @@ Shape suffixes: N captions of a shard, R real tokens of all of them, T token pos
 """
 
 import json
+import logging
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from torch import Tensor
 from datamodules.index import ShardIndex
 from switti.errors import UserError
 from switti.files import atomic_write, write_json
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 NULL = "null.safetensors"
@@ -135,12 +138,17 @@ def is_whole(path: Path, index: ShardIndex, fingerprint: str) -> bool:
     return same and np.array_equal(side.digests_N32, index.digests_N32)
 
 
+class MissingEmbeddingError(Exception):
+    """There is no embedding of a sample, or it can no longer be read."""
+
+
 class EmbeddingStore:
     """The embeddings of a set of shards: checked at once, read lazily (one map a shard and process).
 
     Args:
         folders: stores, or folders that hold stores (of which the fingerprint decides).
         expected_fingerprint: of the run's text encoder; None accepts any encoder if there is only one store.
+        allowed_missing: share of the samples that may have none; reading those is a MissingEmbeddingError.
 
     Raises:
         UserError: no store, one of another encoder, of other captions, or without some shard.
@@ -152,26 +160,39 @@ class EmbeddingStore:
         shards: list[ShardIndex],
         expected_fingerprint: str | None,
         open_files: int = 64,
+        allowed_missing: float = 0.0,
     ) -> None:
         stores = [_choose(Path(folder), expected_fingerprint) for folder in folders]
         self.identity = _identity(stores)
         self.open_files = open_files
         self._open: OrderedDict[int, SideFile] = OrderedDict()
-        self.paths = [_side_path(shard.path, stores) for shard in shards]
+        # A shard of which nothing is left is never asked for an embedding.
+        self.paths = [_side_path(s.path, stores) if len(s) > s.absent else None for s in shards]
         self.rows = [_matching_rows(p, s, self.identity) for p, s in zip(self.paths, shards, strict=True)]
+        _check_missing(self.paths, shards, self.rows, allowed_missing)
         null = SideFile(stores[0] / NULL)
         _check_fingerprint(stores[0] / NULL, null.fingerprint, self.identity.fingerprint)
         self.null = null.read(0)
 
     def read(self, shard: int, row: int) -> tuple[Tensor, Tensor]:
-        """(tokens [t, C], pooled [P]), float32, of the sample in a row of a shard."""
+        """(tokens [t, C], pooled [P]), float32, of the sample in a row of a shard. MissingEmbeddingError if none."""
+        place, path = int(self.rows[shard][row]), self.paths[shard]
+        if place < 0 or path is None:
+            raise MissingEmbeddingError(f"{path} has none of this sample")
+        try:
+            return self._side(shard, path).read(place)
+        except (UserError, SafetensorError, OSError) as error:
+            self._open.pop(shard, None)
+            raise MissingEmbeddingError(str(error)) from error
+
+    def _side(self, shard: int, path: Path) -> SideFile:
         side = self._open.get(shard)
         if side is None:
             if len(self._open) >= self.open_files:
                 self._open.popitem(last=False)
-            side = self._open[shard] = SideFile(self.paths[shard])
+            side = self._open[shard] = SideFile(path)
         self._open.move_to_end(shard)
-        return side.read(int(self.rows[shard][row]))
+        return side
 
     def pad(self, texts: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         """text [B, T, C] float32, text_mask [B, T] bool (True: real), pooled [B, P]; T is the encoder's max_length,
@@ -237,18 +258,16 @@ def _side_path(shard: Path, stores: list[Path]) -> Path:
     raise UserError(f"no embeddings of shard {shard} in {ordered[0]}; run experiments.embed again")
 
 
-def _matching_rows(path: Path, shard: ShardIndex, identity: EncoderIdentity) -> np.ndarray:
-    """For each sample of the shard, its row in the side file."""
+def _matching_rows(path: Path | None, shard: ShardIndex, identity: EncoderIdentity) -> np.ndarray:
+    """For each sample of the shard, its row in the side file; -1 for none."""
+    if path is None:
+        return np.full(len(shard), -1)
     side = SideFile(path)
     _check_fingerprint(path, side.fingerprint, identity.fingerprint)
     row_of = {key: row for row, key in enumerate(side.keys)}
-    missing = [key for key in shard.keys if key not in row_of]
-    if missing:
-        raise UserError(
-            f"{path} lacks {len(missing)} samples of {shard.path} (first: {missing[0]}); embed it again"
-        )
-    rows = np.array([row_of[key] for key in shard.keys], np.int64)
-    different = np.flatnonzero((side.digests_N32[rows] != shard.digests_N32).any(axis=1))
+    rows = np.array([row_of.get(key, -1) for key in shard.keys], np.int64)
+    rows[len(shard) - shard.absent :] = -1
+    different = np.flatnonzero((rows >= 0) & (side.digests_N32[rows] != shard.digests_N32).any(axis=1))
     if len(different):
         first = shard.keys[int(different[0])]
         raise UserError(
@@ -256,6 +275,23 @@ def _matching_rows(path: Path, shard: ShardIndex, identity: EncoderIdentity) -> 
             f"first: {first}); run experiments.embed again"
         )
     return rows
+
+
+def _check_missing(
+    paths: list[Path | None], shards: list[ShardIndex], rows: list[np.ndarray], allowed: float
+) -> None:
+    counts = [
+        int((found[: len(shard) - shard.absent] < 0).sum()) for found, shard in zip(rows, shards, strict=True)
+    ]
+    total = sum(len(shard) - shard.absent for shard in shards)
+    if not any(counts):
+        return
+    number = int(np.argmax(counts))
+    first = shards[number].keys[int(np.argmax(rows[number] < 0))]
+    message = f"{paths[number]} lacks {counts[number]} samples of {shards[number].path} (first: {first})"
+    if sum(counts) > allowed * total:
+        raise UserError(f"{message}; embed it again")
+    log.warning("%s; they and those of other shards, %d in all, are left out", message, sum(counts))
 
 
 def _check_fingerprint(path: Path, found: str, expected: str) -> None:

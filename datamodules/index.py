@@ -23,31 +23,43 @@ from switti.files import atomic_write
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 _BLOCK = 512
 _PICTURE, _CAPTION, _META = range(3)
+_NOWHERE = 1 << 62  # an offset beyond the end of every file
 
 
 @dataclass(frozen=True)
 class ShardIndex:
     """offsets_N3, sizes_N3: int64 bytes of picture, txt, json (size -1: there is none); digests_N32: SHA-256 of
-    the captions as stored, uint8."""
+    the captions as stored, uint8.
+
+    lacking: numbers of samples without (picture, caption), which are not among the N. problem: why the shard was not
+    read to its end, "" if it was. absent: so many rows at the end stand for samples that the file no longer has.
+    """
 
     path: Path
     keys: list[str]
     offsets_N3: np.ndarray
     sizes_N3: np.ndarray
     digests_N32: np.ndarray
+    lacking: tuple[int, int] = (0, 0)
+    problem: str = ""
+    absent: int = 0
 
     def __len__(self) -> int:
         return len(self.keys)
 
 
-def expand(setting: str, patterns: list[str]) -> list[Path]:
+class CutOffError(OSError):
+    """A file ends before what its index says."""
+
+
+def expand(setting: str, patterns: list[str], must_exist: bool = True) -> list[Path]:
     """Paths, globs and brace ranges → shards, sorted, each once.
 
     Raises:
-        UserError: nothing matches, or a named shard does not exist. `setting` is named, e.g. 'data.train'.
+        UserError: nothing matches, or, with must_exist, a named shard does not. `setting` is named: 'data.train'.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
@@ -65,13 +77,15 @@ def expand(setting: str, patterns: list[str]) -> list[Path]:
     for path in found:
         if path.is_dir():
             raise UserError(f"{setting}={str(path)!r} is a folder; name its shards, e.g. {path}/train-*.tar")
-        if not path.is_file():
+        if must_exist and not path.is_file():
             raise UserError(f"{setting}: no shard {path}")
     return list(found)
 
 
-def load_index(path: Path) -> ShardIndex:
+def load_index(path: Path, salvage: bool = False) -> ShardIndex:
     """The index of one shard, from beside it if that is still valid.
+
+    salvage: of a shard that is truncated or damaged from some byte on, take what lies before (see `problem`).
 
     Raises:
         UserError: no uncompressed tar, a truncated one, or one without pictures that have captions.
@@ -82,13 +96,15 @@ def load_index(path: Path) -> ShardIndex:
     cached = _read_side_file(path, side, stamp)
     if cached is not None:
         return cached
-    index = build_index(path)
+    index = build_index(path, salvage)
+    if index.problem:
+        return index  # it should be repaired, not remembered
     keys = np.array([key.encode() for key in index.keys])
     try:
         with atomic_write(side) as temporary, temporary.open("wb") as stream:
             np.savez(
                 stream, stamp=stamp, keys=keys, offsets=index.offsets_N3, sizes=index.sizes_N3,
-                digests=index.digests_N32,
+                digests=index.digests_N32, lacking=np.array(index.lacking),
             )  # fmt: skip
     except OSError as error:  # not writable, or another rank has just put the same index there
         log.info("the index of %s stays in memory (%s)", path, error.strerror)
@@ -101,46 +117,78 @@ def _read_side_file(path: Path, side: Path, stamp: np.ndarray) -> ShardIndex | N
             if not np.array_equal(content["stamp"], stamp):
                 return None
             keys = [key.decode() for key in content["keys"].tolist()]
-            return ShardIndex(path, keys, content["offsets"], content["sizes"], content["digests"])
+            pictures, captions = content["lacking"].tolist()
+            columns = (content["offsets"], content["sizes"], content["digests"])
+            return ShardIndex(path, keys, *columns, lacking=(pictures, captions))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None  # absent or damaged: it is made again
 
 
-def build_index(path: Path) -> ShardIndex:
+def build_index(path: Path, salvage: bool = False) -> ShardIndex:
     """Read a shard from end to end; see load_index."""
     samples: dict[str, dict[int, tuple[int, int]]] = {}
-    try:
-        with tarfile.open(path, "r:") as tar, path.open("rb") as stream:
-            for member in tar:
-                if member.isreg():
-                    _add(samples, path, member)
-            # tarfile takes a torn header for the end of the archive: only a block of zeros is one.
-            if os.pread(stream.fileno(), _BLOCK, tar.offset) != bytes(_BLOCK):
-                raise UserError(
-                    f"shard {path} is truncated or damaged at byte {tar.offset}; make or fetch it again"
-                )
-            complete = {k: m for k, m in samples.items() if _PICTURE in m and _CAPTION in m}
-            digests = [
-                hashlib.sha256(os.pread(stream.fileno(), *reversed(m[_CAPTION]))).digest()
-                for m in complete.values()
-            ]
-    except tarfile.TarError as error:
-        raise UserError(
-            f"shard {path} is no complete, uncompressed tar ({error}); make or fetch it again"
-        ) from error
+    problem = ""
+    with path.open("rb") as stream:
+        try:
+            _list_members(path, stream.fileno(), samples)
+        except (tarfile.TarError, CutOffError) as error:
+            problem = f"shard {path} is no complete, uncompressed tar ({error})"
+            if not salvage:
+                raise UserError(f"{problem}; make or fetch it again") from error
+        complete = {k: m for k, m in samples.items() if _PICTURE in m and _CAPTION in m}
+        digests = [
+            hashlib.sha256(os.pread(stream.fileno(), *reversed(m[_CAPTION]))).digest()
+            for m in complete.values()
+        ]
     if not complete:
-        raise UserError(
-            f"shard {path} has no picture ({', '.join(SUFFIXES)}) with a .txt caption of the same name"
-        )
-    if len(complete) < len(samples):
-        log.warning(
-            "%s: %d of %d samples lack picture or caption", path, len(samples) - len(complete), len(samples)
-        )
+        nothing = f"shard {path} has no picture ({', '.join(SUFFIXES)}) with a .txt caption of the same name"
+        raise UserError(problem or nothing)
+    lacking = [sum(part not in m for m in samples.values()) for part in (_PICTURE, _CAPTION)]
+    if problem:  # the last sample was cut off together with the shard
+        lacking = [0, 0]
     table = np.array(
         [[m.get(part, (0, -1)) for part in (_PICTURE, _CAPTION, _META)] for m in complete.values()], np.int64
     )
     digests_N32 = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
-    return ShardIndex(path, list(complete), table[:, :, 0], table[:, :, 1], digests_N32)
+    return ShardIndex(
+        path, list(complete), table[:, :, 0], table[:, :, 1], digests_N32, (lacking[0], lacking[1]), problem
+    )
+
+
+def _list_members(path: Path, descriptor: int, samples: dict[str, dict[int, tuple[int, int]]]) -> None:
+    """Fill `samples` member by member. Raises TarError or CutOffError where the shard stops making sense."""
+    size = os.fstat(descriptor).st_size
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            if member.offset_data + member.size > size:
+                raise CutOffError(f"truncated or damaged at byte {member.offset}")
+            if member.isreg():
+                _add(samples, path, member)
+        # tarfile takes a torn header for the end of the archive: only a block of zeros is one.
+        if os.pread(descriptor, _BLOCK, tar.offset) != bytes(_BLOCK):
+            raise CutOffError(f"truncated or damaged at byte {tar.offset}")
+
+
+def with_rows(index: ShardIndex, rows: int) -> ShardIndex:
+    """An index of exactly so many rows: further ones are forgotten, missing ones are there but cannot be read."""
+    missing = max(0, rows - len(index))
+    kept = len(index) if missing else rows
+    return ShardIndex(
+        index.path,
+        index.keys[:kept] + [f"row {row}" for row in range(kept, rows)],
+        np.concatenate([index.offsets_N3[:kept], np.full((missing, 3), _NOWHERE)]),
+        np.concatenate([index.sizes_N3[:kept], np.ones((missing, 3), np.int64)]),
+        np.concatenate([index.digests_N32[:kept], np.zeros((missing, 32), np.uint8)]),
+        index.lacking,
+        index.problem,
+        missing,
+    )
+
+
+def absent_shard(path: Path, rows: int) -> ShardIndex:
+    """Stands for a shard that was there when the run began."""
+    empty = np.zeros((0, 3), np.int64)
+    return with_rows(ShardIndex(path, [], empty, empty, np.zeros((0, 32), np.uint8)), rows)
 
 
 def _add(samples: dict[str, dict[int, tuple[int, int]]], path: Path, member: tarfile.TarInfo) -> None:
@@ -186,9 +234,23 @@ class ShardReader:
         return None if self.shards[shard].sizes_N3[row, _META] < 0 else self._read(shard, row, _META)
 
     def _read(self, shard: int, row: int, part: int) -> bytes:
+        """OSError if the shard is gone (FileNotFoundError), ends too early (CutOffError) or fails in another way."""
         index = self.shards[shard]
         size, offset = int(index.sizes_N3[row, part]), int(index.offsets_N3[row, part])
-        return os.pread(self._handle(shard), size, offset)
+        try:
+            data = os.pread(self._handle(shard), size, offset)
+        except OSError:  # a network drive that was away for a moment wants its files to be opened again
+            self._forget(shard)
+            data = os.pread(self._handle(shard), size, offset)
+        if len(data) < size:
+            self._forget(shard)
+            raise CutOffError(f"{index.path} is shorter than it was")
+        return data
+
+    def _forget(self, shard: int) -> None:
+        handle = self._handles.pop(shard, None)
+        if handle is not None:
+            os.close(handle)
 
     def _handle(self, shard: int) -> int:
         if self._process != os.getpid():  # a forked worker: its parent's descriptors are not its own to close

@@ -1,7 +1,8 @@
 """The loader that counts what could not be read. It runs in the main process, where a count is one count."""
 
 import logging
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -21,55 +22,87 @@ class DamageCount:
 
     Args:
         limit: data.max_bad_fraction. samples: of an epoch, None for streams.
+        watched: somebody claims batch after batch with `claim`, adds up all ranks, and judges the sum with `judge`;
+            nothing is judged or logged here.
     """
 
-    def __init__(self, limit: float, samples: int | None) -> None:
-        self.limit = limit
+    def __init__(self, limit: float, samples: int | None, watched: bool = False) -> None:
+        self.limit, self.watched = limit, watched
         self.first_look = FIRST_LOOK if samples is None else min(FIRST_LOOK, samples)
         self.read = 0
-        self.damages: dict[str, str] = {}
         self.count = 0
-        self._shards: set[str] = set()
+        self.reasons: dict[str, str] = {}
+        self._named: set[tuple[str, str]] = set()
+        self._unclaimed: deque[tuple[int, list[Damage]]] = deque()
 
     def add(self, read: int, damages: list[Damage]) -> None:
-        """Note a batch. Raises UserError if a stream failed or the limit is passed."""
-        self.read += read
+        """Note a batch. Raises UserError if a stream failed for good or, unwatched, the limit is passed."""
         for damage in damages:
             if isinstance(damage, StreamFailed):
                 raise UserError(f"stream failed: {damage.key}: {damage.reason}")
-            self.count += 1
-            self.damages.setdefault(damage.key, damage.reason)
-            if damage.shard not in self._shards:  # once a shard: a broken one would fill the log
-                self._shards.add(damage.shard)
+        if self.watched:
+            self._unclaimed.append((read, damages))
+            return
+        self.read += read
+        for damage in damages:
+            self.count += damage.samples
+            self.reasons.setdefault(damage.key, damage.reason)
+            if (
+                damage.kind,
+                damage.shard,
+            ) not in self._named:  # once a shard: a broken one would fill the log
+                self._named.add((damage.kind, damage.shard))
                 log.warning(
-                    "damaged picture %s: %s (further ones of this shard are counted)",
+                    "%s %s: %s (further ones of this shard are counted)",
+                    damage.kind.replace("_", " "),
                     damage.key,
                     damage.reason,
                 )
-        if damages and self.count > self.limit * max(self.read, self.first_look):
-            named = "; ".join(f"{key}: {reason}" for key, reason in list(self.damages.items())[:NAMED])
-            more = f"; and {len(self.damages) - NAMED} more" if len(self.damages) > NAMED else ""
-            raise UserError(
-                f"{self.count} of {self.read} samples are damaged, more than data.max_bad_fraction={self.limit}: "
-                f"{named}{more}"
-            )
+        if damages:
+            self.judge(self.count, self.read, self.reasons)
+
+    def claim(self) -> tuple[int, list[Damage]]:
+        """(samples read, damages) of the oldest batch not yet claimed: that of the step just made, although the
+        loader is ahead of it."""
+        return self._unclaimed.popleft() if self._unclaimed else (0, [])
+
+    def judge(self, count: int, read: int, reasons: dict[str, str]) -> None:
+        """UserError if `count` of `read` samples are too many; reasons: key → reason of some of them."""
+        if count <= self.limit * max(read, self.first_look):
+            return
+        named = "; ".join(f"{key}: {reason}" for key, reason in list(reasons.items())[:NAMED])
+        more = f"; and {len(reasons) - NAMED} more" if len(reasons) > NAMED else ""
+        raise UserError(
+            f"{count} of {read} samples are damaged, more than data.max_bad_fraction={self.limit}: {named}{more}"
+        )
 
 
 class CountingLoader(DataLoader[Any]):
     """A DataLoader whose batches have passed a DamageCount.
 
     A batch without any whole sample is left out if may_skip, and otherwise ends the run: ranks must stay in step.
+    `waiting`, if set, is called whenever the next batch is asked for.
     """
 
     def __init__(self, *args: Any, damage: DamageCount, may_skip: bool = False, **options: Any) -> None:
         super().__init__(*args, **options)
         self.damage, self.may_skip = damage, may_skip
+        self.waiting: Callable[[], None] | None = None
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in super().__iter__():
-            damages = batch.pop(DAMAGED)
-            self.damage.add(len(batch.get("key", ())) + len(damages), damages)
+        for batch in self._announced(super().__iter__()):
+            read, damages = batch.pop(DAMAGED)
+            self.damage.add(read, damages)
             if batch:
                 yield batch
             elif not self.may_skip:
                 raise UserError(f"a whole batch is damaged, first {damages[0].key}: {damages[0].reason}")
+
+    def _announced(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            if self.waiting is not None:
+                self.waiting()
+            try:
+                yield next(batches)
+            except StopIteration:
+                return

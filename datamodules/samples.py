@@ -5,7 +5,7 @@ Shape suffixes: B samples, H, W pixels.
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,18 +29,33 @@ class Framing:
     caption_dropout: float
 
 
+Kind = Literal[
+    "undecodable_picture",
+    "missing_picture",
+    "missing_caption",
+    "missing_embedding",
+    "truncated_shard",
+    "missing_shard",
+    "unreadable_shard",
+    "stream_retry",
+    "failed_stream",
+]
+
+
 @dataclass(frozen=True)
 class Damage:
-    """A sample that could not be read: its shard, key and the reason."""
+    """What could not be read: its shard, key and the reason. samples: how many are lost by it, so far as is known."""
 
     shard: str
     key: str
     reason: str
+    kind: Kind = "undecodable_picture"
+    samples: int = 1
 
 
 @dataclass
 class Sample:
-    """What a batch is made of. picture: uint8 [side, side, 3]. damages: samples that it stands in for."""
+    """What a batch is made of. picture: uint8 [side, side, 3]. damages: what it stands in for."""
 
     picture: np.ndarray
     caption: str
@@ -91,11 +106,11 @@ def original_size(meta: bytes | None) -> tuple[int, int] | None:
 
 
 def collate(samples: list[Sample | Damage], store: EmbeddingStore | None) -> Batch:
-    """Samples → a batch; damages are listed beside it. A batch of damages alone has no 'image'."""
+    """Samples → a batch; beside it (number of samples read, damages). A batch of damages alone has no 'image'."""
     good = [s for s in samples if isinstance(s, Sample)]
     damages = [s for s in samples if isinstance(s, Damage)] + [d for s in good for d in s.damages]
     if not good:
-        return {DAMAGED: damages}
+        return {DAMAGED: (len(samples), damages)}
     pictures_BHW3 = torch.from_numpy(np.stack([s.picture for s in good]))
     batch: Batch = {
         "image": pictures_BHW3.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous(),
@@ -105,7 +120,7 @@ def collate(samples: list[Sample | Damage], store: EmbeddingStore | None) -> Bat
         "crop": torch.tensor([s.crop for s in good], dtype=torch.int64),
         "seed": torch.tensor([s.seed for s in good], dtype=torch.int64),
         "dropped": torch.tensor([s.dropped for s in good]),
-        DAMAGED: damages,
+        DAMAGED: (len(samples), damages),
     }
     if store is not None:
         batch |= store.pad([store.null if s.dropped or s.text is None else s.text for s in good])
