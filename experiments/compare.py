@@ -1,7 +1,8 @@
 """python -m experiments.compare STUDY|RUN_DIR … [--out DIR] [--pair-by seed] [--vary model.visibility]
 
 Compare runs: one self-contained page (index.html), report.md, rows.csv (a row a run), paired.csv (paired differences
-with intervals) and every plot as SVG and PNG. Reads run folders only; no torch, no network.
+with intervals), every plot as SVG and PNG and the pictures as sheets. Reads run folders only; no torch, no network.
+Overwrites nothing but an earlier report.
 """
 
 import argparse

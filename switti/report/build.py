@@ -3,17 +3,21 @@
 from datetime import datetime
 from pathlib import Path
 
+from switti.errors import UserError
 from switti.files import atomic_write
-from switti.report import html, markdown, plots, tables
-from switti.report.document import Block, Document, Figure, Text
+from switti.report import html, markdown, plots, sheets, tables
+from switti.report.document import Block, Document, Figure, Pictures, Text
 from switti.report.formatting import plural
 from switti.report.picture_sections import caption_section, conventions_section, samples_section
 from switti.report.run_sections import runs_section, settings_section
-from switti.report.sections import cost_section, curves_section, metrics_section, scales_section
-from switti.report.study import Study
+from switti.report.scale_section import scales_section
+from switti.report.sections import cost_section, curves_section, metrics_section
+from switti.report.study import Study, show, sort_values
 from switti.report.verdict import label_variants, verdict
 
 _TITLE = 70  # characters of variants' labels that a heading can take
+_MARK = '<section id="conventions">'  # stands in every report's page
+_VALUES = 12  # pairing values that a sentence can take
 
 
 def document(study: Study) -> Document:
@@ -48,12 +52,38 @@ def _subject(study: Study) -> str:
     varied = ", ".join(f"`{key}`" for key in study.vary)
     counts = ", ".join(f"{variant.label} ({plural(len(variant.runs), 'run')})" for variant in study.variants)
     what = f"Compared by {varied}: {counts}" if varied else f"One variant: {plural(len(study.runs), 'run')}"
-    return f"{what}; paired by `{study.pair_by}`. Made {datetime.now():%Y-%m-%d %H:%M} from the run folders alone."
+    made = f"Made {datetime.now():%Y-%m-%d %H:%M} from the run folders alone."
+    return f"{what}; paired by `{study.pair_by}`: {_pairs(study)}. {made}"
+
+
+def _pairs(study: Study) -> str:
+    """The pairing values, and plainly so where one is too few for an interval."""
+    values = [show(value) for value in sort_values({run.setting(study.pair_by) for run in study.runs})]
+    listed = ", ".join(values[:_VALUES]) + (f" … ({len(values)})" if len(values) > _VALUES else "")
+    if len(study.variants) < 2:
+        return listed
+    counts = {len(study.pairs(variant)) for variant in study.variants[1:]}
+    if counts == {1}:
+        return f"{listed}, one pair: no intervals"
+    least, most = min(counts), max(counts)
+    return f"{listed}, {plural(least, 'pair')}" + (f" to {most}" if most > least else "")
+
+
+def check_folder(folder: Path) -> None:
+    """UserError if a report cannot or must not be written there: nothing but an earlier report is overwritten."""
+    page = folder / "index.html"
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; give a folder for the report (--out)")
+    if (folder / "record.json").exists():
+        raise UserError(f"{folder} is a run's folder; give another one for the report (--out)")
+    if page.exists() and _MARK not in page.read_text(encoding="utf-8", errors="replace"):
+        raise UserError(f"{page} is not a report and would be overwritten; give another folder (--out)")
 
 
 def write_report(study: Study, folder: str | Path) -> Path:
     """Write index.html, report.md, rows.csv, paired.csv and every plot as SVG and PNG; return the page's path."""
     folder = Path(folder)
+    check_folder(folder)
     report = document(study)
     header, rows = tables.rows(study)
     tables.write_csv(folder / "rows.csv", header, rows)
@@ -62,6 +92,8 @@ def write_report(study: Study, folder: str | Path) -> Path:
         for block in section.blocks:
             if isinstance(block, Figure):
                 plots.save_figure(block, folder)
+            elif isinstance(block, Pictures):
+                sheets.save_sheet(block, folder)
     for name, text in (("report.md", markdown.render(report)), ("index.html", html.render(report))):
         with atomic_write(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -21,12 +21,16 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are text. The first column names the row and is aligned left, so are `words`; the others are numbers."""
+    """Cells are text. The first column names the row and is aligned left, so are `words`; the others are numbers.
+
+    code: columns of commands and the like.
+    """
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     caption: str = ""
     words: frozenset[int] = frozenset({0})
+    code: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Rows: (caption, picture seed, one picture a column)."""
+    """Rows: (caption, picture seed, one picture a column). Saved as a sheet, `<name>.png`."""
 
+    name: str
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, int, tuple[Picture, ...]], ...]

@@ -67,22 +67,33 @@ def _inline(text: str) -> str:
 
 
 def _table(table: Table) -> str:
-    """A table that scrolls inside its own box; the box can take the keyboard's focus."""
+    """A table that scrolls inside its own box, which can take the keyboard's focus; on a phone a card for each row.
+
+    Roles are spelt out because cards are no table to a browser, and cells repeat their column's name for the cards.
+    """
     head = "".join(
-        f'<th scope="col"{_class(table, i, "")}>{escape(cell)}</th>' for i, cell in enumerate(table.header)
+        f'<th scope="col" role="columnheader"{_class(table, i, "")}>{escape(cell)}</th>'
+        for i, cell in enumerate(table.header)
     )
-    body = "".join(f"<tr>{_row(table, row)}</tr>" for row in table.rows)
+    body = "".join(f'<tr role="row">{_row(table, row)}</tr>' for row in table.rows)
     caption = f"<caption>{_inline(table.caption)}</caption>" if table.caption else ""
-    inner = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    head = f'<thead role="rowgroup"><tr role="row">{head}</tr></thead>'
+    inner = f'<table role="table">{caption}{head}<tbody role="rowgroup">{body}</tbody></table>'
     name = escape(table.caption or f"Table by {table.header[0]}")
     return f'<div class="table" tabindex="0" role="region" aria-label="{name}">{inner}</div>'
 
 
 def _row(table: Table, row: tuple[str, ...]) -> str:
-    first = f'<th scope="row"{_class(table, 0, row[0])}>{escape(row[0])}</th>'
+    first = f'<th scope="row" role="rowheader"{_class(table, 0, row[0])}>{escape(row[0])}</th>'
     return first + "".join(
-        f"<td{_class(table, i, c)}>{escape(c)}</td>" for i, c in enumerate(row[1:], start=1)
+        f'<td role="cell" data-label="{escape(table.header[i])}"{_class(table, i, c)}>{_cell(table, i, c)}</td>'
+        for i, c in enumerate(row[1:], start=1)
     )
+
+
+def _cell(table: Table, column: int, text: str) -> str:
+    """Cells of code are commands or names that can be broken anywhere."""
+    return f"<code>{escape(text)}</code>" if column in table.code else escape(text)
 
 
 def _definitions(block: Definitions) -> str:
@@ -95,6 +106,7 @@ def _definitions(block: Definitions) -> str:
 
 def _class(table: Table, column: int, cell: str) -> str:
     names = (["word"] if column in table.words else []) + (["long"] if len(cell) > _LONG_CELL else [])
+    names += ["code"] if column in table.code else []
     return f' class="{" ".join(names)}"' if names else ""
 
 
@@ -147,18 +159,23 @@ def _picture(picture: Picture) -> str:
     return f'<img src="{data_uri(picture.path)}" alt="{escape(picture.alt)}" loading="lazy">'
 
 
-def data_uri(path: Path) -> str:
-    """A picture as a PNG data URI, at most 256 px a side; a PNG that is small enough keeps its bytes."""
+def open_picture(path: Path) -> Image.Image:
+    """A picture in RGB. Raises UserError if the file is none."""
     try:
         with Image.open(path) as image:
-            if image.format == "PNG" and max(image.size) <= _PICTURE_SIDE:
-                data = path.read_bytes()
-            else:
-                small = image.convert("RGB")
-                small.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE), Image.Resampling.LANCZOS)
-                stream = BytesIO()
-                small.save(stream, format="PNG", optimize=True)
-                data = stream.getvalue()
+            return image.convert("RGB")
     except (OSError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is not a readable picture: {error}") from None
+
+
+def data_uri(path: Path) -> str:
+    """A picture as a PNG data URI, at most 256 px a side; a PNG that is small enough keeps its bytes."""
+    picture = open_picture(path)
+    if path.suffix == ".png" and max(picture.size) <= _PICTURE_SIDE:
+        data = path.read_bytes()
+    else:
+        picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE), Image.Resampling.LANCZOS)
+        stream = BytesIO()
+        picture.save(stream, format="PNG", optimize=True)
+        data = stream.getvalue()
     return "data:image/png;base64," + base64.b64encode(data).decode("ascii")

@@ -1,6 +1,7 @@
 """The document as Markdown, for a paper's repository or an issue: tables as text, plots and pictures as files."""
 
 from switti.report.document import Block, Definitions, Document, Figure, Pictures, Table, Text
+from switti.report.sheets import COLUMNS
 
 _MARKS = {
     "plain": "",
@@ -40,7 +41,7 @@ def _block(block: Block) -> str:
 
 def _table(table: Table) -> str:
     align = ["---" if i in table.words else "---:" for i in range(len(table.header))]
-    lines = [_row(table.header), _row(align), *map(_row, table.rows)]
+    lines = [_row(table.header), _row(align), *(_row(_code(table, row)) for row in table.rows)]
     return "\n".join(lines) + (f"\n\n*{table.caption}*" if table.caption else "")
 
 
@@ -52,7 +53,15 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+def _code(table: Table, row: tuple[str, ...]) -> list[str]:
+    return [f"`{cell}`" if i in table.code and cell else cell for i, cell in enumerate(row)]
+
+
 def _pictures(block: Pictures) -> str:
-    """Captions only: pictures are inside the HTML page."""
-    captions = "; ".join(f"{prompt} (seed {seed})" for prompt, seed, _ in block.rows)
-    return f"*{block.title}: {', '.join(block.columns)}, pictures in `index.html`.* {captions}"
+    """The sheet that `sheets.save_sheet` writes, and what is on it."""
+    captions = "; ".join(f"{prompt} (seed {seed})" for prompt, seed, _ in block.rows[:COLUMNS])
+    rest = f" {len(block.rows) - COLUMNS} more are in `index.html`." if len(block.rows) > COLUMNS else ""
+    text = (
+        f"{block.title}; from top to bottom {', '.join(block.columns)}; from left to right: {captions}.{rest}"
+    )
+    return f"![{_cell(block.title)}]({block.name}.png)\n\n*{text}*"

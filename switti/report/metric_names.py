@@ -33,6 +33,7 @@ class Metric:
         return {"lower": "↓", "higher": "↑", None: ""}[self.better]
 
 
+EARLY = ", guidance stopped early"  # ends the title of a metric of pictures with guidance left out at the last scales
 ONLINE = " in training"  # ends the title of a metric that was taken during training, not by an evaluation
 _MINI = (
     "a small dual encoder (frozen MiniLM text encoder and frozen image trunk with two learned heads) trained on the "
@@ -188,11 +189,14 @@ def describe(name: str) -> Metric:
     for prefix, suffix in (
         ("metrics/", ONLINE),
         ("evaluation/", ""),
+        ("stopped_early/", EARLY),
         ("validation/", ""),
         ("train/", ONLINE),
     ):
         short = name.removeprefix(prefix)
-        if name.startswith(prefix) and (prefix in ("metrics/", "evaluation/") or short in _PICTURES):
+        if name.startswith(prefix) and (
+            prefix in ("metrics/", "evaluation/", "stopped_early/") or short in _PICTURES
+        ):
             return _picture_metric(name, short, suffix, "tail" if prefix == "train/" else "last")
     if match := _SCALE.fullmatch(name):
         part, kind, scale = match.groups()

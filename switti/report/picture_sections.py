@@ -1,10 +1,12 @@
 """Sections about pictures: the grid of samples, and how well pictures follow their captions."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 from switti.report.document import Block, Definitions, Picture, Pictures, Section, Table, Text
 from switti.report.formatting import DASH, interval, number, plus_minus, signed
-from switti.report.metric_names import ONLINE, describe
+from switti.report.metric_names import EARLY, ONLINE, describe
 from switti.report.runs import Run, Samples
 from switti.report.statistics import paired_bootstrap
 from switti.report.study import Study, show, sort_values
@@ -23,16 +25,16 @@ def samples_section(study: Study) -> Section:
         runs = [run for run in study.runs if run.setting(study.pair_by) == value]
         if len(runs) == 1 and len(study.variants) > 1 and len(values) > 1 and not runs[0].samples:
             continue
-        section.blocks += _grid(
-            study, runs, f"Runs with {study.pair_by} {show(value)}", opened=value == values[0]
-        )
+        section.blocks += _grid(study, runs, value, opened=value == values[0])
     if without := [f"`{run.name}`" for run in study.runs if not run.samples]:
         text = f'No samples in {", ".join(without)}: `python -m experiments.sample RUN "prompt"` or training with '
         section.blocks.append(Text(text + "`callbacks.samples_every` above 0 makes them.", "missing"))
     return section
 
 
-def _grid(study: Study, runs: list[Run], title: str, opened: bool) -> list[Block]:
+def _grid(study: Study, runs: list[Run], value: Any, opened: bool) -> list[Block]:
+    """The pictures that all runs with one pairing value have in common, and what makes them unlike."""
+    title = f"Runs with {study.pair_by} {show(value)}"
     drawn = [(run, run.samples) for run in runs if run.samples and run.samples.files]
     if not drawn:
         return []
@@ -50,7 +52,8 @@ def _grid(study: Study, runs: list[Run], title: str, opened: bool) -> list[Block
         rows.append((prompt, seed, tuple(cells)))
     if len(common) > _ROWS:
         notes.append(Text(f"{title}: the first {_ROWS} of {len(common)} common pictures.", "note"))
-    return [*notes, Pictures(title, columns, tuple(rows), opened)] if rows else notes
+    name = "pictures_" + re.sub(r"[^\w.+-]+", "-", f"{study.pair_by}_{show(value)}")
+    return [*notes, Pictures(name, title, columns, tuple(rows), opened)] if rows else notes
 
 
 def _by_key(samples: Samples) -> dict[Key, Path]:
@@ -142,7 +145,7 @@ def conventions_section(study: Study) -> Section:
             if metric.description
             else "A name that this version does not know."
         )
-        title = metric.title.removesuffix(ONLINE)
+        title = metric.title.removesuffix(ONLINE).removesuffix(EARLY)
         told.setdefault((title, text[:1].upper() + text[1:]), []).append(name)
     items = tuple((title, tuple(names), text) for (title, text), names in told.items())
     return Section(

@@ -23,7 +23,35 @@ def runs_section(study: Study) -> Section:
         pair = show(run.setting(study.pair_by))
         rows.append((run.name, variant, pair, _status(run), step, commit, device, *times))
     table = Table(header, tuple(rows), words=frozenset({0, 1, 3, 5, 6, 7}))
-    return Section("runs", "Runs", [*_flags(study), table, _versions(study)])
+    return Section("runs", "Runs", [*_flags(study), table, _provenance(study), _versions(study)])
+
+
+def _provenance(study: Study) -> Table:
+    """What is needed to make each run again: the exact code, the command, and where it ran."""
+    rows = []
+    for run in study.runs:
+        record = run.record
+        dirty = record.get("dirty")
+        state = "unknown" if dirty is None else "uncommitted changes" if dirty else "clean"
+        counts = record.get("parameters") or {}
+        size = f"{counts['trained'] / 1e6:.3g} M" if counts.get("trained") else DASH
+        resumed = ", ".join(map(str, record.get("resumed") or [])) or "never"
+        host, command = str(record.get("host") or "unknown"), str(record.get("command") or "not recorded")
+        seed, commit = show(record.get("seed")), str(record.get("commit") or "unknown")
+        rows.append((run.name, seed, host, size, resumed, state, commit, command))
+    header = (
+        "run",
+        "seed",
+        "host",
+        "trained parameters",
+        "resumed at step",
+        "code",
+        "commit",
+        "command",
+    )
+    return Table(
+        header, tuple(rows), "Where each run comes from.", frozenset(range(8)) - {1, 3}, frozenset({6, 7})
+    )
 
 
 def _status(run: Run) -> str:

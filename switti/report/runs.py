@@ -27,21 +27,28 @@ class Series:
 
 @dataclass(frozen=True)
 class Sampling:
-    """What the evaluation measured while sampling one batch. Seconds are wall-clock for the whole batch."""
+    """What the evaluation measured while sampling one batch. Seconds are wall-clock for the whole batch.
+
+    rounds: seconds of each repetition; those with the same `together` were measured in turn, round by round.
+    processor: processor time of each repetition (all threads); empty on a GPU.
+    """
 
     seconds_per_scale: tuple[float, ...] = ()
     seconds_total: float | None = None
     batch: int | None = None
     guidance_stop: int | None = None
     cache_bytes: float | None = None
+    rounds: tuple[float, ...] = ()
+    processor: tuple[float, ...] = ()
+    together: str | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """evaluation.json: metric names are without the prefix `metrics/`.
 
-    stopped_early: the same sampling with guidance left out at the last scales. pictures, captions: how many were
-    measured, of which split. settings: of the sampler, as they were for the evaluation.
+    stopped_early, metrics_stopped_early: the same with guidance left out at the last scales. pictures, captions: how
+    many were measured, of which split. settings: of the sampler, as they were for the evaluation.
     """
 
     step: int | None
@@ -51,6 +58,7 @@ class Evaluation:
     pictures: int | None = None
     captions: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    metrics_stopped_early: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,8 @@ def read_run(path: str | Path) -> Run:
     record = _read_json(path / _RECORD)
     if record.get("format") != RECORD_FORMAT:
         raise UserError(
-            f"{path / _RECORD} has format {record.get('format')!r}; this version reads format {RECORD_FORMAT} only"
+            f"{path / _RECORD} has format {record.get('format')!r}; this version reads format {RECORD_FORMAT} only: "
+            "compare it with the version that made it, or name the runs without it"
         )
     return Run(
         path,
@@ -186,21 +195,24 @@ def _evaluation(path: Path) -> Evaluation | None:
     if not (path / _EVALUATION).is_file():
         return None
     value = _read_json(path / _EVALUATION)
-    metrics = value.get("metrics") or {}
-    numbers = {
-        name.removeprefix("metrics/"): float(number)
-        for name, number in metrics.items()
-        if isinstance(number, int | float)
-    }
     return Evaluation(
         value.get("step"),
-        numbers,
+        _numbers(value.get("metrics")),
         _sampling(value.get("sampling")),
         _sampling(value.get("sampling_stopped_early")),
         value.get("pictures"),
         value.get("captions"),
         value.get("settings") or {},
+        _numbers(value.get("metrics_stopped_early")),
     )
+
+
+def _numbers(metrics: dict[str, Any] | None) -> dict[str, float]:
+    return {
+        name.removeprefix("metrics/"): float(number)
+        for name, number in (metrics or {}).items()
+        if isinstance(number, int | float)
+    }
 
 
 def _sampling(value: dict[str, Any] | None) -> Sampling | None:
@@ -212,6 +224,9 @@ def _sampling(value: dict[str, Any] | None) -> Sampling | None:
         batch=value.get("batch"),
         guidance_stop=value.get("guidance_stop"),
         cache_bytes=value.get("cache_bytes"),
+        rounds=tuple(value.get("seconds_by_round") or ()),
+        processor=tuple(value.get("processor_seconds_by_round") or ()),
+        together=value.get("timed_together"),
     )
 
 

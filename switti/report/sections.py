@@ -1,20 +1,18 @@
-"""The report's sections of numbers and curves: metrics, curves, scales, cost."""
+"""The report's sections of numbers and curves: metrics, curves, cost."""
 
 from switti.report.comparison import comparison_tables, refusals
-from switti.report.document import Figure, Section, Table, Text
+from switti.report.document import Figure, Section, Text
 from switti.report.figures import (
     by_scale_figure,
     curves_figure,
-    entropy,
     norms_figure,
     other_names,
     sampling_figure,
     scale_kinds,
-    scales,
 )
-from switti.report.formatting import DASH, interval, number, plus_minus, signed
-from switti.report.study import Study, Variant, scale_sides, show, token_spaces
-from switti.report.values import cost_names, difference, main_names, metric_names, summary
+from switti.report.guidance_section import guidance_blocks
+from switti.report.study import Study, overlapping, show, token_spaces
+from switti.report.values import cost_names, main_names, metric_names
 from switti.report.verdict import pairs_note
 
 _MAIN_FIGURES = (
@@ -40,6 +38,7 @@ def metrics_section(study: Study) -> Section:
         section.blocks.append(Text(text, "warning"))
     if len(study.variants) > 1:
         section.blocks += [Text(pairs_note(study), "note"), *refusals(study, names)]
+    section.blocks += _evaluated(study)
     settings = [run.evaluation.settings for run in study.runs if run.evaluation]
     keys = sorted({key for chosen in settings for key in chosen})
     if unlike := [key for key in keys if len({show(chosen.get(key)) for chosen in settings}) > 1]:
@@ -50,15 +49,25 @@ def metrics_section(study: Study) -> Section:
     return section
 
 
+def _evaluated(study: Study) -> list[Text]:
+    """Of what the evaluated numbers were taken."""
+    found = {
+        f"{run.evaluation.pictures} captions of the {run.evaluation.captions} split, step {run.evaluation.step}"
+        for run in study.runs
+        if run.evaluation and run.evaluation.pictures
+    }
+    text = f"Evaluated on {'; on '.join(sorted(found))}."
+    return [Text(text, "note")] if found else []
+
+
 def _of_tokenizers(study: Study) -> bool:
     """Tokenizer runs sample nothing, and their validation is the evaluation."""
     return study.runs[0].record.get("task") in ("tokenizer", "decoder")
 
 
 def _no_evaluation(what: str) -> Text:
-    return Text(
-        f"{what}: no run has an `evaluation.json`. `python -m experiments.evaluate RUN` makes it.", "missing"
-    )
+    text = f"{what}: no run has an `evaluation.json`. `python -m experiments.evaluate STUDY|RUN …` makes it."
+    return Text(text, "missing")
 
 
 def curves_section(study: Study) -> Section:
@@ -90,48 +99,13 @@ def curves_section(study: Study) -> Section:
     return section
 
 
-def scales_section(study: Study) -> Section:
-    """Final validation loss of each scale against what knowing only the token frequencies would give."""
-    section = Section("scales", "Loss of each scale")
-    for variants in token_spaces(study):
-        sides = scale_sides(variants[0].runs[0])
-        others = [v for v in variants if v is not study.variants[0]] if study.variants[0] in variants else []
-        rows = []
-        for k in scales(variants, "validation/loss_by_scale"):
-            level = entropy(variants, k)
-            means = [summary(variant, f"validation/loss_by_scale/{k}") for variant in variants]
-            row = [str(k), f"{sides[k]}×{sides[k]}" if k < len(sides) else DASH, number(level)]
-            row += [plus_minus(mean) for mean in means]
-            row += [signed(mean.mean - level) if mean and level is not None else DASH for mean in means]
-            row += _scale_differences(study, others, k)
-            rows.append(tuple(row))
-        if rows:
-            header = ["scale", "tokens", "unigram entropy", *(variant.label for variant in variants)]
-            header += [f"{variant.label} − entropy" for variant in variants]
-            header += [f"{variant.label} − {study.variants[0].label}, paired" for variant in others]
-            section.blocks.append(Table(tuple(header), tuple(rows), "Final validation loss, nats a token."))
-    if section.blocks:
-        text = (
-            "The unigram entropy is the loss of a model that knows how often each token occurs at a scale and "
-            "nothing else. A difference near 0 means that the scale has not been learnt beyond that."
-        )
-        section.blocks.append(Text(text, "note"))
-    else:
-        section.blocks.append(Text("No validation loss by scale in any `metrics.csv`.", "missing"))
-    return section
-
-
-def _scale_differences(study: Study, others: list[Variant], scale: int) -> list[str]:
-    found = [difference(study, variant, f"validation/loss_by_scale/{scale}").paired for variant in others]
-    return [f"{signed(paired.mean)} {interval(paired)}" if paired else DASH for paired in found]
-
-
 def cost_section(study: Study) -> Section:
     """Time and memory of training and sampling."""
     section, names = Section("cost", "Time and memory"), cost_names(study.runs)
     if names:
         section.blocks += comparison_tables(study, names, ratio=True)
         section.blocks += refusals(study, names)
+    section.blocks += [*_clocks(study), *guidance_blocks(study)]
     if figure := sampling_figure(study):
         section.blocks.append(figure)
     measured = [run.evaluation.sampling for run in study.runs if run.evaluation and run.evaluation.sampling]
@@ -140,7 +114,24 @@ def cost_section(study: Study) -> Section:
     if len(stops := {show(sampling.guidance_stop) for sampling in measured}) > 1:
         text = f"Guidance stops at different scales ({', '.join(sorted(stops))}), which is part of the difference."
         section.blocks.append(Text(text, "warning"))
+    return section
+
+
+def _clocks(study: Study) -> list[Text]:
+    """What wall-clock times of these runs cannot bear."""
+    notes = [
+        Text(
+            "Times of training are wall-clock: they compare only if nothing else ran on the machine.",
+            "note",
+        )
+    ]
+    together = overlapping(study.runs)
+    if together:
+        names = "; ".join(f"`{a.name}` and `{b.name}`" for a, b in together[:3])
+        more = f" and {len(together) - 3} more pairs" if len(together) > 3 else ""
+        text = f"Trained at the same time on one host, so that their times are not their own: {names}{more}."
+        notes.append(Text(text, "warning"))
     if len(hosts := {run.record.get("host") for run in study.runs}) > 1:
         text = f"The runs were timed on {len(hosts)} hosts; equal device names do not make equal speed."
-        section.blocks.append(Text(text, "note"))
-    return section
+        notes.append(Text(text, "note"))
+    return notes

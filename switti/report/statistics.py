@@ -1,5 +1,6 @@
 """Pure statistics of the report: paired bootstrap, mean and deviation, smoothing, bands over seeds."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,6 +55,23 @@ def paired_bootstrap(differences: Sequence[float], resamples: int = RESAMPLES, s
     picks = np.random.default_rng(seed).integers(0, values.size, (resamples, values.size))
     low, high = np.quantile(values[picks].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Paired(tuple(float(d) for d in differences), float(values.mean()), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Geometric mean of paired ratios with a percentile interval; `low` and `high` are None for a single pair."""
+
+    count: int
+    mean: float
+    low: float | None
+    high: float | None
+
+
+def paired_ratio(ratios: Sequence[float]) -> Ratio:
+    """Bootstrap of the mean logarithm, so that a / b and b / a give reciprocal answers. ratios: positive."""
+    paired = paired_bootstrap([math.log(ratio) for ratio in ratios])
+    low, high = (None if end is None else math.exp(end) for end in (paired.low, paired.high))
+    return Ratio(paired.count, math.exp(paired.mean), low, high)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Runs into variants and pairs, and the rules of what may be compared with what."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,10 +158,32 @@ def _study_name(runs: list[Run]) -> str:
     return names.pop() if len(names) == 1 and "" not in names else "Runs"
 
 
+def overlapping(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """Pairs of runs that were being trained at the same time on one host."""
+
+    def span(run: Run) -> tuple[str, str, str]:
+        record = run.record
+        end = record.get("ended") or record.get("updated") or ""
+        return str(record.get("host") or ""), str(record.get("started") or ""), str(end)
+
+    known = [(run, *span(run)) for run in runs if all(span(run))]
+    return [
+        (first, second)
+        for i, (first, host, begun, ended) in enumerate(known)
+        for second, other_host, other_begun, other_ended in known[i + 1 :]
+        if host == other_host and begun < other_ended and other_begun < ended
+    ]
+
+
 def obstacle(metric: Metric, a: Run, b: Run) -> str | None:
     """Why `metric` of two runs must not be subtracted, as a clause for the page; None if it may."""
     if metric.needs in ("tokens", "pictures") and (keys := _unlike(a, b, _data_keys(a, b, metric))):
         return f"the data differ ({', '.join(keys)})"
+    sides = sorted({side for run in (a, b) if (side := picture_side(run))})
+    if metric.needs == "pictures" and len(sides) > 1:
+        return f"the pictures differ in size ({' and '.join(f'{side} px' for side in sides)})"
+    if metric.needs == "pictures" and (keys := _unlike(a, b, _measurement_keys(metric))):
+        return f"they were measured differently ({', '.join(keys)})"
     if metric.needs == "tokens" and (keys := token_differences(a, b)):
         return f"the token spaces differ ({', '.join(keys)})"
     if (
@@ -187,9 +209,19 @@ def token_differences(a: Run, b: Run) -> list[str]:
 
 def _data_keys(a: Run, b: Run, metric: Metric) -> list[str]:
     """Data settings that must agree: for what is measured on validation pairs, only those that concern them."""
-    idle = _DATA_MECHANICS if metric.name.startswith("train/") else _DATA_MECHANICS | _TRAINING_DATA
+    idle = _DATA_MECHANICS | _TRAINING_DATA
+    if metric.name.startswith("train/"):
+        idle = _DATA_MECHANICS
+    elif metric.needs == "pictures" and "train" in (r.config.get("metrics.captions") for r in (a, b)):
+        idle = idle - {"train"}  # training captions are drawn, training pictures are compared with
     keys = {key for run in (a, b) for key in run.config if key.startswith("data.")}
     return sorted(key for key in keys if key.rpartition(".")[2] not in idle)
+
+
+def _measurement_keys(metric: Metric) -> list[str]:
+    """Settings that change what a number about pictures means. An evaluation says itself how many it took of which."""
+    keys = ["metrics.mini_clip"] if "mini_clip" in metric.name else []
+    return keys + (["metrics.captions", "metrics.prompts"] if metric.name.startswith("metrics/") else [])
 
 
 def _unlike(a: Run, b: Run, keys: list[str]) -> list[str]:
@@ -199,6 +231,12 @@ def _unlike(a: Run, b: Run, keys: list[str]) -> list[str]:
 def scale_sides(run: Run) -> list[int]:
     """Token-map sides of the run, [] if its config has none."""
     return list(run.config.get("model.scales") or run.config.get("tokenizer.scales") or [])
+
+
+def picture_side(run: Run) -> int | None:
+    """Pixels of a side of what the tokenizer decodes; None if the config does not say."""
+    sides, steps = run.config.get("tokenizer.scales"), run.config.get("tokenizer.multipliers")
+    return sides[-1] * 2 ** (len(steps) - 1) if sides and steps else None
 
 
 def token_spaces(study: Study) -> list[tuple[Variant, ...]]:

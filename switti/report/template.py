@@ -71,12 +71,29 @@ thead th { background: var(--card); vertical-align: bottom; white-space: normal;
 tbody th { font-weight: 500; }
 .word { text-align: left; }
 .long { white-space: normal; min-width: 18rem; }
-@media (min-width: 48rem) { .table th:first-child { position: sticky; left: 0; background: var(--card); } }
+td code { background: none; padding: 0; }
+.code { white-space: normal; min-width: 15rem; }
+@media (min-width: 40.01rem) { .table th:first-child { position: sticky; left: 0; background: var(--card); } }
+@media (max-width: 40rem) {
+  .table { border: 0; overflow: visible; max-width: none; }
+  table, tbody, caption { display: block; }
+  thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+  tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(6rem, 1fr)); gap: .3rem .9rem;
+    padding: .6rem .8rem; margin-bottom: .6rem; border: 1px solid var(--grid); border-radius: .5rem; }
+  thead tr { border: 0; }
+  th, td { display: block; padding: 0; border: 0; text-align: left; white-space: normal; min-width: 0;
+    overflow-wrap: anywhere; }
+  tbody th, .long, .code { grid-column: 1 / -1; }
+  tbody th { font-weight: 600; font-size: .95rem; }
+  td::before { content: attr(data-label); display: block; color: var(--faint); font-size: .78rem; line-height: 1.3; }
+  caption { padding: 0 0 .5rem; }
+  .panels.small { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+}
 figure { margin: 1.5rem 0; }
 figcaption { margin-top: .5rem; max-width: 50rem; }
-.panels { display: grid; gap: 1rem 1.25rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
-.panels.two { grid-template-columns: repeat(auto-fit, minmax(min(100%, 29rem), 1fr)); }
-.panels.single { max-width: 40rem; }
+.panels { display: grid; gap: 1rem 1.25rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
+.panels.two { max-width: 60rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); }
+.panels.single { max-width: 32rem; }
 .panels.small { gap: .75rem; grid-template-columns: repeat(auto-fill, minmax(min(45%, 13.5rem), 1fr)); }
 .panel { min-width: 0; }
 .panel-title { font-size: .88rem; font-weight: 600; margin: 0 0 .15rem; }

@@ -46,6 +46,7 @@ def single_numbers(run: Run) -> dict[str, float]:
             numbers["sampling/seconds_total"] = total
             numbers["sampling/seconds_per_picture"] = _scaled(total, sampling.batch)
             numbers["sampling/cache_mib"] = _scaled(sampling.cache_bytes, 2**20)
+        numbers |= {f"stopped_early/{n}": v for n, v in run.evaluation.metrics_stopped_early.items()}
         if early := run.evaluation.stopped_early:
             numbers["sampling/seconds_total_stopped_early"] = early.seconds_total
     return {name: float(value) for name, value in numbers.items() if value is not None}
@@ -73,7 +74,16 @@ def _until(series: Series, until: int | None) -> Series:
 def metric_names(runs: tuple[Run, ...]) -> list[str]:
     """All names that any run has, in the order of the page: losses, evaluated and online metrics, the rest."""
     names = {name for run in runs for name in (*run.series, *single_numbers(run))}
-    first = ("validation/loss", "train/loss", "evaluation/", "metrics/", "validation/", "train/", "norms/")
+    first = (
+        "validation/loss",
+        "train/loss",
+        "evaluation/",
+        "stopped_early/",
+        "metrics/",
+        "validation/",
+        "train/",
+        "norms/",
+    )
     return sorted(
         names, key=lambda name: (next((i for i, p in enumerate(first) if name.startswith(p)), 99), name)
     )
@@ -140,9 +150,10 @@ def _unequal_evaluation(name: str, a: Run, b: Run) -> str | None:
     """Numbers that are no curve compare only when they were taken under the same circumstances."""
     if name == "training/seconds" and a.record.get("step") != b.record.get("step"):
         return "the runs ended at different steps"
-    if not name.startswith(("evaluation/", "sampling/")) or not (a.evaluation and b.evaluation):
+    measured = ("evaluation/", "stopped_early/")
+    if not name.startswith((*measured, "sampling/")) or not (a.evaluation and b.evaluation):
         return None
-    if name.startswith("evaluation/"):
+    if name.startswith(measured):
         if a.evaluation.step != b.evaluation.step:
             return "evaluated at different steps"
         same = (a.evaluation.pictures, a.evaluation.captions) == (

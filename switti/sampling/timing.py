@@ -35,23 +35,28 @@ def time_in_turn(cases: Sequence[TimedCase], rounds: int = ROUNDS) -> list[dict[
     keys and values is.
 
     Keys: seconds_per_scale, seconds_total, batch, guidance_stop (null: never), cache_bytes of keys and values,
-    seconds_by_round, and timed_together, which is the same for all cases of one call and for no others.
+    seconds_by_round, processor_seconds_by_round (on a CPU: of all threads of this process, without the turns of other
+    programs; elsewhere empty), and timed_together, which is the same for all cases of one call and for no others.
     """
     prepared = [
         (case, case.text.to(case.pipeline.device), _null(case.pipeline).to(case.pipeline.device))
         for case in cases
     ]
     rows: list[list[list[float]]] = [[] for _ in cases]
+    processor: list[list[float]] = [[] for _ in cases]
     caches = [0] * len(cases)
     for i, (case, text, null) in enumerate(prepared):  # warm-up
         _, caches[i] = _one_batch(case, text, null)
     for number in range(rounds):
         for i in ((number + place) % len(cases) for place in range(len(cases))):
+            begun = time.process_time()
             rows[i].append(_one_batch(*prepared[i])[0])
-    together = uuid.uuid4().hex
+            if cases[i].pipeline.device.type == "cpu":
+                processor[i].append(time.process_time() - begun)
+    together = {"timed_together": uuid.uuid4().hex}
     return [
-        _result(case, times, cache) | {"timed_together": together}
-        for case, times, cache in zip(cases, rows, caches, strict=True)
+        _result(case, times, cache) | {"processor_seconds_by_round": seconds} | together
+        for case, times, cache, seconds in zip(cases, rows, caches, processor, strict=True)
     ]
 
 

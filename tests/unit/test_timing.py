@@ -56,7 +56,7 @@ def cases() -> list[TimedCase]:
 
 def test_rounds_meet_the_same_load_and_begin_in_turn(played: list[str]) -> None:
     slow, fast = time_in_turn(cases(), rounds=3)
-    assert played == "slow fast slow fast fast slow slow fast".split()
+    assert played == ["slow", "fast", "slow", "fast", "fast", "slow", "slow", "fast"]
     # The warm-up had load 1, the rounds 2, 4 and 8: medians are those of load 4, the warm-up's is left out.
     assert slow["seconds_by_round"] == [8.0, 16.0, 32.0] and fast["seconds_by_round"] == [6.0, 12.0, 24.0]
     assert slow["seconds_per_scale"] == [4.0, 12.0] and slow["seconds_total"] == 16.0

@@ -1,0 +1,89 @@
+"""The page in headless Chromium, on a phone and on a desktop: no complaint, nothing wider than the screen."""
+
+import json
+import re
+import runpy
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from experiments import compare
+
+MAKER = Path(__file__).parents[1] / "data" / "report" / "synthetic.py"
+maker = SimpleNamespace(**runpy.run_path(str(MAKER)))
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --allow-file-access-from-files --enable-logging=stderr --dump-dom"
+)
+# Runs in the outer page: what the inner one, in a frame of the screen's width, looks like.
+PROBE = """
+<!DOCTYPE html><title>waiting</title>
+<iframe style="width:WIDTHpx;height:900px" src="index.html"></iframe>
+<script>onload = () => {
+  const page = document.querySelector('iframe').contentDocument, root = page.documentElement;
+  const all = (query) => [...page.querySelectorAll(query)];
+  const fontSize = (text) => {
+    const svg = text.closest('svg');
+    const shrunk = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+    return parseFloat(getComputedStyle(text).fontSize) * shrunk;
+  };
+  document.title = JSON.stringify({
+    scroll: root.scrollWidth, client: root.clientWidth, plots: all('svg').length,
+    wide: all('.table').filter((table) => table.scrollWidth > table.clientWidth).length,
+    smallest: Math.min(...all('svg text').map(fontSize)),
+    broken: all('img').filter((image) => !image.naturalWidth).length,
+    unnamed: all('img').filter((image) => !image.alt).length
+      + all('.panel').filter((panel) => !panel.getAttribute('aria-label')).length,
+  });
+}</script>
+"""
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason=f"no browser found (looked for {', '.join(NAMES)})"),
+]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    study = maker.write_study(tmp_path_factory.mktemp("runs"), seeds=(0, 1, 2), sides=[1, 2, 4])
+    compare.main([str(study)])
+    return study / "report" / "index.html"
+
+
+def look(page: str, folder: Path, width: int) -> tuple[dict[str, Any], str]:
+    """(what the probe found, what the browser wrote)."""
+    (folder / "index.html").write_text(page)
+    (folder / "probe.html").write_text(PROBE.replace("WIDTH", str(width)))
+    command = [
+        str(BROWSER),
+        *FLAGS.split(),
+        f"--user-data-dir={folder / 'profile'}",
+        str(folder / "probe.html"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    return json.loads(title[1]), done.stderr
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_browser_has_no_complaint(page: Path, tmp_path: Path, width: int) -> None:
+    found, log = look(page.read_text(), tmp_path, width)
+    assert "CONSOLE" not in log
+    assert found["scroll"] <= found["client"] <= width
+    assert found["plots"] == 18 and found["broken"] == found["unnamed"] == 0
+    assert found["smallest"] > 9.5  # pixels
+    assert width > 390 or found["wide"] == 0  # a phone shows tables as cards
+
+
+def test_the_probe_sees_what_is_wrong(page: Path, tmp_path: Path) -> None:
+    faults = (
+        '<script>console.error("bad")</script><img src="data:,"><div style="width:2000px">wide</div></body>'
+    )
+    found, log = look(page.read_text().replace("</body>", faults), tmp_path, 390)
+    assert "CONSOLE" in log and found["scroll"] >= 2000 and found["broken"] == found["unnamed"] == 1
