@@ -34,7 +34,7 @@ Pruner = Literal["none", "median", "successive_halving", "hyperband"]
 Direction = Literal["minimize", "maximize"]
 _METRIC = re.compile(r"(train|validation|metrics|norms|time|memory)/\S+")
 _STORAGE = re.compile(r"(sqlite|postgresql|mysql)(\+\w+)?://.+")
-_CORNERS = 256  # combinations of ends and choices that are checked before anything starts
+_CORNERS = 64  # combinations of ends and choices that are checked before anything starts
 _RANGE_KEYS = ("low", "high", "step", "log")
 
 

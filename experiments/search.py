@@ -43,11 +43,11 @@ class SearchSource:
         assert study.search is not None
         self.study = study
         self.search: Search = study.search
-        self.optuna = open_study(study)
         self._distributions = {name: distribution(axis) for name, axis in self.search.space.items()}
         self._mine: dict[str, int] = {}  # run → trial, of those that run here
         self._watched = 0.0
-        with alone(study.folder):
+        with alone(study.folder):  # two drivers would both make the database's tables
+            self.optuna = open_study(study)
             self._prepare()
 
     def next(self) -> Job | None:

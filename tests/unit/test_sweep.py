@@ -9,57 +9,20 @@ import time
 from pathlib import Path
 
 import pytest
+from stand_in import driver, prepare
+from stand_in import starts as starts_of
 
 from configs.study import load_study
 from experiments import launch_local, status, sweep
-from experiments.launch import tail_of
+from experiments.launch import job_of, tail_of
 from switti.errors import UserError
-from switti.studies import state_of
-
-# Behaves as experiments.train does towards the driver: saves its config, then its record.
-# `trained` counts how often a run was started; a file `fail` in the working folder makes seed 1 fail.
-STAND_IN = """
-import json, os, signal, socket, sys, time
-from datetime import UTC, datetime
-from pathlib import Path
-from configs.loading import load, to_yaml
-
-config = load(sys.argv[1], sys.argv[2:])
-folder = config.run_dir
-folder.mkdir(parents=True, exist_ok=True)
-(folder / "config.yaml").write_text(to_yaml(config))
-with open(folder / "trained", "a") as stream:
-    stream.write("x")
-
-def record(status, error=None):
-    (folder / "record.json").write_text(json.dumps({
-        "status": status, "error": error, "pid": os.getpid(), "host": socket.gethostname(), "step": 5,
-        "max_steps": config.trainer.max_steps, "train_seconds": 2.0, "updated": datetime.now(UTC).isoformat()}))
-
-print("training", config.name, "threads", os.environ.get("OMP_NUM_THREADS"), flush=True)
-if Path("slow").exists():
-    try:
-        record("running")
-        time.sleep(60)
-    except KeyboardInterrupt:
-        record("interrupted")
-        sys.exit(130)
-if config.seed == 1 and Path("fail").exists():
-    record("failed", "ValueError: loss is not finite")
-    print("Traceback\\nValueError: loss is not finite", file=sys.stderr)
-    sys.exit(1)
-record("finished")
-"""
+from switti.studies import claim, is_claimed, state_of
 
 
 @pytest.fixture
 def study(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A study of three seeds in an empty working folder, whose runs are done by the stand-in."""
-    (tmp_path / "stand_in.py").write_text(STAND_IN)
-    (tmp_path / "base.yaml").write_text(
-        "tokenizer: {scales: [1, 2, 4], multipliers: [1, 2], codebook_size: 64, code_width: 8, channels: 32}\n"
-        "model: {depth: 2, width: 64, heads: 4}\n"
-    )
+    prepare(tmp_path)
     path = tmp_path / "seeds.yaml"
     path.write_text(f"base: {tmp_path / 'base.yaml'}\nvary: {{seed: [0, 1, 2]}}\npair_by: seed\n")
     monkeypatch.chdir(tmp_path)
@@ -72,8 +35,7 @@ def study(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def starts(seed: int) -> int:
-    path = Path(f"runs/seeds/seed={seed}/trained")
-    return len(path.read_text()) if path.exists() else 0
+    return starts_of(f"seeds/seed={seed}")
 
 
 def test_a_failing_run_stops_no_other_and_is_retried_alone(study: Path, capfdbinary) -> None:
@@ -105,9 +67,11 @@ def test_study_json_says_how_runs_pair(study: Path) -> None:
 def test_runs_at_a_time_share_the_cores_and_prefix_their_lines(study: Path, capfdbinary) -> None:
     assert sweep.main([str(study), "--jobs", "2"]) == 0
     lines = capfdbinary.readouterr().out.decode().splitlines()
-    threads = max(1, (os.cpu_count() or 1) // 2)
+    mine = len(os.sched_getaffinity(0))
+    threads = max(1, mine // 2)
+    cores = mine // 2 or mine
     for seed in range(3):
-        assert f"[seed={seed}] training seed={seed} threads {threads}" in lines
+        assert f"[seed={seed}] training seed={seed} threads {threads} cores {cores}" in lines
 
 
 def test_a_dry_run_checks_everything_and_starts_nothing(study: Path, capsys) -> None:
@@ -165,15 +129,8 @@ def test_a_run_on_another_host_counts_as_killed_when_it_falls_silent(tmp_path: P
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopping_leaves_every_run_resumable(study: Path, root: Path, number: int) -> None:
     Path("slow").touch()
-    code = (
-        "import sys; from experiments import launch_local, sweep; from experiments.command import run\n"
-        "launch_local.TRAIN = ['stand_in.py']\n"
-        f"sys.argv = ['sweep', {str(study)!r}, '--jobs', '2']\n"
-        "run(sweep.main)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    command = [sys.executable, "-c", driver([str(study), "--jobs", "2"])]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 30
     while not all(Path(f"runs/seeds/seed={seed}/record.json").is_file() for seed in (0, 1)):
         assert time.monotonic() < deadline
@@ -210,7 +167,7 @@ def test_status_shows_each_run_with_its_last_losses(study: Path, capsys) -> None
     )
     capsys.readouterr()
     assert status.main(["seeds"]) == 0
-    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
     assert "finished" in rows["seed=0"]
     assert "5/1000" in rows["seed=0"]
     assert "2.50" in rows["seed=0"]  # 5 steps in 2 s
@@ -219,3 +176,181 @@ def test_status_shows_each_run_with_its_last_losses(study: Path, capsys) -> None
     assert "failed: ValueError: loss is not finite" in rows["seed=1"]
     with pytest.raises(UserError, match="there are: seeds"):
         status.main(["sedes"])
+
+
+def test_a_study_may_be_said_on_the_command_line(study: Path, capsys) -> None:
+    base = f"base={Path('base.yaml').resolve()}"
+    grid = ["vary.seed=[0,1]", "vary.model.visibility=[causal,non_causal]"]
+    assert sweep.main([base, *grid, "study=mine", "--dry-run"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert names == [f"seed={s},visibility={v}" for s in (0, 1) for v in ("causal", "non_causal")]
+    assert sweep.main([base, "vary.seed=[0,1]", "study=mine"]) == 0
+    saved = json.loads(Path("runs/mine/study.json").read_text())
+    assert (saved["vary"], saved["pair_by"], saved["base"]) == (
+        {"seed": [0, 1]},
+        "seed",
+        base.partition("=")[2],
+    )
+    sweep.main([base, "vary.seed=[0,1,2]", "study=mine"])  # more of the same
+    saved = json.loads(Path("runs/mine/study.json").read_text())
+    assert saved["vary"] == {"seed": [0, 1, 2]} and len(saved["runs"]) == 3
+    assert [starts_of(f"mine/seed={seed}") for seed in range(3)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["vary.seed=[0]", "study=x"], "base must name a config"),
+        (["base=BASE", "study=x"], "vary must hold at least one"),
+        (["base=BASE", "vary.seed=[]", "study=x"], "vary.seed must be a list of at least one value"),
+        (["base=BASE", "vary.seed=[0]"], "study=… is missing"),
+        (["base=BASE", "vary.sede=[0]", "study=x"], "did you mean 'seed'?"),
+        (["base=BASE", "vary=[0]", "study=x"], "say which, vary.<setting>=…"),
+        (
+            ["base=BASE", "vary.tokenizer_weights=[a/b,a-b]", "study=x"],
+            "two runs would be kept in the folder",
+        ),
+        (["a", "b"], "one study at a time"),
+    ],
+)
+def test_what_the_command_line_cannot_mean_is_refused(study: Path, words: list[str], message: str) -> None:
+    base = str(Path("base.yaml").resolve())
+    with pytest.raises(UserError) as caught:
+        sweep.main([word.replace("BASE", base) for word in words])
+    assert message in str(caught.value)
+    assert not Path("runs").exists()
+
+
+def test_a_folder_of_another_study_or_version_is_left_alone(study: Path) -> None:
+    base = f"base={Path('base.yaml').resolve()}"
+    mine = [str(study), "vary.seed=[1]"]
+    assert sweep.main(mine) == 0
+    before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+    Path("other.yaml").write_text(Path("base.yaml").read_text())
+    for words, message in [
+        (["base=other.yaml", "vary.seed=[0]", "study=seeds"], "its base is"),
+        (
+            [base, "vary.seed=[0]", "vary.model.depth=[2]", "study=seeds"],
+            "its vary is 'seed', not 'seed, model.depth'",
+        ),
+        ([base, "search.space={model.depth: [2, 3]}", "study=seeds"], "its search.space is None"),
+    ]:
+        with pytest.raises(UserError, match="holds another study") as caught:
+            sweep.main(words)
+        assert message in str(caught.value)
+    assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before
+
+    folder = Path("runs/seeds/seed=1")
+    record, config = (folder / "record.json").read_text(), (folder / "config.yaml").read_text()
+    (folder / "record.json").write_text(record.replace('"format": 1', '"format": 99'))
+    with pytest.raises(
+        UserError, match=r"seed=1 was made by another version \(its record.json has format 99"
+    ):
+        sweep.main(mine)
+    (folder / "record.json").write_text(record)
+    (folder / "config.yaml").write_text(config + "warp: 9\n")
+    with pytest.raises(UserError, match=r"seed=1 was made by another version \(.*unknown setting 'warp'"):
+        sweep.main(mine)
+
+
+def test_a_run_in_progress_is_not_started_again_even_without_its_driver(study: Path) -> None:
+    Path("slow").write_text("1")
+    process = subprocess.Popen(
+        [sys.executable, "-c", driver([str(study), "vary.seed=[0]"])], stdout=subprocess.DEVNULL
+    )
+    wait_for(lambda: is_claimed("runs/seeds/seed=0"))
+    assert sweep.main([str(study), "vary.seed=[0]"]) == 0
+    wait_for(lambda: Path("runs/seeds/seed=0/metrics.csv").is_file())
+    process.kill()
+    process.wait()
+    assert state_of("runs/seeds/seed=0") == "running"
+    assert sweep.main([str(study), "vary.seed=[0]"]) == 0
+    wait_for(lambda: state_of("runs/seeds/seed=0") == "finished")
+    assert starts(0) == 1
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_two_drivers_start_each_run_once(study: Path) -> None:
+    code = driver([str(study), "vary.seed=[0,1,2,3]"])
+    drivers = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(2)]
+    texts = [process.communicate(timeout=60)[0].decode() for process in drivers]
+    assert [process.returncode for process in drivers] == [0, 0], texts
+    assert [starts(seed) for seed in range(4)] == [1] * 4
+
+
+def test_a_lock_is_held_by_whoever_has_a_copy_of_it(tmp_path: Path) -> None:
+    lock = claim(tmp_path / "run")
+    assert lock is not None and claim(tmp_path / "run") is None and is_claimed(tmp_path / "run")
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,))
+    os.close(lock)
+    assert is_claimed(tmp_path / "run")
+    child.communicate(b"\n")
+    assert not is_claimed(tmp_path / "run") and claim(tmp_path / "run") is not None
+
+
+def test_a_run_that_lost_its_machine_goes_on_while_it_gets_further(study: Path, capfdbinary) -> None:
+    Path("preempt").touch()
+    assert sweep.main([str(study), "vary.seed=[0]"]) == 0
+    assert starts(0) == 3  # 2, 4, 5 steps
+    assert capfdbinary.readouterr().out.count(b"it goes on") == 2
+
+
+@pytest.mark.distributed
+def test_several_ranks_are_started_by_torchrun(study: Path) -> None:
+    settings = ["trainer.devices=2", "trainer.accelerator=cpu", "data.batch_size=8", "vary.seed=[0]"]
+    assert sweep.main([str(study), *settings]) == 0
+    assert {path.name for path in Path("runs/seeds/seed=0").glob("rank_*")} == {"rank_0_of_2", "rank_1_of_2"}
+
+
+def test_gpus_are_given_to_one_run_each(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
+    launcher = launch_local.LocalLauncher(3)
+    planned = load_study(study, ["trainer.devices=2", "data.batch_size=8"]).runs
+    jobs = [job_of(run, -1) for run in planned]
+    assert launcher.gpus == ["4", "6", "7"]
+    assert launcher.fits(jobs[:1]) and not launcher.fits(jobs[:2])
+    assert launcher._environment(jobs[0], ["4", "6"])["CUDA_VISIBLE_DEVICES"] == "4,6"
+    launcher.check(planned[0])
+    with pytest.raises(UserError, match="needs 4 GPUs; there are 3"):
+        launcher.check(load_study(study, ["trainer.devices=4", "data.batch_size=8"]).runs[0])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(UserError, match="needs 1 GPUs; there are 0"):
+        launch_local.LocalLauncher(1).check(load_study(study, ["trainer.accelerator=gpu"]).runs[0])
+
+
+def test_status_lists_what_has_not_started_and_how_fast_a_run_is(study: Path, capsys) -> None:
+    sweep.main([str(study), "vary.seed=[0]"])
+    saved = json.loads(Path("runs/seeds/study.json").read_text())
+    saved["runs"].append({"name": "seed=7", "varied": {"seed": 7}})
+    Path("runs/seeds/study.json").write_text(json.dumps(saved))
+    folder = Path("runs/seeds/seed=0")
+    rows = [f"{step},0,train/loss,1.0,{1000 + step / 4}\n" for step in range(10, 101, 10)]
+    (folder / "metrics.csv").write_text("".join(rows) + "100,0,metrics/fid_alexnet,12.5,1025\n")
+    record = json.loads((folder / "record.json").read_text())
+    running = record | {
+        "status": "running",
+        "pid": os.getpid(),
+        "step": 90,
+        "max_steps": 500,
+        "resumed": [30],
+    }
+    (folder / "record.json").write_text(json.dumps(running))
+    (folder / "heartbeat").mkdir()
+    for rank, age in ((0, 5), (1, 70)):
+        content = {"rank": rank, "phase": "validation", "time": time.time() - age}
+        (folder / "heartbeat" / f"rank_{rank}.json").write_text(json.dumps(content))
+    capsys.readouterr()
+    status.main(["seeds", "--once"])
+    head, run, new, _, counts = capsys.readouterr().out.splitlines()
+    assert "fid_alexnet" in head and "12.5" in run
+    assert "running: validation" in run and "100/500" in run
+    assert "4.00" in run and "1 min 40 s" in run  # 400 steps left at 4 a second
+    assert "1 min 10 s ago" in run  # the most silent rank
+    assert new.split()[:2] == ["seed=7", "new"]
+    assert counts == "1 running, 1 new"
