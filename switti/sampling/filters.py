@@ -1,84 +1,122 @@
 """From logits to tokens: top-k, top-p and draws, in float32.
 
-Shape suffixes: B batch, P tokens of a scale, V vocabulary, K kept candidates.
+Nothing is sorted but the k largest values of a row; tokens are compared with the smallest value that stays.
+
+Shape suffixes: B batch, P tokens of a scale, V vocabulary, R rows, K largest values of a row.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
+# Rows that are handled at a time on a CPU, so that their logits stay in its cache.
+ROWS = 256
 
-def keep_candidates(logits_BPV: Tensor, top_k: int, top_p: float) -> tuple[Tensor, Tensor | None]:
-    """Logits that survive top-k and then top-p, the others −inf, in ascending order where anything was cut.
+
+def kept_tokens(logits_RV: Tensor, top_k: int, top_p: float, rounded: bool = False) -> Tensor:
+    """1 where a token survives top-k and then top-p, else 0, in the logits' type.
 
     top_k: keep logits not below the k-th largest, ties included (0 or at least V: all). top_p: of what is left, drop
     the smallest whose ascending cumulative probability is at most 1 − top_p; the largest always stays (0: no cut).
-
-    Returns (candidates [B, P, K], token of each candidate [B, P, K], or None when candidate i is token i).
-    Top-k comes first, so that sorting and accumulating run over k candidates and not over the vocabulary.
+    Where the second cut falls between equal logits, it is torch.sort's choice which of them go, as published. Logits
+    that were rounded to half precision are often equal: with `rounded`, tokens with lower numbers go first instead,
+    which needs no sort.
     """
-    size = logits_BPV.shape[-1]
+    size = logits_RV.shape[-1]
     count = top_k if 0 < top_k < size else size
-    if count == size and top_p == 0.0:
-        return logits_BPV, None
-    values, tokens = _largest(logits_BPV, count)
+    values_RK = _largest_with_ties(logits_RV, count)
     if top_p == 0.0:
-        return values, tokens
-    dropped = _below_nucleus(values, top_p)
-    smallest = values.masked_fill(dropped, torch.inf).amin(dim=-1, keepdim=True)
-    ambiguous = (dropped & (values == smallest)).any(dim=-1)
-    if bool(ambiguous.any()):
-        # The cut falls between equal logits. Which of them goes is the sort's choice, as in the published sampler.
-        kept = values.shape[-1]
-        floor = (
-            values[ambiguous].masked_fill(values[ambiguous] == -torch.inf, torch.inf).amin(-1, keepdim=True)
+        return logits_RV.clone().ge_(_smallest_finite(values_RK))
+    dropped_RK = values_RK.softmax(dim=-1).cumsum(dim=-1) <= 1.0 - top_p
+    dropped_RK[:, -1] = False
+    floor_R1 = values_RK.gather(-1, dropped_RK.sum(dim=-1, keepdim=True))
+    kept_RV = logits_RV.clone().ge_(floor_R1)
+    surplus_R1 = (dropped_RK & (values_RK == floor_R1)).sum(dim=-1, keepdim=True)
+    split_R = surplus_R1.squeeze(-1) > 0
+    if bool(split_R.any()):
+        kept_RV[split_R] = _split_ties(
+            logits_RV[split_R], kept_RV[split_R], floor_R1[split_R], surplus_R1[split_R], top_k, rounded
         )
-        rows = logits_BPV[ambiguous]
-        sorted_values, order = rows.masked_fill(rows < floor, -torch.inf).sort(dim=-1)
-        values[ambiguous], tokens[ambiguous] = sorted_values[:, -kept:], order[:, -kept:]
-        dropped[ambiguous] = _below_nucleus(values[ambiguous], top_p)
-    return values.masked_fill(dropped, -torch.inf), tokens
+    return kept_RV
 
 
-def _largest(logits_BPV: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest logits in ascending order; more candidates where ties with the smallest of them exist."""
-    values, tokens = logits_BPV.topk(count, dim=-1)
-    threshold = values[..., -1:]
-    with_ties = int((logits_BPV >= threshold).sum(dim=-1).amax())
-    if with_ties > count:
-        values, tokens = logits_BPV.topk(with_ties, dim=-1)
-        values = values.masked_fill(values < threshold, -torch.inf)
-    return values.flip(-1), tokens.flip(-1)
+def _split_ties(
+    logits_RV: Tensor, kept_RV: Tensor, floor_R1: Tensor, surplus_R1: Tensor, top_k: int, rounded: bool
+) -> Tensor:
+    """`kept_RV` without `surplus_R1` of the tokens whose logit equals `floor_R1`."""
+    tied_RV = logits_RV == floor_R1
+    if rounded:
+        return kept_RV * ~(tied_RV & (tied_RV.cumsum(dim=-1) <= surplus_R1))
+    if 0 < top_k < logits_RV.shape[-1]:
+        threshold_R1 = _largest(logits_RV, top_k)[:, :1]
+        logits_RV = logits_RV.masked_fill(logits_RV < threshold_R1, -torch.inf)
+    order_RV = logits_RV.sort(dim=-1).indices
+    tied_in_order = tied_RV.gather(-1, order_RV)
+    goes = tied_in_order & (tied_in_order.cumsum(dim=-1) <= surplus_R1)
+    return kept_RV * ~torch.zeros_like(goes).scatter(-1, order_RV, goes)
 
 
-def _below_nucleus(values_BPK: Tensor, top_p: float) -> Tensor:
-    """Mask of the candidates, in ascending order, that top-p drops."""
-    dropped = values_BPK.softmax(dim=-1).cumsum(dim=-1) <= 1.0 - top_p
-    dropped[..., -1] = False
-    return dropped
+def _largest(logits_RV: Tensor, count: int) -> Tensor:
+    """The `count` largest logits of each row in ascending order, [R, K]."""
+    if logits_RV.device.type != "cpu":
+        return logits_RV.topk(count, dim=-1).values.flip(-1)
+    # NumPy's selection and sort are vectorised; torch.topk takes twelve times as long on a CPU.
+    rest = logits_RV.shape[-1] - count
+    values = np.partition(logits_RV.numpy(), rest, axis=-1)[:, rest:] if rest else logits_RV.numpy()
+    return torch.from_numpy(np.sort(values, axis=-1))
+
+
+def _largest_with_ties(logits_RV: Tensor, count: int) -> Tensor:
+    """`_largest`; where others equal the smallest of them, these too, and −inf in front in the other rows."""
+    values_RK = _largest(logits_RV, count)
+    threshold_R1 = values_RK[:, :1]
+    if count == logits_RV.shape[-1]:
+        return values_RK
+    with_ties = int((logits_RV >= threshold_R1).sum(dim=-1).amax())
+    if with_ties == count:
+        return values_RK
+    values_RK = _largest(logits_RV, with_ties)
+    return values_RK.masked_fill(values_RK < threshold_R1, -torch.inf)
+
+
+def _smallest_finite(values_RK: Tensor) -> Tensor:
+    """Smallest value of each row above −inf, [R, 1]."""
+    return values_RK.masked_fill(values_RK == -torch.inf, torch.inf).amin(dim=-1, keepdim=True)
 
 
 def filtered_probabilities(logits_BPV: Tensor, top_k: int, top_p: float) -> Tensor:
     """Probabilities over the whole vocabulary after both cuts."""
-    values, tokens = keep_candidates(logits_BPV, top_k, top_p)
-    probabilities = values.softmax(dim=-1)
-    if tokens is None:
-        return probabilities
-    return torch.zeros_like(logits_BPV).scatter(-1, tokens, probabilities)
+    rows_RV = logits_BPV.flatten(0, -2)
+    kept_RV = kept_tokens(rows_RV, top_k, top_p)
+    return rows_RV.masked_fill(kept_RV == 0, -torch.inf).softmax(dim=-1).view_as(logits_BPV)
 
 
-def draw_tokens(logits_BPV: Tensor, top_k: int, top_p: float, noise_BPV: Tensor | None) -> Tensor:
+def draw_tokens(
+    logits_BPV: Tensor, top_k: int, top_p: float, noise_BPV: Tensor | None, rounded: bool = False
+) -> Tensor:
     """One token a position, int64 [B, P].
 
-    noise_BPV: Exp(1) draws; the token is argmax of probability / noise, a draw from the filtered distribution.
+    rounded: the logits come from a model in half precision, see `kept_tokens`.
+
+    noise_BPV: Exp(1) draws above 0; the token is argmax of probability / noise, a draw from the filtered distribution.
     None stands for the most probable token.
     """
     if noise_BPV is None:
         return logits_BPV.argmax(dim=-1)
-    values, tokens = keep_candidates(logits_BPV, top_k, top_p)
-    if tokens is None:
-        return (values.softmax(dim=-1) / noise_BPV).argmax(dim=-1)
-    winner = (values.softmax(dim=-1) / noise_BPV.gather(-1, tokens)).argmax(dim=-1, keepdim=True)
-    return tokens.gather(-1, winner).squeeze(-1)
+    logits_RV, noise_RV = logits_BPV.flatten(0, -2), noise_BPV.flatten(0, -2)
+    step = ROWS if logits_RV.device.type == "cpu" else len(logits_RV)
+    drawn = [
+        _draw(logits, top_k, top_p, noise, rounded)
+        for logits, noise in zip(logits_RV.split(step), noise_RV.split(step), strict=True)
+    ]
+    return torch.cat(drawn).view(logits_BPV.shape[:-1])
+
+
+def _draw(logits_RV: Tensor, top_k: int, top_p: float, noise_RV: Tensor, rounded: bool) -> Tensor:
+    odds_RV = (logits_RV - logits_RV.amax(dim=-1, keepdim=True)).exp_().div_(noise_RV)
+    if 0 < top_k < logits_RV.shape[-1] or top_p > 0.0:
+        odds_RV.mul_(kept_tokens(logits_RV, top_k, top_p, rounded))
+    return odds_RV.argmax(dim=-1)
 
 
 def gumbel_temperature(ratio: float) -> float:

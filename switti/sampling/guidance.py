@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from switti.sampling.config import SamplingConfig
@@ -43,11 +44,11 @@ class GuidancePlan:
 
     def combine(self, logits: Tensor, batch: int, scale: int) -> Tensor:
         """Guided logits [batch, P, V] in float32 from rows [conditional; unconditional] or conditional only."""
-        conditional = logits[:batch].float() if logits.dtype.itemsize < 4 else logits[:batch]
+        exact = torch.promote_types(logits.dtype, torch.float32)
+        conditional = logits[:batch].to(exact)
         strength = self.strengths[scale]
         if strength != 0.0:
-            unconditional = logits[batch:].to(conditional.dtype)
-            return conditional * (1.0 + strength) - unconditional * strength
+            return (conditional * (1.0 + strength)).sub_(logits[batch:].to(exact), alpha=strength)
         if scale >= max(self.start, self.stop) and self.late_temperature is not None:
             return conditional / self.late_temperature
         return conditional

@@ -126,7 +126,7 @@ class SwittiPipeline:
         """Pictures in the order of the prompts, all of one prompt together.
 
         A picture depends on its prompt, seed and settings alone, not on its batch. seeds: one a picture (default 0, 1,
-        …). generator: a CPU generator a picture, equal to giving their seeds; a single one draws a seed for each.
+        …). generator: a CPU generator a picture, or a single one for all: each draws a seed a picture and so moves on.
         sampling: instead of the pipeline's; **changes: single fields of it, such as guidance=6.0 or top_k=100.
         negative_prompt: what guidance leads away from, one for all or one a prompt. switch_prompts: the captions that
         are followed from scale `switch_scale` on (Section 3.4). crop: (height, width, top, left) of the crop condition.

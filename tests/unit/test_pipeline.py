@@ -94,10 +94,16 @@ def test_pictures_do_not_depend_on_their_batch(visibility: str) -> None:
     assert not close(together[2], together[3])
 
 
-def test_generators_equal_their_seeds(pipeline: SwittiPipeline) -> None:
-    seeded = pipeline(["a", "b"], seeds=[7, 8], output_type="pt")
-    generators = [torch.Generator().manual_seed(seed) for seed in (7, 8)]
-    assert torch.equal(pipeline(["a", "b"], generator=generators, output_type="pt"), seeded)
+def test_generators(pipeline: SwittiPipeline) -> None:
+    """One a picture: the same state gives the same picture, and each call moves it on."""
+
+    def generators() -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed) for seed in (7, 8)]
+
+    used = generators()
+    first = pipeline(["a", "b"], generator=used, output_type="pt")
+    assert torch.equal(pipeline(["a", "b"], generator=generators(), output_type="pt"), first)
+    assert not close(pipeline(["a", "b"], generator=used, output_type="pt"), first)
     single = [
         pipeline(["a", "b"], generator=torch.Generator().manual_seed(s), batch_size=n, output_type="pt")
         for s, n in ((1, 2), (1, 1), (2, 2))
