@@ -28,7 +28,7 @@ def guidance_blocks(study: Study) -> list[Block]:
         if processor:
             cells.append(_ratio_cell(study, (variant, early), (reference, False), processor=True))
         rows.append(tuple(cells))
-    title = f"{reference.label}, {_guidance(reference, False)}"
+    title = f"{reference.label}, guidance {_guidance(reference, False)}"
     header = ["variant", "guidance", "ms a batch", f"time / {title}", "time / same variant, as configured"]
     header += [f"processor time / {title}"] if processor else []
     caption = (
