@@ -146,6 +146,13 @@ class SamplingCase:
         return 1.0 - inside / total
 
 
+def with_visibility(model: ScaleTransformer, variant: str) -> None:
+    """Makes a model causal or non-causal in place: both have the same parameters."""
+    model.config = replace(model.config, visibility=variant)  # type: ignore[arg-type]
+    for block in model.typed_blocks:
+        block.attn.visibility = variant
+
+
 def late_stop(sampling: SamplingConfig, resolution: int) -> SamplingConfig:
     """Guidance stopped two scales early."""
     return replace(sampling, guidance_stop=len(SCALES[resolution]) - 2)

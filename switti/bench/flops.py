@@ -18,13 +18,34 @@ def forward_flops(config: GeneratorConfig, batch: int, text_tokens: int) -> int:
     """Of one forward pass over all scales; a multiplication with an addition counts as two."""
     pyramid, width = Pyramid(tuple(config.scales)), config.width
     length = pyramid.length
-    feed_forward = 3 * width * (width * 8 // 3) if config.ffn == "swiglu" else 8 * width * width
-    per_token = 4 * width * width + 2 * width * width + feed_forward  # qkv + proj, cross q + proj, FFN
     attention = 2 * width * (attention_pairs(pyramid, config.visibility) + length * text_tokens)
     caption = text_tokens * config.text_width * 2 * width + 6 * width * width
-    outside = length * width * (config.codebook_size + config.code_width) + 2 * width * width
+    outside = length * width * config.code_width + 2 * width * width
     outside += width * (config.pooled_width + width * config.crop_condition)
-    return 2 * batch * (config.depth * (length * per_token + attention + caption) + outside)
+    blocks = config.depth * (length * _per_token(config) + attention + caption)
+    return 2 * batch * (blocks + outside) + head_flops(config, batch)
+
+
+def _per_token(config: GeneratorConfig) -> int:
+    """Products of one block and token but for attention: qkv + proj, cross q + proj, feed-forward."""
+    width = config.width
+    feed_forward = 3 * width * (width * 8 // 3) if config.ffn == "swiglu" else 8 * width * width
+    return 4 * width * width + 2 * width * width + feed_forward
+
+
+def head_flops(config: GeneratorConfig, batch: int) -> int:
+    """The head's part of `forward_flops`, which runs in float32."""
+    return 2 * batch * Pyramid(tuple(config.scales)).length * config.width * config.codebook_size
+
+
+def scale_flops(config: GeneratorConfig, scale: int, rows: int, text_tokens: int) -> int:
+    """Of sampling one scale with `rows` rows (twice the pictures under guidance), the caption's part left out."""
+    pyramid, width = Pyramid(tuple(config.scales)), config.width
+    size, stop = pyramid.sizes[scale], pyramid.spans[scale][1]
+    seen = stop if config.visibility == "causal" else size
+    attention = 2 * width * size * (seen + text_tokens)
+    outside = size * width * (config.codebook_size + (config.code_width if scale else 0))
+    return 2 * rows * (config.depth * (size * _per_token(config) + attention) + outside)
 
 
 def training_flops(config: GeneratorConfig, batch: int, text_tokens: int) -> int:

@@ -54,6 +54,11 @@ def peak_bytes(job: Job) -> int:
     return max(0, _status("VmHWM") - before)
 
 
+def process_peak_bytes() -> int:
+    """Largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def _status(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):

@@ -6,6 +6,7 @@ second under raw.
 
 import statistics
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -18,14 +19,17 @@ from switti.bench.cases import (
     build,
     late_stop,
     training_pair,
+    with_visibility,
 )
-from switti.bench.flops import training_flops
-from switti.bench.measure import interleaved_medians, matmul_peak, peak_bytes
+from switti.bench.flops import head_flops, scale_flops, training_flops
+from switti.bench.measure import interleaved_medians, matmul_peak, peak_bytes, process_peak_bytes
 from switti.bench.report import Results
+from switti.checkpoint import build_empty, random_weights
 from switti.models.config import RQVAEConfig
 from switti.models.dense import same_weights
 from switti.models.rqvae import RQVAE
 from switti.sampling.config import SamplingConfig
+from switti.sampling.guidance import GuidancePlan
 
 
 def default_device() -> torch.device:
@@ -37,22 +41,31 @@ class Suite:
     """Sizes and repetitions. `sizes` and `batches` by resolution: the dense formulation at 1024 px needs a shallow
     model to finish in seconds; the ratio hardly depends on depth, since all blocks cost the same."""
 
-    sizes: dict[int, Size] = field(default_factory=lambda: {512: Size(depth=4), 1024: Size(depth=2)})
+    sizes: dict[int, Size] = field(default_factory=lambda: {512: Size(depth=8), 1024: Size(depth=4)})
     batches: dict[int, int] = field(default_factory=lambda: {512: 2, 1024: 1})
     sampling_size: Size = field(default_factory=lambda: Size(depth=8))
     sampling_batch: int = 4
+    full_size: Size = field(default_factory=lambda: Size(width=1920, heads=30, depth=30))
     repetitions: int = 5
+    full_repetitions: int = 2
     device: torch.device = field(default_factory=default_device)
 
     @classmethod
     def quick(cls) -> "Suite":
         small = Size(width=64, heads=2, depth=1)
-        return cls({512: small, 1024: small}, {512: 1, 1024: 1}, small, 1, repetitions=1)
+        return cls(
+            {512: small, 1024: small}, {512: 1, 1024: 1}, small, 1, small, repetitions=1, full_repetitions=1
+        )
 
     def measure_train(self, results: Results) -> None:
-        """Training step, dense against ours, and the share of the machine's matrix-product peak."""
-        peak = matmul_peak(torch.bfloat16, self.device)
-        results.raw["matmul_peak.bfloat16"] = peak
+        """Training step, dense against ours, and the share of the machine's matrix-product peak.
+
+        matmul_share: time that the step's products would take at the peaks of their types (the head's in float32, the
+        others in bfloat16), over the time that the step takes. matmul_share_bfloat16: the same as if all of them ran
+        at the peak of bfloat16.
+        """
+        peak, exact_peak = (matmul_peak(dtype, self.device) for dtype in (torch.bfloat16, torch.float32))
+        results.raw |= {"matmul_peak.bfloat16": peak, "matmul_peak.float32": exact_peak}
         for resolution, size in self.sizes.items():
             for variant in VARIANTS:
                 name, batch = f"train.{resolution}.{variant}", self.batches[resolution]
@@ -63,8 +76,11 @@ class Suite:
                 results.raw[f"{name}.dense.seconds"] = seconds["dense"]
                 for formulation, job in jobs.items():
                     results.raw[f"{name}.{formulation}.peak_bytes"] = peak_bytes(job)
-                flops = training_flops(size.config(resolution, variant), batch, TEXT_TOKENS)
-                results.ratios[f"{name}.matmul_share"] = flops / seconds["ours"] / peak
+                config = size.config(resolution, variant)
+                flops, head = training_flops(config, batch, TEXT_TOKENS), 3 * head_flops(config, batch)
+                ideal = (flops - head) / peak + head / exact_peak
+                results.ratios[f"{name}.matmul_share"] = ideal / seconds["ours"]
+                results.ratios[f"{name}.matmul_share_bfloat16"] = flops / peak / seconds["ours"]
         if 512 in self.sizes:
             results.ratios["train.512.matmul_share"] = results.ratios["train.512.non_causal.matmul_share"]
 
@@ -145,3 +161,40 @@ class Suite:
         for job in ("tokenize", "decode"):
             ratio = seconds[f"{job}.float32"] / seconds[f"{job}.bfloat16"]
             results.ratios[f"tokenizer.256.{job}.bfloat16_over_float32"] = ratio
+
+    def measure_full(self, results: Results) -> None:
+        """Sampling one 512 px picture with the published 2.5 B parameters' shape, random weights in bfloat16.
+
+        Four variants take turns; the two kinds of visibility share the weights. Without text encoders and decoding.
+        """
+        peak = matmul_peak(torch.bfloat16, self.device)
+        model = random_weights(
+            build_empty(self.full_size.config(512, "non_causal"), torch.bfloat16), 0, self.device
+        )
+        model.eval()
+        case, everywhere = SamplingCase.of(model, 1), SamplingConfig(gumbel=False)
+        plans = {"full": everywhere, "stopped": late_stop(everywhere, 512)}
+        rows: dict[str, list[list[float]]] = {f"{v}.{kind}": [] for v in VARIANTS for kind in plans}
+
+        def sample(variant: str, kind: str) -> None:
+            with_visibility(model, variant)
+            rows[f"{variant}.{kind}"].append(case.run(plans[kind], [0]))
+
+        jobs = {f"{v}.{kind}": partial(sample, v, kind) for v in VARIANTS for kind in plans}
+        seconds = interleaved_medians(jobs, self.full_repetitions, "full")
+        for name, times in rows.items():
+            variant, kind = name.split(".")
+            guided = GuidancePlan.of(plans[kind], model.pyramid).strengths
+            config = self.full_size.config(512, variant)
+            by_scale = [statistics.median(scale) for scale in zip(*times[1:], strict=True)]
+            shares = [
+                scale_flops(config, k, 1 + (guided[k] != 0.0), TEXT_TOKENS) / time / peak
+                for k, time in enumerate(by_scale)
+            ]
+            results.raw[f"sample.512.full_size.{name}.seconds"] = seconds[name]
+            results.raw[f"sample.512.full_size.{name}.seconds_per_scale"] = by_scale
+            results.raw[f"sample.512.full_size.{name}.matmul_share_per_scale"] = shares
+        results.ratios["sample.512.full_size.causal_full_over_non_causal_stopped"] = (
+            seconds["causal.full"] / seconds["non_causal.stopped"]
+        )
+        results.raw["sample.512.full_size.process_peak_bytes"] = process_peak_bytes()
