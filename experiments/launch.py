@@ -1,6 +1,7 @@
 """How a launcher is driven: start what fits, pass on what ends, stop cleanly. No command itself."""
 
 import os
+import re
 import signal
 import sys
 import time
@@ -23,6 +24,7 @@ REQUEUE = (
     76,
 )  # exit codes of a run that saved itself because its machine was taken away, of one that hung
 TAIL_LINES = 12
+_TORCHRUN = re.compile(rb"^[EW]\d{4} \S+ \d+ \S*torch/distributed/elastic/", re.MULTILINE)
 _POLL_SECONDS = 0.1
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -223,6 +225,9 @@ def last_state(line: bytes) -> str:
 
 
 def tail_of(content: bytes) -> list[str]:
-    """The last lines that say something."""
+    """The last lines that say something, ahead of what torchrun has to say about the end of its children."""
+    found = _TORCHRUN.search(content)
+    if found and content[: found.start()].strip():
+        content = content[: found.start()]
     lines = (last_state(line).strip() for line in content.split(b"\n"))
     return [line for line in lines if line][-TAIL_LINES:]

@@ -18,8 +18,8 @@ Exit code 0 when every run is finished (or is running elsewhere), 1 when a run f
 import argparse
 
 from configs.study import Study, load_study
-from experiments.command import run
-from experiments.launch import Job, Launcher, Outcome, Source, drive, job_of
+from experiments.command import EXIT_INTERRUPTED, run
+from experiments.launch import REQUEUE, Job, Launcher, Outcome, Source, drive, job_of
 from experiments.launch_local import LocalLauncher
 from experiments.planning import ACTIONS, check_same, check_study, print_plan, save_study
 from switti.errors import UserError
@@ -153,14 +153,29 @@ def _is_pruned(outcome: Outcome) -> bool:
     return state_of(outcome.job.folder) == "pruned"
 
 
+def _is_interrupted(outcome: Outcome) -> bool:
+    """Whether it has saved itself; torchrun turns the exit codes that say so into 1."""
+    record = read_json(outcome.job.folder / "record.json", default={})
+    told = outcome.code in (EXIT_INTERRUPTED, *REQUEUE) or outcome.job.ranks > 1
+    return told and record.get("status") == "interrupted"
+
+
+def _why(outcome: Outcome) -> str:
+    """The error in a line: from the record, or what a command says last when a user is to blame."""
+    if error := read_json(outcome.job.folder / "record.json", default={}).get("error"):
+        return error
+    said = [line.removeprefix("error: ") for line in outcome.tail if line.startswith("error: ")]
+    return said[-1] if said else f"exit code {outcome.code}"
+
+
 def _summarise(study: Study, source: Source, outcomes: list[Outcome]) -> None:
     pruned = [outcome for outcome in outcomes if _is_pruned(outcome)]
     failed = [outcome for outcome in outcomes if outcome.code != 0 and outcome not in pruned]
     for outcome in failed:
-        record = read_json(outcome.job.folder / "record.json", default={})
-        reason = record.get("error") or f"exit code {outcome.code}"
-        verb = "was interrupted" if record.get("status") == "interrupted" else "failed"
-        print(f"\n{outcome.job.name} {verb}: {reason}")
+        if _is_interrupted(outcome):
+            print(f"\n{outcome.job.name} was interrupted")
+            continue
+        print(f"\n{outcome.job.name} failed: {_why(outcome)}")
         print("\n".join(f"    {line}" for line in outcome.tail))
     words = [f"{len(outcomes) - len(failed) - len(pruned)} finished now"]
     if study.search is None:

@@ -151,6 +151,12 @@ def test_progress_bars_do_not_fill_the_tail() -> None:
     assert tail_of(content) == ["step 499", "last"]
 
 
+def test_what_torchrun_says_of_the_end_does_not_hide_the_error() -> None:
+    noise = b"E1122 14:03:32.891000 4495 .venv/lib/torch/distributed/elastic/multiprocessing/api.py:1002] failed\n"
+    assert tail_of(b"start\nValueError: x\n" + noise + b"Traceback\n" * 20) == ["start", "ValueError: x"]
+    assert tail_of(noise)[0].startswith("E1122")
+
+
 @pytest.mark.parametrize("jobs", ["0", "-1", "two"])
 def test_jobs_must_be_positive(study: Path, jobs: str, capsys) -> None:
     with pytest.raises(SystemExit) as caught:
