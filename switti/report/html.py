@@ -84,7 +84,10 @@ def _table(table: Table) -> str:
 
 
 def _row(table: Table, row: tuple[str, ...]) -> str:
-    first = f'<th scope="row" role="rowheader"{_class(table, 0, row[0])}>{escape(row[0])}</th>'
+    name = (
+        f' data-label="{escape(table.header[0])}"' if row[0].isdigit() else ""
+    )  # a number alone says nothing
+    first = f'<th scope="row" role="rowheader"{name}{_class(table, 0, row[0])}>{escape(row[0])}</th>'
     return first + "".join(
         f'<td role="cell" data-label="{escape(table.header[i])}"{_class(table, i, c)}>{_cell(table, i, c)}</td>'
         for i, c in enumerate(row[1:], start=1)

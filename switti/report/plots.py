@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from switti.files import atomic_write
 from switti.report.document import Figure, Panel
@@ -135,18 +135,24 @@ def step_axis(axes: Axes) -> None:
 
 
 def log_axis(axes: Axes) -> None:
-    """A logarithmic vertical axis, with 1, 2, 5 labelled where powers of ten are few; linear if nothing is positive."""
+    """A logarithmic vertical axis, with enough ticks labelled over any range; linear if nothing is positive."""
     if axes.dataLim.minposy == np.inf:
         return
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    if np.log10(high / low) < 1.5:
+    decades = np.log10(high / low)
+    if decades < 0.7:
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    elif decades < 2:
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(LogFormatter(minor_thresholds=(2, 1)))
     else:
         axes.yaxis.set_major_locator(LogLocator(numticks=6))
-        axes.yaxis.set_major_formatter(FuncFormatter(_power))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(FuncFormatter(_power if decades >= 2 else _plain))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _plain(value: float, _: int) -> str:
+    return f"{value:g}"
 
 
 def _power(value: float, _: int) -> str:

@@ -72,7 +72,7 @@ tbody th { font-weight: 500; }
 .word { text-align: left; }
 .long { white-space: normal; min-width: 18rem; }
 td code { background: none; padding: 0; }
-.code { white-space: normal; min-width: 15rem; }
+.code { white-space: normal; min-width: 11rem; overflow-wrap: anywhere; }
 @media (min-width: 40.01rem) { .table th:first-child { position: sticky; left: 0; background: var(--card); } }
 @media (max-width: 40rem) {
   .table { border: 0; overflow: visible; max-width: none; }
@@ -85,6 +85,7 @@ td code { background: none; padding: 0; }
     overflow-wrap: anywhere; }
   tbody th, .long, .code { grid-column: 1 / -1; }
   tbody th { font-weight: 600; font-size: .95rem; }
+  tbody th[data-label]::before { content: attr(data-label) " "; }
   td::before { content: attr(data-label); display: block; color: var(--faint); font-size: .78rem; line-height: 1.3; }
   caption { padding: 0 0 .5rem; }
   .panels.small { grid-template-columns: repeat(2, minmax(0, 1fr)); }
