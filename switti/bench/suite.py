@@ -22,7 +22,7 @@ from switti.bench.cases import (
     with_visibility,
 )
 from switti.bench.flops import head_flops, scale_flops, training_flops
-from switti.bench.measure import interleaved_medians, matmul_peak, peak_bytes, process_peak_bytes
+from switti.bench.measure import Job, interleaved_medians, matmul_peak, peak_bytes, process_peak_bytes
 from switti.bench.report import Results
 from switti.checkpoint import build_empty, random_weights
 from switti.models.config import RQVAEConfig
@@ -180,7 +180,7 @@ class Suite:
             with_visibility(model, variant)
             rows[f"{variant}.{kind}"].append(case.run(plans[kind], [0]))
 
-        jobs = {f"{v}.{kind}": partial(sample, v, kind) for v in VARIANTS for kind in plans}
+        jobs: dict[str, Job] = {f"{v}.{kind}": partial(sample, v, kind) for v in VARIANTS for kind in plans}
         seconds = interleaved_medians(jobs, self.full_repetitions, "full")
         for name, times in rows.items():
             variant, kind = name.split(".")

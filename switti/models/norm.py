@@ -72,10 +72,12 @@ class RMSNorm(nn.Module):
         if torch.compiler.is_compiling() or self.weight.dtype.itemsize < 4 or x.dim() != 3:
             return combine(F.rms_norm(x, (x.shape[-1],), eps=self.eps) * self.weight, factor, addend)
         gain = self.weight if factor is None else self.weight * factor
-        residual = addend is not None and addend.shape == x.shape
-        dtype = addend.dtype if residual else torch.promote_types(x.dtype, self.weight.dtype)
-        if not residual and torch.is_autocast_enabled(x.device.type):
+        if addend is not None and addend.shape == x.shape:
+            dtype = addend.dtype
+        elif torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
+        else:
+            dtype = torch.promote_types(x.dtype, self.weight.dtype)
         return ModulatedRMS.apply(x, gain, addend, self.eps, dtype)
 
 

@@ -80,11 +80,11 @@ def test_command_reports_a_wrong_weight(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_wrong_filter_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dropping one candidate too few is noticed."""
-    original = filters._below_nucleus
+    """A nucleus a little too large is noticed."""
+    original = filters.kept_tokens
 
-    def lenient(values: torch.Tensor, top_p: float) -> torch.Tensor:
-        return original(values, min(1.0, top_p + 0.02))
+    def lenient(logits: torch.Tensor, top_k: int, top_p: float, rounded: bool = False) -> torch.Tensor:
+        return original(logits, top_k, min(1.0, top_p + 0.02), rounded)
 
-    monkeypatch.setattr(filters, "_below_nucleus", lenient)
+    monkeypatch.setattr(filters, "kept_tokens", lenient)
     assert any(not check.passed for check in check_functions(FOLDER, META))
