@@ -56,7 +56,7 @@ class LocalLauncher:
         if wanted > len(self.gpus):
             raise UserError(
                 f"run {planned.name}: trainer.devices={trainer.devices} with trainer.accelerator="
-                f"{trainer.accelerator} needs {wanted} GPUs; there are {len(self.gpus)}"
+                f"{trainer.accelerator} asks for more GPUs than there are ({len(self.gpus)})"
             )
 
     def room(self) -> int:

@@ -51,7 +51,7 @@ def check_same(planned: PlannedRun, state: State) -> None:
         saved = from_run(folder)
     except UserError as error:
         raise UserError(f"{folder} was made by another version ({error}): {_REMEDY}") from error
-    check_resumable(planned.config, folder)
+    check_resumable(planned.config, folder, remedy="another study=…")
     before, now = saved.trainer.max_steps, planned.config.trainer.max_steps
     if state == "finished" and before != now:
         raise UserError(f"{folder} is finished with trainer.max_steps={before}, not {now}: {_REMEDY}")

@@ -75,8 +75,11 @@ def show(config: RunConfig) -> int:
     return 0
 
 
-def check_resumable(config: RunConfig, folder: Path) -> None:
-    """Resuming with other settings would compute something else: an error that names them."""
+def check_resumable(config: RunConfig, folder: Path, remedy: str = "another name=…") -> None:
+    """Resuming with other settings would compute something else: an error that names them.
+
+    remedy: what gives the run another folder.
+    """
     before = from_run(folder)
     changed = [
         f"{name}={get(config, name)} (the run has {get(before, name)})"
@@ -88,7 +91,7 @@ def check_resumable(config: RunConfig, folder: Path) -> None:
     if changed:
         raise UserError(
             f"{folder} was started with other settings: {'; '.join(changed)}. Give the old ones to resume it, "
-            "another name=… to start a new run, or remove the folder"
+            f"{remedy} to start anew, or remove the folder"
         )
 
 
