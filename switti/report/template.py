@@ -78,7 +78,7 @@ td code { background: none; padding: 0; }
   .table { border: 0; overflow: visible; max-width: none; }
   table, tbody, caption { display: block; }
   thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
-  tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(6rem, 1fr)); gap: .3rem .9rem;
+  tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)); gap: .3rem .9rem;
     padding: .6rem .8rem; margin-bottom: .6rem; border: 1px solid var(--grid); border-radius: .5rem; }
   thead tr { border: 0; }
   th, td { display: block; padding: 0; border: 0; text-align: left; white-space: normal; min-width: 0;
