@@ -11,9 +11,11 @@ Needs neither torch nor a network. Ctrl-C ends it.
 """
 
 import argparse
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 
 from experiments.board_layout import Board
 from experiments.command import run
@@ -47,6 +49,7 @@ def _serve(board: Board, folder: Path, host: str, port: int) -> int:
         sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--host", host, "--port", str(port),
         "--reload_interval", "5", "--reload_multifile", "true",
     ]  # fmt: skip
+    signal.signal(signal.SIGTERM, _interrupt)  # the server must not outlive this process
     server = subprocess.Popen(command)
     try:
         while True:
@@ -66,6 +69,10 @@ def _serve(board: Board, folder: Path, host: str, port: int) -> int:
     if code:
         raise UserError(f"TensorBoard could not serve {host}:{port} (see above); another --port may be free")
     return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
