@@ -52,10 +52,11 @@ class DataDamage(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What was missing from the beginning is counted once; a resumed run has it in its checkpoint."""
         self._step = trainer.global_step
-        if self._step:
-            self._read_list()
-        elif trainer.is_global_zero:
-            self.path.unlink(missing_ok=True)
+        self._rows = self._listed_until(self._step) if self._step else {}
+        if trainer.is_global_zero and self.path.is_file():
+            with atomic_write(self.path) as temporary:
+                temporary.write_text("")
+            self._append(list(self._rows.values()))
         if not self._step:
             losses = [_plain(loss) for loss in trainer.datamodule.losses]  # type: ignore[attr-defined]
             self._add(trainer, losses)
@@ -78,12 +79,13 @@ class DataDamage(Callback):
         self._read_here, self._damages_here = 0, []
 
     def _add(self, trainer: Trainer, damages: list[tuple[Any, ...]]) -> None:
-        listed = len(self._rows)
+        new: list[tuple[Any, ...]] = []
         for kind, shard, key, reason, samples in damages:
             before = self.by_shard[kind, shard]
             self.by_shard[kind, shard] += samples or 1
-            if len(self._rows) < LISTED:
-                self._rows.setdefault((kind, key), (self._step, kind, shard, key, reason))
+            if (kind, key) not in self._rows and len(self._rows) < LISTED:
+                self._rows[kind, key] = (self._step, kind, shard, key, reason)
+                new.append(self._rows[kind, key])
             if trainer.is_global_zero and self.by_shard[kind, shard].bit_length() > before.bit_length():
                 now = self.by_shard[kind, shard]
                 log.warning("bad data: %s × %s in %s, last %s: %s", now, kind, shard, key, reason)
@@ -91,29 +93,29 @@ class DataDamage(Callback):
             values = {f"data/bad/{kind}": float(number) for kind, number in self.totals.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=self._step)
-        if len(self._rows) > listed and trainer.is_global_zero:
-            self._write_list()
+        if new and trainer.is_global_zero:
+            self._append(new)
 
     # ---- the list (rank zero writes) and the state --------------------------------------------------------------
 
-    def _write_list(self) -> None:
-        with (
-            atomic_write(self.path) as temporary,
-            temporary.open("w", encoding="utf-8", newline="") as stream,
-        ):
+    def _append(self, rows: list[tuple[Any, ...]]) -> None:
+        with self.path.open("a", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            writer.writerows(self._rows.values())
+            if stream.tell() == 0:
+                writer.writerow(COLUMNS)
+            writer.writerows(rows)
 
-    def _read_list(self) -> None:
-        """What was listed up to the step that the run goes on from; later entries will come again."""
+    def _listed_until(self, step: int) -> dict[tuple[str, str], tuple[Any, ...]]:
+        """What the file lists up to the step that the run goes on from; later entries will come again."""
         if not self.path.is_file():
-            return
+            return {}
         with self.path.open(encoding="utf-8", newline="") as stream:
-            for row in csv.DictReader(stream):
-                if int(row["step"]) <= self._step:
-                    values = (int(row["step"]), *(row[name] for name in COLUMNS[1:]))
-                    self._rows[row["kind"], row["key"]] = values
+            rows = [[row.get(name) or "" for name in COLUMNS] for row in csv.DictReader(stream)]
+        return {
+            (kind, key): (int(at), kind, shard, key, reason)
+            for at, kind, shard, key, reason in rows
+            if at.isdigit() and int(at) <= step
+        }
 
     def state_dict(self) -> dict[str, Any]:
         by_shard = [[*names, number] for names, number in self.by_shard.items()]

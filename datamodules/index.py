@@ -24,7 +24,7 @@ from switti.files import atomic_write
 log = logging.getLogger(__name__)
 
 FORMAT = 2
-_BLOCK = 512
+_BLOCK, _CHUNK = 512, 1 << 16
 _PICTURE, _CAPTION, _META = range(3)
 _NOWHERE = 1 << 62  # an offset beyond the end of every file
 
@@ -164,8 +164,13 @@ def _list_members(path: Path, descriptor: int, samples: dict[str, dict[int, tupl
                 raise CutOffError(f"truncated or damaged at byte {member.offset}")
             if member.isreg():
                 _add(samples, path, member)
-        # tarfile takes a torn header for the end of the archive: only a block of zeros is one.
-        if os.pread(descriptor, _BLOCK, tar.offset) != bytes(_BLOCK):
+        # tarfile takes a torn header for the end of the archive: only zeros up to the end of the file are one.
+        rest = tar.offset
+        while data := os.pread(descriptor, _CHUNK, rest):
+            if any(data):
+                raise CutOffError(f"truncated or damaged at byte {tar.offset}")
+            rest += len(data)
+        if rest - tar.offset < _BLOCK:
             raise CutOffError(f"truncated or damaged at byte {tar.offset}")
 
 

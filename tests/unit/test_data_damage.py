@@ -213,6 +213,18 @@ def test_too_many_losses_stop_before_training_with_a_list(folder: Path) -> None:
         module(folder, train=f"{folder}/train-{{000000..000004}}.tar").setup("fit")  # 3 and a whole one of 5
 
 
+def test_a_hole_in_the_middle_is_not_taken_for_the_end(folder: Path) -> None:
+    path = folder / "train-000002.tar"
+    with tarfile.open(path) as tar:
+        begin = tar.getmembers()[6].offset
+    with path.open("rb+") as stream:
+        stream.seek(begin)
+        stream.write(bytes(1024))
+    assert len(load_index(path, salvage=True)) == 2
+    with pytest.raises(UserError, match="truncated or damaged at byte"):
+        load_index(path)
+
+
 def test_repaired_shards_are_indexed_anew(folder: Path) -> None:
     path = folder / "train-000002.tar"
     content = path.read_bytes()
