@@ -158,6 +158,9 @@ def check_launch(config: TrainerConfig, environment: Mapping[str, str] = os.envi
             f"{launcher[0]} has started {launcher[1]} processes, but trainer.devices={config.devices} × "
             f"trainer.num_nodes={config.num_nodes} = {wanted}; make them agree"
         )
+    by_srun = launcher is not None and launcher[0] == "srun"
+    if by_srun and wanted > 1 and "SLURM_NTASKS_PER_NODE" not in environment:
+        raise UserError(f"give sbatch and srun --ntasks-per-node={config.devices} instead of --ntasks")
     if launcher is None and config.num_nodes > 1 and "NODE_RANK" not in environment:
         raise UserError(
             f"trainer.num_nodes={config.num_nodes} needs a launcher on every node: torchrun or srun"

@@ -148,7 +148,7 @@ def train(case: dict[str, Any], out: Path) -> None:
     callbacks = [RunState(7, {}), watch, DataPosition(), ExponentialMovingAverage(0.9)]
     folder = out / case.get("folder", case["name"])
     if case.get("save"):
-        callbacks.append(RunCheckpoint(folder / "checkpoints", case["save"], 2))
+        callbacks.append(RunCheckpoint(folder / "checkpoints", case["save"], case.get("keep", 2)))
     if case.get("metrics"):
         callbacks.append(measured(case["metrics"]))
     stop = case.get("stop_after")

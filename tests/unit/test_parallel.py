@@ -1,0 +1,94 @@
+"""Strategies by settings, and what is refused before anything starts. No process is started here."""
+
+import pytest
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+
+from configs.loading import load
+from lightning_modules.config import TrainerConfig
+from lightning_modules.parallel import (
+    ShardedStrategy,
+    build_strategy,
+    check_launch,
+    cluster_environment,
+    find_launcher,
+)
+from switti.errors import UserError
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}
+SRUN = {"SLURM_PROCID": "3", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "16", "SLURM_NTASKS": "16"}
+SRUN["SLURM_NTASKS_PER_NODE"] = "4"
+BATCH = {
+    "SLURM_PROCID": "0",
+    "SLURM_NTASKS": "16",
+    "SLURM_JOB_ID": "7",
+}  # a batch script that has not called srun
+
+
+def test_strategy_follows_the_settings() -> None:
+    assert build_strategy(TrainerConfig()) == "auto"
+    assert isinstance(build_strategy(TrainerConfig(devices=2)), DDPStrategy)
+    assert isinstance(build_strategy(TrainerConfig(strategy="ddp")), DDPStrategy)
+    full = build_strategy(TrainerConfig(strategy="fsdp", devices=4, num_nodes=2))
+    hybrid = build_strategy(TrainerConfig(strategy="fsdp", devices=4, num_nodes=2, sharding_size=4))
+    assert isinstance(full, ShardedStrategy) and full.sharding_size == 8
+    assert isinstance(hybrid, ShardedStrategy) and hybrid.sharding_size == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["trainer.sharding_size=2"], "trainer.sharding_size=2 belongs to trainer.strategy=fsdp"),
+        (
+            ["trainer.strategy=fsdp", "trainer.devices=4", "trainer.sharding_size=3"],
+            "trainer.sharding_size=3 must divide trainer.devices × trainer.num_nodes=4",
+        ),
+        (["trainer.strategy=fsdp", "trainer.sharding_size=0"], "trainer.sharding_size=0 must divide"),
+        (["trainer.strategy=fsdp", "task=tokenizer"], "trainer.strategy=fsdp is for generators"),
+        (["trainer.strategy=fdsp"], "trainer.strategy=fdsp is not one of auto, ddp, fsdp"),
+        (["trainer.devices=3"], "data.batch_size=8 must be a multiple of"),
+        (["callbacks.keep_every=-1"], "callbacks.keep_every=-1"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(settings: list[str], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load("generator/tiny", settings)
+    assert words in str(caught.value)
+
+
+def test_who_has_started_the_processes() -> None:
+    assert find_launcher({}) is None
+    assert find_launcher(BATCH) is None
+    assert find_launcher(TORCHRUN) == ("torchrun", 4)
+    assert find_launcher(SRUN) == ("srun", 16)
+    assert find_launcher(SRUN | TORCHRUN) == ("torchrun", 4)  # torchrun inside of a job step
+
+
+def test_another_number_of_processes_is_refused() -> None:
+    check_launch(TrainerConfig(devices=2, num_nodes=2), TORCHRUN)
+    check_launch(TrainerConfig(devices=4, num_nodes=4), SRUN)
+    check_launch(TrainerConfig(devices=4), {})
+    for trainer, environment, words in (
+        (TrainerConfig(), TORCHRUN, "torchrun has started 4 processes, but trainer.devices=1"),
+        (TrainerConfig(devices=8), SRUN, "srun has started 16 processes, but trainer.devices=8"),
+        (
+            TrainerConfig(devices=4, num_nodes=4),
+            {k: v for k, v in SRUN.items() if k != "SLURM_NTASKS_PER_NODE"},
+            "--ntasks-per-node=4",
+        ),
+        (TrainerConfig(num_nodes=2), {}, "trainer.num_nodes=2 needs a launcher on every node"),
+        (TrainerConfig(num_nodes=2), BATCH, "trainer.num_nodes=2 needs a launcher on every node"),
+    ):
+        with pytest.raises(UserError) as caught:
+            check_launch(trainer, environment)
+        assert words in str(caught.value)
+
+
+def test_lightning_is_told_who_it_was_and_never_requeues(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (SRUN | {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "switti"}).items():
+        monkeypatch.setenv(name, value)
+    assert cluster_environment({}) == []
+    (torchrun,) = cluster_environment(TORCHRUN)
+    assert isinstance(torchrun, TorchElasticEnvironment)
+    (srun,) = cluster_environment(SRUN)
+    assert isinstance(srun, SLURMEnvironment) and not srun.auto_requeue
