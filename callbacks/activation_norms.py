@@ -12,7 +12,7 @@ class ActivationNorms(Callback):
     """Logs mean and largest token norm of each block's output at every `every`-th optimiser step.
 
     Names: norms/block_<i>/mean, norms/block_<i>/max, and norms/last/… for the last block, which is what Figure 3
-    shows. Norms are Euclidean, over the model's width, in float32; the largest is over all tokens of all ranks.
+    shows. Of accumulated batches the first one counts. Norms are Euclidean, over the model's width, in float32; the largest is over all tokens of all ranks.
     """
 
     def __init__(self, every: int) -> None:
@@ -37,11 +37,11 @@ class ActivationNorms(Callback):
         return note
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        if not self._handles:
-            return
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        if not self._norms or trainer.global_step == self._done_step:
+            return  # while gradients accumulate: a value logged now would stand under the step before
         last = max(self._norms)
         means, largest = {}, {}
         for index, (mean, maximum) in self._norms.items():
