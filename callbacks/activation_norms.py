@@ -12,7 +12,8 @@ class ActivationNorms(Callback):
     """Logs mean and largest token norm of each block's output at every `every`-th optimiser step.
 
     Names: norms/block_<i>/mean, norms/block_<i>/max, and norms/last/… for the last block, which is what Figure 3
-    shows. Of accumulated batches the first one counts. Norms are Euclidean, over the model's width, in float32; the largest is over all tokens of all ranks.
+    shows. Norms are Euclidean, over the model's width, in float32; the largest is over all tokens of all ranks. Of
+    accumulated batches the first one counts.
     """
 
     def __init__(self, every: int) -> None:
