@@ -21,27 +21,28 @@ def case(name: str, variant: str, **trainer: Any) -> dict[str, Any]:
 
 
 def matrix(**fixed: Any) -> list[dict[str, Any]]:
-    """With and without accumulation, checkpointing and compilation, in both variants."""
+    """With and without accumulation and checkpointing, in both variants."""
     options: list[dict[str, Any]] = [
-        {}, {"accumulate": 2}, {"checkpointing": True}, {"accumulate": 2, "checkpointing": True}, {"compile": True},
-        {"accumulate": 2, "checkpointing": True, "compile": True},
+        {}, {"accumulate": 2}, {"checkpointing": True}, {"accumulate": 2, "checkpointing": True},
     ]  # fmt: skip
     return [
-        case("_".join([str(v) for v in fixed.values()] + sorted(chosen)), variant, **fixed, **chosen)
+        case("_".join([str(value) for value in fixed.values()] + sorted(chosen)), variant, **fixed, **chosen)
         for chosen in options
         for variant in VARIANTS
     ]
 
 
+EVERYTHING: dict[str, Any] = {"strategy": "fsdp", "accumulate": 2, "checkpointing": True, "compile": True}
 LAUNCHES = {
-    "1 process": (1, 1, [c for c in matrix(strategy="fsdp") if "compile" not in c["trainer"]]),
-    "2 ranks": (2, 1, [*matrix(strategy="fsdp"), *(case("ddp", v, strategy="ddp") for v in VARIANTS),
-                       *(case("ddp_accumulate", v, strategy="ddp", accumulate=2) for v in VARIANTS),
-                       *(case("ddp_compile", v, strategy="ddp", compile=True) for v in VARIANTS)]),
-    "4 ranks": (4, 1, [*matrix(strategy="fsdp", sharding_size=2), *matrix(strategy="fsdp")[:4],
-                       *(case("ddp", v, strategy="ddp") for v in VARIANTS)]),
-    "2 nodes of 1": (1, 2, [*matrix(strategy="fsdp")[:4], *(case("ddp", v, strategy="ddp") for v in VARIANTS)]),
-    "2 nodes of 2": (2, 2, matrix(strategy="fsdp", sharding_size=2)[:8]),
+    "1 process": (1, 1, matrix(strategy="fsdp")),
+    "2 ranks": (2, 1, [*matrix(strategy="ddp"), *matrix(strategy="fsdp")]),
+    "2 ranks, compiled": (
+        2, 1, [case("ddp", "causal", strategy="ddp", compile=True), *(case("all", v, **EVERYTHING) for v in VARIANTS)]
+    ),
+    "4 ranks": (4, 1, [*matrix(strategy="fsdp", sharding_size=2), *matrix(strategy="fsdp"), *matrix(strategy="ddp")]),
+    "4 ranks, compiled": (4, 1, [case("all", v, **EVERYTHING, sharding_size=2) for v in VARIANTS]),
+    "2 nodes of 1": (1, 2, [*matrix(strategy="fsdp"), *(case("ddp", v, strategy="ddp") for v in VARIANTS)]),
+    "2 nodes of 2": (2, 2, matrix(strategy="fsdp", sharding_size=2)),
 }  # fmt: skip
 
 
