@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 
 from switti.errors import UserError
+from switti.report import fields
 
 RECORD_FORMAT = 1
 _RECORD, _CONFIG, _METRICS, _EVALUATION = "record.json", "config.yaml", "metrics.csv", "evaluation.json"
@@ -122,11 +123,7 @@ def read_run(path: str | Path) -> Run:
     """Read one run folder. Raises UserError for another record format and for files that are not what they claim."""
     path = Path(path)
     record = _read_json(path / _RECORD)
-    if record.get("format") != RECORD_FORMAT:
-        raise UserError(
-            f"{path / _RECORD} has format {record.get('format')!r}; this version reads format {RECORD_FORMAT} only: "
-            "compare it with the version that made it, or name the runs without it"
-        )
+    _check_record(record, path / _RECORD)
     return Run(
         path,
         _read_config(path / _CONFIG),
@@ -137,9 +134,25 @@ def read_run(path: str | Path) -> Run:
     )
 
 
+def _check_record(record: dict[str, Any], path: Path) -> None:
+    """The format, and the kind of what is computed with; the rest is only shown."""
+    if record.get("format") != RECORD_FORMAT:
+        raise UserError(
+            f"{path} has format {record.get('format')!r}; this version reads format {RECORD_FORMAT} only: "
+            "compare it with the version that made it, or name the runs without it"
+        )
+    for key in ("train_seconds", "peak_memory_bytes", "step", "world_size"):
+        fields.number(record, key, path)
+    for key in ("started", "updated", "ended"):
+        fields.text(record, key, path)
+    fields.number(fields.mapping(record, "parameters", path), "trained", path)
+    fields.mapping(record, "versions", path)
+    fields.items(record, "resumed", path, int)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(_read_text(path))
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
@@ -147,13 +160,22 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not text in UTF-8") from None
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is missing: a run folder needs the resolved config to be compared")
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.safe_load(_read_text(path))
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict | None):
+        raise UserError(f"{path} must hold settings by name, not {type(value).__name__}")
     return flatten(value or {})
 
 
@@ -173,8 +195,10 @@ def _read_series(path: Path) -> dict[str, Series]:
     points: dict[str, dict[int, float]] = {}
     if not path.is_file():
         return {}
-    text = path.read_text(encoding="utf-8")
+    text = _read_text(path)
     complete = text[: text.rfind("\n") + 1]  # a run in progress may be in the middle of writing a line
+    if not complete:
+        return {}
     reader = csv.DictReader(complete.splitlines())
     if missing := {"step", "metric", "value"} - set(reader.fieldnames or ()):
         raise UserError(f"{path} lacks the columns {sorted(missing)}")
@@ -191,51 +215,55 @@ def _series(by_step: dict[int, float]) -> Series:
     return Series(np.array(steps, np.int64), np.array([by_step[step] for step in steps], np.float64))
 
 
-def _evaluation(path: Path) -> Evaluation | None:
-    if not (path / _EVALUATION).is_file():
+def _evaluation(folder: Path) -> Evaluation | None:
+    path = folder / _EVALUATION
+    if not path.is_file():
         return None
-    value = _read_json(path / _EVALUATION)
+    value = _read_json(path)
     return Evaluation(
         value.get("step"),
-        _numbers(value.get("metrics")),
-        _sampling(value.get("sampling")),
-        _sampling(value.get("sampling_stopped_early")),
+        _numbers(value, "metrics", path),
+        _sampling(value, "sampling", path),
+        _sampling(value, "sampling_stopped_early", path),
         value.get("pictures"),
         value.get("captions"),
-        value.get("settings") or {},
-        _numbers(value.get("metrics_stopped_early")),
+        fields.mapping(value, "settings", path),
+        _numbers(value, "metrics_stopped_early", path),
     )
 
 
-def _numbers(metrics: dict[str, Any] | None) -> dict[str, float]:
+def _numbers(tree: dict[str, Any], key: str, path: Path) -> dict[str, float]:
     return {
         name.removeprefix("metrics/"): float(number)
-        for name, number in (metrics or {}).items()
+        for name, number in fields.mapping(tree, key, path).items()
         if isinstance(number, int | float)
     }
 
 
-def _sampling(value: dict[str, Any] | None) -> Sampling | None:
+def _sampling(tree: dict[str, Any], key: str, path: Path) -> Sampling | None:
+    value = fields.mapping(tree, key, path)
     if not value:
         return None
+    batch = fields.seconds(value, "batch", path)
     return Sampling(
-        seconds_per_scale=tuple(value.get("seconds_per_scale") or ()),
-        seconds_total=value.get("seconds_total"),
-        batch=value.get("batch"),
+        seconds_per_scale=fields.many_seconds(value, "seconds_per_scale", path),
+        seconds_total=fields.seconds(value, "seconds_total", path),
+        batch=None if batch is None else int(batch),
         guidance_stop=value.get("guidance_stop"),
-        cache_bytes=value.get("cache_bytes"),
-        rounds=tuple(value.get("seconds_by_round") or ()),
-        processor=tuple(value.get("processor_seconds_by_round") or ()),
+        cache_bytes=fields.number(value, "cache_bytes", path),
+        rounds=fields.many_seconds(value, "seconds_by_round", path),
+        processor=fields.many_seconds(value, "processor_seconds_by_round", path),
         together=value.get("timed_together"),
     )
 
 
-def _samples(path: Path) -> Samples | None:
-    index = path / _SAMPLES / "index.json"
+def _samples(folder: Path) -> Samples | None:
+    index = folder / _SAMPLES / "index.json"
     if not index.is_file():
         return None
     value = _read_json(index)
-    prompts, seeds, files = (value.get(key) or [] for key in ("prompts", "seeds", "files"))
+    kinds = {"prompts": str, "seeds": int, "files": str}
+    prompts, seeds, files = (fields.items(value, key, index, kind) for key, kind in kinds.items())
     if not len(prompts) == len(seeds) == len(files):
         raise UserError(
             f"{index}: prompts ({len(prompts)}), seeds ({len(seeds)}) and files ({len(files)}) must match"
@@ -244,6 +272,6 @@ def _samples(path: Path) -> Samples | None:
         value.get("step"),
         tuple(prompts),
         tuple(seeds),
-        tuple(path / _SAMPLES / name for name in files),
-        value.get("sampling") or {},
+        tuple(folder / _SAMPLES / name for name in files),
+        fields.mapping(value, "sampling", index),
     )

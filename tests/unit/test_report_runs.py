@@ -88,12 +88,42 @@ def test_no_runs(tmp_path: Path) -> None:
             '{"prompts": ["a"], "seeds": [], "files": []}',
             r"prompts \(1\), seeds \(0\)",
         ),
+        ("samples/latest/index.json", '{"prompts": 1}', "prompts must be a list of str, not '1'"),
+        ("config.yaml", "- a\n", "must hold settings by name, not list"),
+        ("evaluation.json", '{"metrics": [1]}', "metrics must be an object"),
+        (
+            "evaluation.json",
+            '{"sampling": {"seconds_total": "fast"}}',
+            "seconds_total must be a number, not 'fast'",
+        ),
+        ("evaluation.json", '{"sampling": {"seconds_total": 0}}', "seconds_total must be a positive number"),
+        (
+            "evaluation.json",
+            '{"sampling": {"seconds_by_round": [1, 0]}}',
+            "seconds_by_round must be a list of positive",
+        ),
+        ("evaluation.json", '{"sampling": {"batch": true}}', "batch must be a number, not 'True'"),
+        (
+            "record.json",
+            '{"format": 1, "train_seconds": "long"}',
+            "train_seconds must be a number, not 'long'",
+        ),
+        ("record.json", '{"format": 1, "versions": ["a"]}', "versions must be an object"),
+        ("record.json", '{"format": 1, "started": 5}', "started must be text, not '5'"),
     ],
 )
 def test_refusals(folder: Path, file: str, text: str, message: str) -> None:
     (folder / file).parent.mkdir(parents=True, exist_ok=True)
     (folder / file).write_text(text)
     with pytest.raises(UserError, match=message):
+        read_run(folder)
+
+
+def test_bytes_that_are_no_text_and_a_run_that_has_just_begun(folder: Path) -> None:
+    (folder / "metrics.csv").write_text("")
+    assert read_run(folder).series == {}
+    (folder / "metrics.csv").write_bytes(b"step\xff\n")
+    with pytest.raises(UserError, match=r"metrics\.csv is not text in UTF-8"):
         read_run(folder)
 
 

@@ -1,0 +1,66 @@
+"""Values out of JSON that may hold anything: what is there must be what it claims, what is not there is left out."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from switti.errors import UserError
+
+
+def mapping(tree: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+    """The object under `key`, {} if there is none. Raises UserError for anything else, as do the others."""
+    value = tree.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise _wrong(path, key, "an object", value)
+    return value or {}
+
+
+def items(tree: dict[str, Any], key: str, path: Path, kind: type) -> list[Any]:
+    """The list under `key`, [] if there is none, all of whose items are of one type."""
+    value = tree.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(_is(kind, item) for item in value):
+        raise _wrong(path, key, f"a list of {kind.__name__}", value)
+    return value
+
+
+def number(tree: dict[str, Any], key: str, path: Path) -> float | None:
+    """The number under `key`, None if there is none."""
+    value = tree.get(key)
+    if value is None or _is(float, value):
+        return value
+    raise _wrong(path, key, "a number", value)
+
+
+def seconds(tree: dict[str, Any], key: str, path: Path) -> float | None:
+    """A number that something can be divided by: positive and finite."""
+    value = number(tree, key, path)
+    if value is not None and not (value > 0 and math.isfinite(value)):
+        raise _wrong(path, key, "a positive number", value)
+    return value
+
+
+def many_seconds(tree: dict[str, Any], key: str, path: Path) -> tuple[float, ...]:
+    """A list of such numbers, () if there is none."""
+    values = items(tree, key, path, float)
+    if not all(value > 0 and math.isfinite(value) for value in values):
+        raise _wrong(path, key, "a list of positive numbers", values)
+    return tuple(values)
+
+
+def text(tree: dict[str, Any], key: str, path: Path) -> str | None:
+    """The text under `key`, None if there is none."""
+    value = tree.get(key)
+    if value is not None and not isinstance(value, str):
+        raise _wrong(path, key, "text", value)
+    return value
+
+
+def _is(kind: type, value: Any) -> bool:
+    """A whole number is a number as well, a truth value is not."""
+    return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+
+
+def _wrong(path: Path, key: str, wanted: str, value: Any) -> UserError:
+    return UserError(f"{path}: {key} must be {wanted}, not {str(value)[:60]!r}")
