@@ -1,36 +1,31 @@
-"""RQ-VAE pretraining (Section 3.1): reconstruction, perceptual and quantisation losses.
+"""RQ-VAE pretraining (Section 3.1): losses on pictures, an adversarial part if asked for, and the quantiser's loss.
 
-Shape suffixes: B batch, C code width, L tokens of all scales, R rows, S scales, V codebook size.
+Shape suffixes: B batch, C code width, L tokens of all scales, R rows, S scales, V codebook size, H, W rows and columns
+of pictures.
 """
 
 import copy
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.config import OptimizerConfig, TrainerConfig
-from lightning_modules.optimization import build_optimizer
+from lightning_modules.reconstruction import Reconstructed, ReconstructionModule
 from lightning_modules.tokenizer_config import TokenizerLossConfig
-from switti.metrics.image_quality import psnr, ssim
-from switti.models.codebook import draw_rows, entropy, kmeans, token_counts
+from switti.errors import UserError
+from switti.models.codebook import CodebookAverage, draw_rows, entropy, kmeans, sums_by_code, token_counts
 from switti.models.config import RQVAEConfig
-from switti.models.perceptual import build_lpips
-from switti.models.rqvae import RQVAE, Reconstruction, save_rqvae
-from switti.reconstruction import ReconstructionLosses, reconstruction_losses
-
-WEIGHTS_FILE = "tokenizer.safetensors"
+from switti.models.rqvae import RQVAE, Reconstruction
+from switti.scales import Pyramid
 
 
-class TokenizerModule(pl.LightningModule):
+class TokenizerModule(ReconstructionModule):
     """Trains `rqvae`; validation and the exported weights use its average `ema_rqvae` if there is one.
 
-    seed: of the initial weights. averaged: keep `ema_rqvae`.
-    Batches need `image` [B, 3, H, W] in [-1, 1] and, for flips, `seed` int64 [B].
-    At the end of training the run folder gets `tokenizer.safetensors`, which `tokenizer_weights` accepts.
+    seed: of the initial weights. averaged: keep `ema_rqvae`. Batches need, for flips, `seed` int64 [B].
     """
 
     window_hits: Tensor
@@ -46,21 +41,43 @@ class TokenizerModule(pl.LightningModule):
         seed: int,
         averaged: bool,
     ) -> None:
-        super().__init__()
-        self.loss_config = loss
-        self.optimizer_config = optimizer
-        self.max_steps = trainer.max_steps
+        pyramids = [Pyramid(tuple(sides)) for sides in (tokenizer.scales, *loss.pyramids)]
+        for pyramid in pyramids:
+            if pyramid.latent_side > tokenizer.scales[-1]:
+                raise UserError(
+                    f"tokenizer_loss.pyramids: {list(pyramid.sides)} must not end beyond the last of "
+                    f"tokenizer.scales={tokenizer.scales}: pictures are made smaller for it, never larger"
+                )
+        sides = [pyramid.latent_side * tokenizer.downsampling for pyramid in pyramids]
+        super().__init__(loss, optimizer, trainer, sides=sides, seed=seed)
+        self.pyramids = pyramids
+        self.settings = loss  # the same object as loss_config, under its own type
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.rqvae = RQVAE(tokenizer)
+        self.rqvae.quantize.train_phi(pyramids)
+        size, codes_VC = tokenizer.codebook_size, self.rqvae.quantize.embedding.weight
+        self.code_average = None
+        if loss.codebook_update == "ema":
+            codes_VC.requires_grad_(False)
+            self.code_average = CodebookAverage(codes_VC, loss.codebook_decay)
         self.ema_rqvae = copy.deepcopy(self.rqvae).eval().requires_grad_(False) if averaged else None
-        size = tokenizer.codebook_size
         self._cared_at = -1
+        self._first_pictures: list[Tensor] = []
         self.register_buffer("window_hits", torch.zeros(size))
+        # Of the step that is being made, on this rank: how often each code was chosen, and the rows that chose it.
+        self.register_buffer("_step_counts_V", torch.zeros(size), persistent=False)
+        self.register_buffer("_step_sums_VC", torch.zeros(codes_VC.shape), persistent=False)
         counts_SV = torch.zeros(len(tokenizer.scales), size)
         self.register_buffer("validation_counts", counts_SV, persistent=False)
-        # In a tuple, where nn.Module does not look: frozen, no part of the saved state.
-        self._perceptual = (build_lpips(loss.lpips_net) if loss.lpips > 0 else None,)
+
+    @property
+    def trained_module(self) -> nn.Module:
+        return self.rqvae
+
+    @property
+    def last_layer(self) -> Tensor:
+        return self.rqvae.decoder.conv_out.weight
 
     def averaged_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """(average, source) of what an average is kept of."""
@@ -71,11 +88,10 @@ class TokenizerModule(pl.LightningModule):
         """The average if there is one, else what is being trained."""
         return self.rqvae if self.ema_rqvae is None else self.ema_rqvae
 
-    @property
-    def perceptual(self) -> nn.Module | None:
-        """LPIPS on this module's device, or None if it has no weight."""
-        network = self._perceptual[0]
-        return None if network is None else network.to(self.device)
+    def exported(self) -> RQVAE:
+        """Usage counts are a buffer, which is not averaged."""
+        self.evaluated.quantize.ema_vocab_hit_SV.copy_(self.rqvae.quantize.ema_vocab_hit_SV)
+        return self.evaluated
 
     def train(self, mode: bool = True) -> "TokenizerModule":
         """The average stays in evaluation mode."""
@@ -84,93 +100,96 @@ class TokenizerModule(pl.LightningModule):
             self.ema_rqvae.eval()
         return self
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        optimizer, scheduler = build_optimizer(self.rqvae, self.optimizer_config, self.max_steps)
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+    # ---- training -----------------------------------------------------------------------------------------------
 
-    def _pictures(self, batch: Mapping[str, Any]) -> Tensor:
-        """Training pictures; whether one is mirrored depends on its own seed only."""
+    def reconstruct(self, batch: Mapping[str, Any]) -> Reconstructed:
+        pyramid = self._pyramid_of_step()
+        image_B3HW = self._pictures(batch, pyramid)
+        output: Reconstruction = self.rqvae(image_B3HW, pyramid)
+        counts_V, sums_VC = sums_by_code(
+            output.rows.flatten(0, 1), output.tokens.flatten(), self.rqvae.config.codebook_size
+        )
+        self._step_counts_V += counts_V
+        self._step_sums_VC += sums_VC
+        figures = {"vq_loss": output.vq_loss, "codebook_use": (counts_V > 0).float().mean()}
+        return Reconstructed(output.image, image_B3HW, self.settings.vq * output.vq_loss, figures)
+
+    def _pyramid_of_step(self) -> Pyramid:
+        """One of the pyramids, drawn from the step's number alone: the same on all ranks and after a resume."""
+        pick = torch.randint(len(self.pyramids), (), generator=self._generator())
+        return self.pyramids[int(pick)]
+
+    def _pictures(self, batch: Mapping[str, Any], pyramid: Pyramid) -> Tensor:
+        """Training pictures at the pyramid's size; whether one is mirrored depends on its own seed only."""
         image_B3HW = batch["image"]
-        if not self.loss_config.flip:
+        side = pyramid.latent_side * self.rqvae.config.downsampling
+        if side < image_B3HW.shape[-1]:
+            image_B3HW = F.interpolate(image_B3HW, (side, side), mode="bicubic", antialias=True).clamp(-1, 1)
+        if not self.settings.flip:
             return image_B3HW
         mirrored_B = (batch["seed"] >> 17) % 2 == 1
         return torch.where(mirrored_B[:, None, None, None], image_B3HW.flip(-1), image_B3HW)
 
+    def after_step(self, finite: bool) -> None:
+        """Counts and, without gradients for them, codes: over all ranks."""
+        if finite:
+            self._count_codes()
+        self._step_counts_V.zero_()
+        self._step_sums_VC.zero_()
+
+    def _count_codes(self) -> None:
+        counts_V, sums_VC = (self._over_ranks(x) for x in (self._step_counts_V, self._step_sums_VC))
+        self.window_hits += counts_V
+        if self.code_average is not None:
+            self.code_average.update(self.rqvae.quantize.embedding.weight.data, counts_V, sums_VC)
+
+    def _over_ranks(self, values: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(values.clone(), reduce_op="sum")
+
+    # ---- care of the codebook -----------------------------------------------------------------------------------
+
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """First codes from the first batch; every so many optimiser steps dead codes get a new start.
+        """First codes from the first batches; every so many optimiser steps dead codes get a new start.
 
         Before a step, not after one: checkpoints are written in between, and a resumed run must do the same.
         """
-        config, step = self.loss_config, self.trainer.global_step
+        config, step = self.settings, self.trainer.global_step
         if step == self._cared_at:  # gradients are still accumulating
             return
         self._cared_at = step
-        if step == 0:
-            if config.init_codebook != "random":
-                self._initialise_codes(batch)
-        elif config.restart_dead_every and step % config.restart_dead_every == 0:
-            if step <= config.restart_until * self.max_steps:
+        if step < config.init_batches and config.init_codebook != "random":
+            self._initialise_codes(batch)
+        elif step and config.restart_dead_every and step % config.restart_dead_every == 0:
+            if step <= config.restart_until * self.trainer_config.max_steps:
                 self._restart_dead_codes(batch)
             self.window_hits.zero_()
 
     def _initialise_codes(self, batch: Mapping[str, Any]) -> None:
-        first = kmeans if self.loss_config.init_codebook == "kmeans" else draw_rows
+        self._first_pictures.append(batch["image"].cpu())
+        rows_RC = torch.cat([self._residual_rows(image.to(self.device)) for image in self._first_pictures])
+        first = kmeans if self.settings.init_codebook == "kmeans" else draw_rows
         size = self.rqvae.config.codebook_size
-        codes_VC = first(self._residual_rows(batch), size, self._generator())
+        codes_VC = first(rows_RC, size, self._generator())
         self._replace_codes(torch.ones(size, dtype=torch.bool), codes_VC)
+        if self.trainer.global_step + 1 == self.settings.init_batches:
+            self._first_pictures = []
 
     def _restart_dead_codes(self, batch: Mapping[str, Any]) -> None:
-        hits_V = self.trainer.strategy.reduce(self.window_hits.clone(), reduce_op="sum")
-        dead_V = hits_V == 0
+        dead_V = self.window_hits == 0
         dead = int(dead_V.sum())
         if dead:
-            self._replace_codes(dead_V, draw_rows(self._residual_rows(batch), dead, self._generator()))
-        self.log("train/restarted_codes", float(dead))
-
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        image_B3HW = self._pictures(batch)
-        output: Reconstruction = self.rqvae(image_B3HW)
-        terms = reconstruction_losses(output.image, image_B3HW, self.perceptual)
-        loss = self._total(terms, output.vq_loss)
-        counts_SV = token_counts(output.tokens, self.rqvae.pyramid, self.rqvae.config.codebook_size)
-        self.window_hits += counts_SV.sum(0)
-        self.log("train/loss", loss, prog_bar=True)
-        self.log_dict(self._named("train", terms))
-        self.log("train/vq_loss", output.vq_loss)
-        self.log("train/codebook_use", (counts_SV.sum(0) > 0).float().mean())
-        return loss
-
-    def _total(self, terms: ReconstructionLosses, vq_loss: Tensor) -> Tensor:
-        weights = self.loss_config
-        loss = weights.l1 * terms.l1 + weights.mse * terms.mse + weights.vq * vq_loss
-        return loss + weights.lpips * terms.lpips if weights.lpips > 0 else loss
-
-    def _named(self, stage: str, terms: ReconstructionLosses) -> dict[str, Tensor]:
-        """Terms under their names in the log; LPIPS only where it was computed."""
-        return {
-            f"{stage}/{name}": value
-            for name, value in terms._asdict().items()
-            if name != "lpips" or self.perceptual is not None
-        }
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip by the trainer's value (0 or None: not at all) and log the norm before it."""
-        limit = gradient_clip_val or float("inf")
-        self.log("train/gradient_norm", nn.utils.clip_grad_norm_(self.rqvae.parameters(), limit))
-        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+            rows_RC = self._residual_rows(batch["image"])
+            self._replace_codes(dead_V, draw_rows(rows_RC, dead, self._generator()))
+        self.write_log({"train/restarted_codes": float(dead)})
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.trainer.global_step)
 
     @torch.no_grad()
-    def _residual_rows(self, batch: Mapping[str, Any]) -> Tensor:
-        """Rows of all scales that the codes have to match, [R, C]."""
-        return self.rqvae.quantize.residuals(self.rqvae.encode(batch["image"])).flatten(0, 1)
+    def _residual_rows(self, image_B3HW: Tensor) -> Tensor:
+        """Rows of all scales that the codes have to match, of the pictures of all ranks, [R, C]."""
+        rows_RC = self.rqvae.quantize.residuals(self.rqvae.encode(image_B3HW)).flatten(0, 1)
+        return rows_RC if self.trainer.world_size == 1 else self.all_gather(rows_RC).flatten(0, 1)
 
     @torch.no_grad()
     def _replace_codes(self, which_V: Tensor, codes_RC: Tensor) -> None:
@@ -179,37 +198,32 @@ class TokenizerModule(pl.LightningModule):
         for model in filter(None, (self.rqvae, self.ema_rqvae)):
             weight_VC = model.quantize.embedding.weight
             weight_VC[which_V.to(weight_VC.device)] = codes_RC.to(weight_VC)
+        if self.code_average is not None:
+            self.code_average.restart(which_V.to(self.device), codes_RC.to(self.device))
+
+    # ---- validation and checkpoints -----------------------------------------------------------------------------
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        image_B3HW, model = batch["image"], self.evaluated
-        tokens_BL = model.tokenize(image_B3HW)
-        found_B3HW = model.decode(model.tokens_to_latent(tokens_BL)).float().clamp(-1, 1)
-        terms = reconstruction_losses(found_B3HW, image_B3HW, self.perceptual)
+        model = self.evaluated
+        tokens_BL = model.tokenize(batch["image"])
         self.validation_counts += token_counts(tokens_BL, model.pyramid, model.config.codebook_size)
-        figures = self._named("validation", terms)
-        found_01, image_01 = (found_B3HW + 1) / 2, (image_B3HW + 1) / 2
-        figures["validation/psnr"] = psnr(found_01, image_01).mean().float()
-        figures["validation/ssim"] = ssim(found_01, image_01).mean()
-        self.log_dict(figures, batch_size=image_B3HW.shape[0], sync_dist=True)
+        self.validate_pictures(model.decode(model.tokens_to_latent(tokens_BL)), batch["image"])
 
-    def on_validation_epoch_end(self) -> None:
+    def more_validation(self) -> dict[str, float]:
         """Use of the codebook over the whole split."""
-        counts_SV = self.trainer.strategy.reduce(self.validation_counts.clone(), reduce_op="sum")
+        counts_SV = self._over_ranks(self.validation_counts)
         self.validation_counts.zero_()
-        self.log("validation/codebook_use", (counts_SV.sum(0) > 0).float().mean())
+        values = {"codebook_use": (counts_SV.sum(0) > 0).float().mean()}
         for scale, (counts_V, nats) in enumerate(zip(counts_SV, entropy(counts_SV), strict=True)):
-            self.log(f"validation/codebook_use_by_scale/{scale}", (counts_V > 0).float().mean())
-            self.log(f"validation/unigram_entropy_by_scale/{scale}", nats)
-            self.log(f"validation/perplexity_by_scale/{scale}", nats.exp())
-
-    def on_train_end(self) -> None:
-        """Weights for `tokenizer_weights`; usage counts are a buffer, which is not averaged."""
-        self.evaluated.quantize.ema_vocab_hit_SV.copy_(self.rqvae.quantize.ema_vocab_hit_SV)
-        if self.trainer.is_global_zero:
-            save_rqvae(self.evaluated, Path(self.trainer.default_root_dir) / WEIGHTS_FILE)
+            values[f"codebook_use_by_scale/{scale}"] = (counts_V > 0).float().mean()
+            values[f"unigram_entropy_by_scale/{scale}"] = nats
+            values[f"perplexity_by_scale/{scale}"] = nats.exp()
+        return {name: float(value) for name, value in values.items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["hit_updates"] = self.rqvae.quantize.hit_updates
+        checkpoint["first_pictures"] = self._first_pictures
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.rqvae.quantize.hit_updates = checkpoint["hit_updates"]
+        self._first_pictures = list(checkpoint.get("first_pictures", []))

@@ -16,6 +16,7 @@ from callbacks.checkpointing import AtomicCheckpointIO, RunCheckpoint, find_resu
 from callbacks.data_position import DataPosition
 from callbacks.ema import ExponentialMovingAverage
 from callbacks.metrics_log import MetricsCSV
+from callbacks.skipped_steps import SkippedSteps
 from configs.loading import load
 from experiments.trained import frozen_tokenizer
 from lightning_modules.config import OptimizerConfig, TrainerConfig
@@ -231,14 +232,14 @@ def test_step_against_plain_torch(tmp_path: Path, rqvae: RQVAE) -> None:
     other = build(rqvae, l1=0.7, r1=0.3)
     assert other.discriminator is not None
     seen: dict[str, list[Tensor]] = {}
-    original = module._refuse_non_finite
+    original = module.finite_steps.settle
 
-    def spy() -> None:
+    def spy(*arguments: Any) -> bool:
         seen["decoder"] = [p.grad.clone() for p in module.trained.parameters() if p.grad is not None]
         seen["critic"] = [p.grad.clone() for p in module.discriminator.parameters() if p.grad is not None]  # type: ignore[union-attr]
-        original()
+        return original(*arguments)
 
-    module._refuse_non_finite = spy  # type: ignore[method-assign]
+    module.finite_steps.settle = spy  # type: ignore[method-assign]
     fit(module, tmp_path)
 
     critic, model = other.discriminator, other.tokenizer
@@ -345,7 +346,7 @@ def test_tuning_lowers_the_error(tmp_path: Path, rqvae: RQVAE) -> None:
 
     before = error(rqvae)
     fit(module, tmp_path, batch=4)
-    assert error(module.tuned()) < 0.92 * before
+    assert error(module.exported()) < 0.92 * before
 
 
 def test_with_lpips_and_without_a_discriminator(tmp_path: Path) -> None:
@@ -379,8 +380,8 @@ class Poison(Callback):
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, rqvae: RQVAE) -> None:
     module = build(rqvae)
-    with pytest.raises(UserError, match=r"step 3: .*loss.* is not finite"):
-        fit(module, tmp_path, Poison(), RunCheckpoint(tmp_path / "checkpoints", 1, 5))
+    with pytest.raises(UserError, match=r"step 3: 1 steps in all had a loss or gradient that is not finite"):
+        fit(module, tmp_path, Poison(), SkippedSteps(0, 5), RunCheckpoint(tmp_path / "checkpoints", 1, 5))
     names = sorted(path.name for path in (tmp_path / "checkpoints").glob("step_*.ckpt"))
     assert names == ["step_000001.ckpt", "step_000002.ckpt"]
     last = torch.load(tmp_path / "checkpoints/step_000002.ckpt", weights_only=False)
@@ -392,7 +393,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, rqvae: RQVAE) ->
     "settings, words",
     [
         ({"adversarial": -1.0}, r"decoder\.adversarial=-1\.0"),
-        ({"l1": 0.0, "lpips": 0.0}, "both 0"),
+        ({"l1": 0.0, "lpips": 0.0}, "all 0"),
         ({"discriminator_features": 0}, "discriminator_features=0"),
     ],
 )
