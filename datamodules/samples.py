@@ -55,7 +55,10 @@ class Damage:
 
 @dataclass
 class Sample:
-    """What a batch is made of. picture: uint8 [side, side, 3]. damages: what it stands in for."""
+    """What a batch is made of. picture: uint8 [side, side, 3]. damages: what it stands in for.
+
+    enlarged: the stored picture's shorter side was below the square's; it was enlarged (bicubic) until it fitted.
+    """
 
     picture: np.ndarray
     caption: str
@@ -64,6 +67,7 @@ class Sample:
     crop: tuple[int, int, int, int]
     seed: int
     dropped: bool
+    enlarged: bool = False
     text: tuple[Tensor, Tensor] | None = None
     damages: list[Damage] = field(default_factory=list)
 
@@ -91,6 +95,7 @@ def make_sample(
         crop=crop.condition,
         seed=seed,
         dropped=dropped,
+        enlarged=min(decoded.size) < framing.side,
     )
 
 
@@ -120,6 +125,7 @@ def collate(samples: list[Sample | Damage], store: EmbeddingStore | None) -> Bat
         "crop": torch.tensor([s.crop for s in good], dtype=torch.int64),
         "seed": torch.tensor([s.seed for s in good], dtype=torch.int64),
         "dropped": torch.tensor([s.dropped for s in good]),
+        "enlarged": torch.tensor([s.enlarged for s in good]),
         DAMAGED: (len(samples), damages),
     }
     if store is not None:

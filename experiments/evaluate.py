@@ -7,6 +7,14 @@ and writes evaluation.json into each run's folder, where experiments.compare fin
 Runs that are given together are timed in turn, round by round, so that their times can be compared on a machine that
 does other work as well; all of them are in memory at once. --stopped-early takes the metrics a second time, on the
 same captions and noise with guidance stopped two scales early.
+
+    python -m experiments.evaluate tokenizer=A,B,… [--data SHARDS] [--pictures 300] [--scales …] [--out DIR]
+
+Table 1 for any tokenizers side by side, each a run folder (task tokenizer or decoder), a weights file or folder, a hub
+id, or embedded:demo: PSNR, SSIM, LPIPS, CLIP-IQA, the distance of the two sets of pictures, use of the codebook,
+perplexity and what is missing of the latent after each scale. A tokenizer is convolutional: --scales reads it at a
+resolution that it was not trained at. Writes table.csv, pictures.csv, and the worst pictures with reconstructions and
+differences as page.html and worst.png.
 """
 
 import argparse
@@ -15,6 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments import tokenizer_evaluation
 from experiments.command import run
 from switti.errors import UserError
 from switti.files import write_json
@@ -56,13 +65,21 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "words", nargs="+", metavar="STUDY|RUN|CHECKPOINT|key=value", help="runs, and settings of the sampler"
+        "words",
+        nargs="+",
+        metavar="STUDY|RUN|CHECKPOINT|key=value",
+        help="runs, and settings of the sampler; or tokenizer=…",
     )
     parser.add_argument("--pictures", type=int, help="number of captions to generate (metrics.prompts)")
     parser.add_argument(
         "--stopped-early", action="store_true", help="metrics with guidance stopped early, too"
     )
+    for_tokenizers = tokenizer_evaluation.add_options(parser)
     options = parser.parse_intermixed_args(argv)
+    if any(word.startswith(tokenizer_evaluation.WORD) for word in options.words):
+        return evaluate_tokenizers(options)
+    if given := [name for name in for_tokenizers if getattr(options, name) is not None]:
+        raise UserError(f"--{given[0].replace('_', '-')} is for tokenizers: tokenizer=…")
     if options.pictures is not None and options.pictures < 2:
         raise UserError(f"--pictures {options.pictures} must be at least 2")
     targets, settings = split_words(options.words)
@@ -78,6 +95,15 @@ def main(argv: list[str]) -> int:
         show(result)
         print(trained.folder / "evaluation.json")
     return 0
+
+
+def evaluate_tokenizers(options: argparse.Namespace) -> int:
+    """Tokenizers alone: a generator run has one of its own, with which it is measured."""
+    others = [word for word in options.words if not word.startswith(tokenizer_evaluation.WORD)]
+    if others or options.stopped_early:
+        wrong = others[0] if others else "--stopped-early"
+        raise UserError(f"{wrong}: generators and their settings are measured without tokenizer=")
+    return tokenizer_evaluation.evaluate(tokenizer_evaluation.sources_in(options.words), options)
 
 
 def split_words(words: list[str]) -> tuple[list[Path], list[str]]:

@@ -1,18 +1,11 @@
-"""What experiments.evaluate_tokenizer prints, writes and draws. Not a command itself."""
+"""The tokenizers' table on the screen and as CSV. Not a command itself."""
 
 import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from switti.files import atomic_write
-from switti.metrics.tokenizer_quality import TokenizerReport, reconstruct
-from switti.models.rqvae import RQVAE
-from switti.sampling.pictures import captioned_grid, to_pil
-
-AMPLIFIED = 4  # differences are drawn so many times as strong
+from switti.metrics.tokenizer_quality import TokenizerReport
 
 
 def write_tables(folder: Path, reports: Mapping[str, TokenizerReport], keys: list[str]) -> None:
@@ -34,9 +27,14 @@ def comparison(reports: Mapping[str, TokenizerReport]) -> list[list[object]]:
     return rows
 
 
+def in_words(row: list[object]) -> list[str]:
+    """Cells as text, numbers to four digits."""
+    return [f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row]
+
+
 def show(rows: list[list[object]]) -> None:
     """On the screen, in columns."""
-    texts = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    texts = [in_words(row) for row in rows]
     widths = [max(len(row[column]) for row in texts) for column in range(len(texts[0]))]
     for row in texts:
         cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
@@ -60,32 +58,3 @@ def worst_first(reports: Mapping[str, TokenizerReport]) -> list[int]:
     """Numbers of the pictures, the lowest PSNR (mean over the tokenizers) first."""
     psnrs = [[row["psnr"] for row in report.pictures] for report in reports.values()]
     return sorted(range(len(psnrs[0])), key=lambda number: sum(values[number] for values in psnrs))
-
-
-def draw_sheet(
-    path: Path,
-    models: Mapping[str, RQVAE],
-    reports: Mapping[str, TokenizerReport],
-    originals: Mapping[int, Tensor],
-    keys: list[str],
-) -> None:
-    """A row a picture: the original, then each tokenizer's reconstruction and its amplified difference.
-
-    originals: number of the picture → [3, H, W] in [-1, 1]. keys: of all pictures.
-    """
-    pictures, captions = [], []
-    for number, image_3HW in originals.items():
-        target_3HW = (image_3HW + 1) / 2
-        shown = [target_3HW]
-        captions.append(keys[number].rsplit("/", 1)[-1])
-        for name, model in models.items():
-            found_3HW = reconstruct(model, image_3HW[None])[0].cpu()
-            shown += [found_3HW, AMPLIFIED * (found_3HW - target_3HW).abs()]
-            captions += [
-                f"{name} {reports[name].pictures[number]['psnr']:.1f} dB",
-                f"difference, {AMPLIFIED}-fold",
-            ]
-        pictures += to_pil(torch.stack(shown))
-    sheet = captioned_grid(pictures, captions, columns=1 + 2 * len(models))
-    with atomic_write(path) as temporary:
-        sheet.save(temporary, format="PNG")

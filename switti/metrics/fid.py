@@ -90,15 +90,18 @@ class KernelDistance(Metric):
 
 
 class InceptionFeatures(nn.Module):
-    """FID's own Inception v3, from a local weights file: uint8 [B, 3, H, W] → [B, 2048]."""
+    """FID's own Inception v3, from a local weights file: uint8 [B, 3, H, W] → [B, 2048].
+
+    setting: what named the file, for messages.
+    """
 
     num_features = 2048
 
-    def __init__(self, weights: str | Path) -> None:
+    def __init__(self, weights: str | Path, setting: str = "metrics.inception=") -> None:
         super().__init__()
         if not Path(weights).is_file():
             raise UserError(
-                f"metrics.inception={weights}: no such file; download pt_inception-2015-12-05-6726825d.pth "
+                f"{setting}{weights}: no such file; download pt_inception-2015-12-05-6726825d.pth "
                 "from the releases of torch-fidelity"
             )
         try:
@@ -115,9 +118,7 @@ class InceptionFeatures(nn.Module):
             ) from error
         except (RuntimeError, OSError, KeyError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(
-                f"metrics.inception={weights} does not hold Inception weights ({reason})"
-            ) from error
+            raise UserError(f"{setting}{weights} does not hold Inception weights ({reason})") from error
 
     @torch.no_grad()
     def forward(self, images_B3HW: Tensor) -> Tensor:

@@ -4,13 +4,14 @@ Shape suffixes: B pictures, K scales, V codebook entries, HH the square latent.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from switti.metrics.clip_iqa import ClipIqa
 from switti.metrics.collection import to_bytes
-from switti.metrics.fid import FrechetDistance
+from switti.metrics.fid import FrechetDistance, InceptionFeatures
 from switti.metrics.image_quality import lpips_distance, psnr, ssim
 from switti.metrics.scale_statistics import ScaleStatistics
 from switti.models.perceptual import AlexNetFeatures, build_lpips
@@ -19,17 +20,27 @@ from switti.models.rqvae import RQVAE
 
 @dataclass(frozen=True)
 class QualityNetworks:
-    """What several tokenizers are judged with. lpips: by the name of the metric; clip_iqa: None leaves it out."""
+    """What several tokenizers are judged with. lpips: by the name of the metric; clip_iqa: None leaves it out.
+
+    features: uint8 pictures → [B, `num_features`] for the distance of the sets, rfid_<features_name>.
+    """
 
     lpips: dict[str, nn.Module]
     features: nn.Module
+    features_name: str
     clip_iqa: ClipIqa | None = None
 
 
-def build_quality_networks(device: torch.device | str, clip_iqa: ClipIqa | None = None) -> QualityNetworks:
-    """LPIPS with both published trunks, and AlexNet's features."""
+def build_quality_networks(
+    device: torch.device | str, clip_iqa: ClipIqa | None = None, inception: Path | None = None
+) -> QualityNetworks:
+    """LPIPS with both published trunks; the features of Inception from a weights file, else of AlexNet."""
     lpips = {"lpips_vgg": build_lpips("vgg").to(device), "lpips_alex": build_lpips("alex").to(device)}
-    return QualityNetworks(lpips, AlexNetFeatures().to(device), clip_iqa)
+    if inception is None:
+        return QualityNetworks(lpips, AlexNetFeatures().to(device), "alexnet", clip_iqa)
+    return QualityNetworks(
+        lpips, InceptionFeatures(inception, "--inception ").to(device), "inception", clip_iqa
+    )
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ class TokenizerQuality:
         self.model = model
         self.networks = networks
         self.statistics = ScaleStatistics(model.pyramid, model.config.codebook_size)
-        self.distance = FrechetDistance(AlexNetFeatures.num_features)
+        self.distance = FrechetDistance(networks.features.num_features)
         self.pictures: list[dict[str, float]] = []
         self._errors_K = torch.zeros(model.pyramid.count, dtype=torch.float64)
 
@@ -97,7 +108,7 @@ class TokenizerQuality:
         """Means over pictures, and what is defined on all of them together (nan where that needs more pictures)."""
         count = len(self.pictures)
         values = {name: sum(row[name] for row in self.pictures) / count for name in self.pictures[0]}
-        values["rfid_alexnet"] = float(self.distance.compute())
+        values[f"rfid_{self.networks.features_name}"] = float(self.distance.compute())
         found = self.statistics.compute()
         values["codebook_use"] = float(found["codebook_use_total"])
         by_scale = {name: found[name].tolist() for name in ("codebook_use", "perplexity")}

@@ -78,9 +78,9 @@ def test_only_the_decoder_has_changed(story: Path) -> None:
 
 
 def test_table_side_by_side(story: Path, root: Path) -> None:
-    sources = [story / "runs/single/tiny", story / "runs/single/tuned"]
+    sources = f"tokenizer={story}/runs/single/tiny,{story}/runs/single/tuned"
     printed = command(
-        root, "experiments.evaluate_tokenizer", *sources, "--data", story / "data", "--out", story / "table"
+        root, "experiments.evaluate", sources, "--data", story / "data", "--out", story / "table"
     )
     assert "32 px" in printed and "rfid_alexnet" in printed
     rows = {(row["metric"], row["scale"]): row for row in csv.DictReader((story / "table/table.csv").open())}
@@ -89,6 +89,7 @@ def test_table_side_by_side(story: Path, root: Path) -> None:
         assert row["tiny"] == row["tuned"]  # the tokens are the same
     assert rows["psnr", ""]["tiny"] != rows["psnr", ""]["tuned"]
     assert Image.open(story / "table/worst.png").width > 5 * 128
+    assert (story / "table/page.html").read_text().count("<img ") == 5 * 6
 
 
 def test_a_generator_of_another_pyramid_refuses_it(story: Path, root: Path) -> None:

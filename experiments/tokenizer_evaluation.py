@@ -1,87 +1,132 @@
-"""python -m experiments.evaluate_tokenizer TOKENIZER … --data SHARDS [--resolution 64] [--pictures 300] [--out DIR]
-
-How well tokenizers reconstruct pictures (Table 1), side by side: PSNR, SSIM, LPIPS, the distance of the two sets on
-AlexNet features, the use of the codebook, and how much of the latent is missing after each scale.
-
-TOKENIZER is a run folder (task tokenizer or decoder), a weights file or folder, a hub id, or embedded:demo. It is
-convolutional: --scales reads it at a resolution that it was not trained at. Writes table.csv, pictures.csv and
-worst.png (the worst pictures with their reconstructions and amplified differences) into DIR.
-"""
+"""Measures tokenizers side by side (Table 1) for `experiments.evaluate tokenizer=…`. Not a command itself."""
 
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.command import run
+from datamodules.config import DataConfig
 from switti.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from switti.metrics.tokenizer_quality import QualityNetworks, TokenizerReport
     from switti.models.rqvae import RQVAE
 
+WORD = "tokenizer="
+PICTURES = 300
 
-def main(argv: list[str]) -> int:
-    options = parse(argv)
-    names = labels(options.tokenizers)
+
+def add_options(parser: argparse.ArgumentParser) -> list[str]:
+    """The options that belong to tokenizers alone, all None unless given; their names."""
+    group = parser.add_argument_group("of tokenizers (tokenizer=…)")
+    add = group.add_argument
+    names = [
+        add(
+            "--data",
+            nargs="+",
+            help="shards, or a folder of them (its validation split, if it has one; data/emoji64)",
+        ),
+        add("--resolution", type=int, help="side of the pictures in px (the first tokenizer's)"),
+        add(
+            "--scales",
+            type=_scales,
+            help="sides of the token maps, as in 1,2,3,4,6,8 (each tokenizer's own): another resolution",
+        ),
+        add("--batch", type=int, help="pictures at a time (16)"),
+        add("--worst", type=int, help="pictures to show (24)"),
+        add("--clip-iqa", help="CLIP in transformers format, a hub id or a folder (none: left out)"),
+        add(
+            "--inception",
+            type=Path,
+            help="weights of FID's Inception (none: AlexNet's features, rfid_alexnet)",
+        ),
+        add("--out", type=Path, help="folder of the results (runs/tokenizers)"),
+    ]
+    return [action.dest for action in names]
+
+
+def _scales(text: str) -> list[int]:
+    """ "1,2,3" as a list."""
+    return [int(part) for part in text.split(",")]
+
+
+def sources_in(words: list[str]) -> list[str]:
+    """Tokenizers of words such as tokenizer=A,B: what exists is one, even with commas in its name."""
+    values = [word.removeprefix(WORD) for word in words if word.startswith(WORD)]
+    return [
+        source
+        for value in values
+        for source in ([value] if Path(value).exists() else value.split(","))
+        if source
+    ]
+
+
+def evaluate(sources: list[str], options: argparse.Namespace) -> int:
+    """Prints the table; writes table.csv, pictures.csv, page.html and worst.png into options.out."""
+    if not sources:
+        raise UserError(f"{WORD} names no tokenizer; give run folders, weights, hub ids or embedded:demo")
+    for name in ("pictures", "batch", "worst", "resolution"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value} must be at least 1")
+    names = labels(sources)
 
     import torch
 
-    from experiments.tokenizer_tables import draw_sheet, worst_first, write_tables
-    from switti.metrics.clip_iqa import load_clip_iqa
-    from switti.metrics.tokenizer_quality import build_quality_networks
+    from experiments.tokenizer_page import show_pictures, write_page, write_sheet
+    from experiments.tokenizer_tables import worst_first, write_tables
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = {name: open_tokenizer(source, options.scales).to(device) for name, source in names.items()}
     resolution = options.resolution or next(iter(models.values())).config.resolution
     check_resolution(models, resolution)
-    pictures = Pictures(options.data, resolution, options.pictures)
-    judge = load_clip_iqa(options.clip_iqa, device) if options.clip_iqa else None
-    reports = measure(models, pictures, build_quality_networks(device, judge), options.batch)
-    print(f"{len(pictures.keys)} pictures of {' '.join(options.data)}, {resolution} px")
-    write_tables(options.out, reports, pictures.keys)
-    if judge is None:
-        print("CLIP-IQA is left out; --clip-iqa NETWORK measures it with a CLIP in transformers format")
-    worst = {number: pictures.read(number) for number in worst_first(reports)[: options.worst]}
-    draw_sheet(options.out / "worst.png", models, reports, worst, pictures.keys)
-    print(f"{options.out}: table.csv, pictures.csv, worst.png")
+    data = options.data or [str(DataConfig().validation)]
+    pictures = Pictures(data, resolution, options.pictures or PICTURES)
+    networks = judges(options, device)
+    reports = measure(models, pictures, networks, options.batch or 16)
+    notes = remarks(pictures, data, networks)
+    out = options.out or Path("runs/tokenizers")
+    write_tables(out, reports, pictures.keys)
+    print("\n".join(notes))
+    worst = {number: pictures.read(number) for number in worst_first(reports)[: options.worst or 24]}
+    shown = show_pictures(models, reports, worst, pictures.keys)
+    write_page(out / "page.html", reports, shown, notes)
+    write_sheet(out / "worst.png", shown[:12])
+    print(f"{out}: table.csv, pictures.csv, page.html, worst.png")
     return 0
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    form = argparse.ArgumentParser(
-        prog="python -m experiments.evaluate_tokenizer",
-        description=__doc__.split("\n", 1)[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = form.add_argument
-    add("tokenizers", nargs="+", metavar="TOKENIZER", help="run folder, weights, hub id or embedded:demo")
-    add(
-        "--data",
-        nargs="+",
-        required=True,
-        help="shards, or a folder of them (its validation split, if it has one)",
-    )
-    add("--resolution", type=int, help="side of the pictures in px (the first tokenizer's)")
-    add("--scales", type=scales, help="sides of the token maps, as in 1,2,3,4,6,8 (each tokenizer's own)")
-    add("--pictures", type=int, default=300, help="spread evenly over the shards (%(default)s)")
-    add("--batch", type=int, default=16, help="pictures at a time (%(default)s)")
-    add("--worst", type=int, default=12, help="pictures to draw (%(default)s)")
-    add("--clip-iqa", help="CLIP in transformers format, a hub id or a folder (none)")
-    add("--out", type=Path, default=Path("runs/tokenizers"), help="folder of the results (%(default)s)")
-    options = form.parse_args(argv)
-    for name in ("pictures", "batch", "worst", "resolution"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value} must be at least 1")
-    return options
+def judges(options: argparse.Namespace, device: "torch.device") -> "QualityNetworks":
+    """The networks of the metrics; those that must be given are left out without."""
+    from switti.metrics.clip_iqa import load_clip_iqa
+    from switti.metrics.tokenizer_quality import build_quality_networks
+
+    judge = load_clip_iqa(options.clip_iqa, device) if options.clip_iqa else None
+    return build_quality_networks(device, judge, options.inception)
 
 
-def scales(text: str) -> list[int]:
-    """ "1,2,3" as a list."""
-    return [int(part) for part in text.split(",")]
+def remarks(pictures: "Pictures", data: list[str], networks: "QualityNetworks") -> list[str]:
+    """What was measured, and what was not."""
+    lines = [f"{len(pictures.keys)} pictures of {' '.join(data)}, {pictures.resolution} px"]
+    if pictures.enlarged:
+        lines.append(
+            f"{pictures.enlarged} of them have a side below {pictures.resolution} px and were enlarged (bicubic)"
+        )
+    if pictures.damaged:
+        lines.append(f"{pictures.damaged} pictures cannot be read and were left out")
+    if networks.clip_iqa is None:
+        lines.append(
+            "CLIP-IQA is left out; --clip-iqa NETWORK measures it with a CLIP in transformers format"
+        )
+    if networks.features_name != "inception":
+        lines.append(
+            f"rfid_{networks.features_name} is on another network's features than the published FID; --inception FILE "
+            "takes those of Inception"
+        )
+    return lines
 
 
 # ---- tokenizers -------------------------------------------------------------------------------------------------
@@ -99,7 +144,7 @@ def labels(sources: list[str]) -> dict[str, str]:
 def open_tokenizer(source: str, scales: list[int] | None) -> "RQVAE":
     """Frozen; a run's exported weights, which hold its average."""
     from configs.loading import from_run
-    from lightning_modules.tokenizer import WEIGHTS_FILE
+    from lightning_modules.reconstruction import WEIGHTS_FILE
     from switti.loading import load_tokenizer
 
     folder = Path(source)
@@ -130,7 +175,8 @@ def check_resolution(models: "dict[str, RQVAE]", resolution: int) -> None:
 class Pictures:
     """`count` pictures spread evenly over shards, cropped in the centre; damaged ones are left out.
 
-    keys: of those that have been read whole, in order; `read` takes their numbers.
+    A picture whose shorter side is below the resolution is enlarged (bicubic) until it fits, as in training.
+    keys: of those that have been read whole, in order; `read` takes their numbers. enlarged, damaged: how many.
     """
 
     def __init__(self, data: list[str], resolution: int, count: int) -> None:
@@ -139,11 +185,13 @@ class Pictures:
         from datamodules.samples import Framing
 
         shards = [load_index(path) for path in expand("--data", [pattern(entry) for entry in data])]
+        self.resolution = resolution
         self.samples = ShardSamples(shards, Framing(resolution, resolution, False, 0.0), None, seed=0)
         every = [(shard, row) for shard, index in enumerate(shards) for row in range(len(index))]
         count = min(count, len(every))
         self.wanted = [every[i * len(every) // count] for i in range(count)]
         self.keys: list[str] = []
+        self.enlarged = self.damaged = 0
         self._places: list[tuple[int, int]] = []
 
     def batches(self, size: int) -> "Iterator[Tensor]":
@@ -154,9 +202,11 @@ class Pictures:
             places = self.wanted[start : start + size]
             read = [(place, self.samples.read(*place, epoch=0)) for place in places]
             whole = [(place, sample) for place, sample in read if isinstance(sample, Sample)]
+            self.damaged += len(read) - len(whole)
             if whole:
                 self._places += [place for place, _ in whole]
                 self.keys += [sample.key for _, sample in whole]
+                self.enlarged += sum(sample.enlarged for _, sample in whole)
                 yield collate([sample for _, sample in whole], None)["image"]
         if not self.keys:
             raise UserError(f"--data: none of {len(self.wanted)} pictures can be read")
@@ -190,7 +240,3 @@ def measure(
         for tokenizer in quality.values():
             tokenizer.update(image_B3HW)
     return {name: tokenizer.compute() for name, tokenizer in quality.items()}
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,7 +1,10 @@
-"""The tokenizers' table: figures against numpy, other resolutions, what is refused, the sheet of the worst."""
+"""The tokenizers' table: figures against numpy, other resolutions, what is refused, the page of the worst."""
 
+import base64
 import csv
+import io
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_shards import make_set
+from data_shards import make_set, make_shard
 from PIL import Image
 from torch import Tensor, nn
 
 from configs.loading import load, to_yaml
-from experiments.evaluate_tokenizer import Pictures, labels, main
+from experiments.evaluate import main
+from experiments.tokenizer_evaluation import Pictures, labels, sources_in
 from experiments.tokenizer_tables import worst_first
 from switti.errors import UserError
 from switti.metrics import tokenizer_quality
@@ -45,6 +49,8 @@ class Distance(nn.Module):
 class Features(nn.Module):
     """In place of AlexNet: the mean colour, and zeros."""
 
+    num_features = 256
+
     def forward(self, images: Tensor) -> Tensor:
         return nn.functional.pad(images.double().mean((2, 3)), (0, 253))
 
@@ -63,10 +69,13 @@ class Encoder:
 
 @pytest.fixture
 def networks(monkeypatch: pytest.MonkeyPatch) -> QualityNetworks:
-    found = QualityNetworks({"lpips_vgg": Distance()}, Features())
-    monkeypatch.setattr(
-        tokenizer_quality, "build_quality_networks", lambda device, judge: replace(found, clip_iqa=judge)
-    )
+    found = QualityNetworks({"lpips_vgg": Distance()}, Features(), "alexnet")
+
+    def build(device: object, judge: ClipIqa | None, inception: Path | None) -> QualityNetworks:
+        assert inception is None
+        return replace(found, clip_iqa=judge)
+
+    monkeypatch.setattr(tokenizer_quality, "build_quality_networks", build)
     return found
 
 
@@ -109,20 +118,13 @@ def test_table_of_a_run_and_a_file(
     tmp_path: Path, write: Write, data: Path, networks: QualityNetworks, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sources = [write("tuned", 0, task="decoder"), write("plain", 1)]
-    arguments = [
-        *map(str, sources),
-        "--data",
-        str(data),
-        "--batch",
-        "3",
-        "--worst",
-        "2",
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    assert main(arguments) == 0
+    named = [f"tokenizer={sources[0]}", f"tokenizer={sources[1]}"]
+    options = ["--data", str(data), "--batch", "3", "--worst", "2", "--out", str(tmp_path / "out")]
+    assert main([*named, *options]) == 0
     printed = capsys.readouterr().out
     assert f"8 pictures of {data}, 16 px" in printed and "CLIP-IQA is left out" in printed
+    assert "1 pictures cannot be read" in printed
+    assert "8 of them have a side below 16 px and were enlarged" in printed
     table = read(tmp_path / "out/table.csv")
     assert table[0] == ["metric", "scale", "tuned", "plain"]
     values = {(row[0], row[1]): [float(value) for value in row[2:]] for row in table[1:]}
@@ -149,12 +151,13 @@ def test_table_of_a_run_and_a_file(
 def test_another_resolution(
     tmp_path: Path, write: Write, data: Path, networks: QualityNetworks, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = str(write("plain"))
+    source = f"tokenizer={write('plain')}"
     out = ["--data", str(data), "--out", str(tmp_path / "out")]
     with pytest.raises(UserError, match=r"reads pictures of 16 px, not 24; give --scales that end with 3"):
         main([source, *out, "--resolution", "24"])
     assert main([source, *out, "--scales", "1,2,3"]) == 0
-    assert "24 px" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "24 px" in printed
     assert [row[1] for row in read(tmp_path / "out/table.csv") if row[0] == "latent_error"] == ["0", "1", "2"]
 
 
@@ -163,24 +166,45 @@ def test_what_is_refused(tmp_path: Path, write: Write, data: Path) -> None:
     unfinished = write("unfinished", task="tokenizer")
     (unfinished / "tokenizer.safetensors").unlink()
     source = str(write("plain"))
-    for arguments, words in [
-        ([str(generator)], "is a generator run"),
-        ([str(unfinished)], "has no tokenizer.safetensors yet"),
-        ([source, source], "named twice"),
-        ([source, "--pictures", "0"], "--pictures 0 must be at least 1"),
-        ([str(tmp_path / "nothing")], "no such file or folder"),
+    for sources, arguments, words in [
+        (str(generator), [], "is a generator run"),
+        (str(unfinished), [], "has no tokenizer.safetensors yet"),
+        (f"{source},{source}", [], "named twice"),
+        (source, ["--pictures", "0"], "--pictures 0 must be at least 1"),
+        (source, ["sampling.guidance=2"], "guidance=2: generators and their settings are measured without"),
+        (source, ["--stopped-early"], "--stopped-early: generators"),
+        (source, ["--inception", "nowhere.pth"], "--inception nowhere.pth: no such file"),
+        (str(tmp_path / "nothing"), [], "no such file or folder"),
+        ("", [], "tokenizer= names no tokenizer"),
     ]:
         with pytest.raises(UserError, match=words):
-            main([*arguments, "--data", str(data), "--out", str(tmp_path)])
+            main([f"tokenizer={sources}", *arguments, "--data", str(data), "--out", str(tmp_path)])
     with pytest.raises(UserError, match=r"--data=.*matches no shard"):
-        main([source, "--data", str(tmp_path / "none-*.tar"), "--out", str(tmp_path)])
+        main([f"tokenizer={source}", "--data", str(tmp_path / "none-*.tar"), "--out", str(tmp_path)])
+    with pytest.raises(UserError, match="--clip-iqa is for tokenizers"):
+        main([str(generator), "--clip-iqa", "somewhere"])
+
+
+def test_pictures_below_the_resolution_are_enlarged_and_counted(data: Path, tmp_path: Path) -> None:
+    """Eight of 12 x 10 px besides two of 24 x 30, for squares of 24 px."""
+    make_shard(tmp_path / "large" / "validation-000000.tar", ["a", "b"], size=(24, 30))
+    pictures = Pictures([str(data), str(tmp_path / "large")], 24, 100)
+    images = torch.cat(list(pictures.batches(8)))
+    assert images.shape == (10, 3, 24, 24) and (pictures.enlarged, pictures.damaged) == (8, 1)
+
+
+def test_names_with_commas_and_several_words(tmp_path: Path) -> None:
+    odd = tmp_path / "visibility=causal,seed=0"
+    odd.mkdir()
+    words = [f"tokenizer={odd}", "other", "tokenizer=a,b", "tokenizer="]
+    assert sources_in(words) == [str(odd), "a", "b"]
 
 
 def test_a_run_whose_weights_are_of_another_shape(tmp_path: Path, write: Write, data: Path) -> None:
     run = write("run", task="tokenizer")
     save_rqvae(RQVAE(replace(SMALL, scales=[1, 3])), run / "tokenizer.safetensors")
     with pytest.raises(UserError, match=r"tokenizer\.scales=\[1, 2\] \(the weights: \[1, 3\]\)"):
-        main([str(run), "--data", str(data), "--out", str(tmp_path)])
+        main([f"tokenizer={run}", "--data", str(data), "--out", str(tmp_path)])
 
 
 def test_short_names_stay_different() -> None:
@@ -250,21 +274,32 @@ def test_worst_pictures_come_first() -> None:
     assert worst_first({"a": report(30, 10, 20), "b": report(10, 29, 21)}) == [1, 0, 2]
 
 
-def test_sheet_shows_original_reconstruction_difference(
+def test_page_and_sheet_show_original_reconstruction_difference(
     tmp_path: Path, write: Write, data: Path, networks: QualityNetworks
 ) -> None:
-    main([str(write("plain", 4)), "--data", str(data), "--worst", "1", "--out", str(tmp_path / "out")])
-    rows = read(tmp_path / "out/pictures.csv")[1:]
-    number = int(np.argmin([float(row[2]) for row in rows]))
+    source, out = write("plain", 4), tmp_path / "out"
+    main([f"tokenizer={source}", "--data", str(data), "--worst", "2", "--out", str(out)])
+    rows = read(out / "pictures.csv")[1:]
+    order = np.argsort([float(row[2]) for row in rows])
+    number = int(order[0])
     pictures = Pictures([str(data)], 16, 100)
     image = torch.cat(list(pictures.batches(16)))[number]
     assert pictures.keys == [row[0] for row in rows]
     torch.manual_seed(4)
     found = reconstruct(RQVAE(SMALL).eval(), image[None])[0]
     wanted = [(image + 1) / 2, found, (4 * (found - (image + 1) / 2).abs()).clamp(0, 1)]
-    sheet = np.asarray(Image.open(tmp_path / "out/worst.png")).astype(float) / 255
+    sheet = np.asarray(Image.open(out / "worst.png")).astype(float) / 255
     side, margin = 128, 6  # 16 px, enlarged to 128
     for column, picture in enumerate(wanted):
         left = margin + column * (side + margin)
         shown = sheet[margin : margin + side : 8, left : left + side : 8]
         np.testing.assert_allclose(shown, picture.permute(1, 2, 0), atol=1 / 255)
+    page = (out / "page.html").read_text()
+    titles = re.findall(r"<h3>(.*?)</h3>", page)
+    assert titles == [rows[i][0] for i in order[:2]]  # worst first
+    embedded = re.findall(r'src="data:image/png;base64,(.*?)"', page)
+    assert len(embedded) == 6 and not re.findall(r'(?:src|href)="(?!data:|#)', page)  # needs no other file
+    for content, picture in zip(embedded, wanted, strict=False):
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))).astype(float) / 255
+        np.testing.assert_allclose(shown, picture.permute(1, 2, 0), atol=1 / 255)
+    assert ">psnr<" in page and "CLIP-IQA is left out" in page

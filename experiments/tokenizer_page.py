@@ -1,0 +1,120 @@
+"""Originals, reconstructions and differences as a page and as a sheet, worst first. Not a command itself."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from experiments.tokenizer_tables import comparison, in_words
+from switti.files import atomic_write
+from switti.metrics.tokenizer_quality import TokenizerReport, reconstruct
+from switti.models.rqvae import RQVAE
+from switti.report.template import PAGE, STYLE
+from switti.sampling.pictures import captioned_grid, to_pil
+
+AMPLIFIED = 4  # differences are drawn so many times as strong
+LOSSLESS_SIDE = 256  # px; larger pictures go into the page as JPEG, or it would weigh hundreds of megabytes
+
+_ROWS = """
+.pictures { display: grid; grid-template-columns: repeat(var(--columns), minmax(5rem, 1fr)); gap: .4rem;
+  overflow-x: auto; }
+.pictures img { width: 100%; display: block; image-rendering: pixelated; }
+.pictures div { font-size: .8rem; color: var(--faint); }
+td { text-align: right; padding: .1rem .6rem; }
+th { text-align: left; padding: .1rem .6rem; }
+"""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One picture. cells: (what it is, its caption, the picture): the original, then two for each tokenizer."""
+
+    key: str
+    cells: list[tuple[str, str, Image.Image]]
+
+
+def show_pictures(
+    models: Mapping[str, RQVAE],
+    reports: Mapping[str, TokenizerReport],
+    originals: Mapping[int, Tensor],
+    keys: list[str],
+) -> list[Shown]:
+    """originals: number of the picture → [3, H, W] in [-1, 1]. keys: of all pictures."""
+    shown = []
+    for number, image_3HW in originals.items():
+        target_3HW = (image_3HW + 1) / 2
+        short = keys[number].rsplit("/", 1)[-1]
+        cells = [("original", short, to_pil(target_3HW[None])[0])]
+        for name, model in models.items():
+            found_3HW = reconstruct(model, image_3HW[None])[0].cpu()
+            difference_3HW = AMPLIFIED * (found_3HW - target_3HW).abs()
+            figures = reports[name].pictures[number]
+            cells.append((name, f"{name} {figures['psnr']:.1f} dB", to_pil(found_3HW[None])[0]))
+            words = f"difference, {AMPLIFIED}-fold"
+            cells.append((f"{name}, {words}", words, to_pil(difference_3HW[None])[0]))
+        shown.append(Shown(keys[number], cells))
+    return shown
+
+
+def write_sheet(path: Path, shown: Sequence[Shown]) -> None:
+    """All in one PNG, a row a picture."""
+    cells = [cell for picture in shown for cell in picture.cells]
+    sheet = captioned_grid([c[2] for c in cells], [c[1] for c in cells], columns=len(shown[0].cells))
+    with atomic_write(path) as temporary:
+        sheet.save(temporary, format="PNG")
+
+
+def write_page(
+    path: Path, reports: Mapping[str, TokenizerReport], shown: Sequence[Shown], notes: Sequence[str]
+) -> None:
+    """One HTML file that needs nothing else: the table, then the pictures, worst first."""
+    columns = len(shown[0].cells)
+    rows = "".join(_row(picture) for picture in shown)
+    sections = (
+        f'<section id="table"><h2>Table</h2>{_table(reports)}</section>'
+        f'<section id="pictures"><h2>The {len(shown)} worst pictures</h2>'
+        "<p>Lowest PSNR first, as a mean over the tokenizers.</p>"
+        f'<div style="--columns: {columns}">{rows}</div></section>'
+    )
+    text = PAGE.substitute(
+        title=f"Tokenizers: {escape(', '.join(reports))}",
+        style=STYLE + _ROWS,
+        lead="".join(f"<p>{escape(note)}</p>" for note in notes),
+        contents='<a href="#table">Table</a> <a href="#pictures">Pictures</a>',
+        sections=sections,
+    )
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _table(reports: Mapping[str, TokenizerReport]) -> str:
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in ("metric", "scale", *reports))
+    body = "".join(
+        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in rest)}</tr>'
+        for first, *rest in (in_words(row) for row in comparison(reports))
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _row(picture: Shown) -> str:
+    cells = "".join(
+        f'<div><img src="{_data_uri(image)}" alt="{escape(f"{picture.key}: {what}")}" loading="lazy">'
+        f"{escape(caption)}</div>"
+        for what, caption, image in picture.cells
+    )
+    return f'<h3>{escape(picture.key)}</h3><div class="pictures">{cells}</div>'
+
+
+def _data_uri(image: Image.Image) -> str:
+    stream = BytesIO()
+    if max(image.size) <= LOSSLESS_SIDE:
+        kind, options = "PNG", {"optimize": True}
+    else:
+        kind, options = "JPEG", {"quality": 95}
+    image.save(stream, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
