@@ -45,6 +45,9 @@ class SearchSource:
         self.search: Search = study.search
         self._distributions = {name: distribution(axis) for name, axis in self.search.space.items()}
         self._mine: dict[str, int] = {}  # run → trial, of those that run here
+        self._over: set[str] = (
+            set()
+        )  # runs that have ended here: what did not finish waits for the next command
         self._watched = 0.0
         with alone(study.folder):  # two drivers would both make the database's tables
             self.optuna = open_study(study)
@@ -62,6 +65,7 @@ class SearchSource:
 
     def ended(self, outcome: Outcome) -> None:
         number = self._mine.pop(outcome.job.name)
+        self._over.add(outcome.job.name)
         self._tell(number, outcome.job.folder, outcome.tail)
 
     def watch(self, running: list[Job]) -> None:
@@ -126,7 +130,7 @@ class SearchSource:
     def _take_up(self, trial: FrozenTrial) -> Job | None:
         """The job of a trial that is said to run and that nobody works on; tells at once if it has ended."""
         name = trial.user_attrs.get(_RUN)
-        if name in self._mine:
+        if name in self._mine or name in self._over:
             return None
         if name is None:  # a driver was killed between asking and naming
             self.optuna.tell(trial.number, state=TrialState.FAIL)

@@ -13,6 +13,7 @@ from stand_in import driver, prepare, starts
 from configs.search import Axis
 from configs.study import load_study
 from experiments import launch_local, sweep
+from experiments.search import pruner
 from switti.errors import UserError
 from switti.studies import state_of
 
@@ -106,6 +107,16 @@ def test_a_failed_trial_is_tried_again_in_its_folder_and_counts_once(study: Path
     assert [trial.params for trial in trials()[:2]] == [trial.params for trial in trials()[2:]]
     assert sweep.main([str(study), "seed=1", "search.trials=2"]) == 0
     assert len(trials()) == 4
+
+
+def test_a_killed_run_waits_for_the_next_command(study: Path, capfdbinary) -> None:
+    Path("die").touch()
+    assert sweep.main([str(study), "search.trials=1"]) == 1
+    assert "failed: exit code -9" in capfdbinary.readouterr().out.decode()
+    assert states() == ["RUNNING"] and starts(f"rates/{runs()[0]}") == 1
+    Path("die").unlink()
+    assert sweep.main([str(study), "search.trials=1"]) == 0
+    assert states() == ["COMPLETE"] and starts(f"rates/{runs()[0]}") == 2
 
 
 def test_what_is_not_worth_it_is_given_up(study: Path, capfdbinary) -> None:
@@ -218,6 +229,20 @@ def test_a_storage_that_cannot_be_opened_is_named_without_its_password(study: Pa
         sweep.main([str(study), f"search.storage={url}"])
     assert "secret" not in str(caught.value)
     assert all("secret" not in path.read_text() for path in Path("runs").rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("none", "NopPruner"),
+        ("median", "MedianPruner"),
+        ("successive_halving", "SuccessiveHalvingPruner"),
+        ("hyperband", "HyperbandPruner"),
+    ],
+)
+def test_pruners_are_those_of_their_names(study: Path, name: str, kind: str) -> None:
+    search = load_study(study, [f"search.pruner={name}"]).search
+    assert search is not None and type(pruner(search)).__name__ == kind
 
 
 @pytest.mark.parametrize(
