@@ -88,17 +88,8 @@ def load_study(study: str | Path | None, overrides: Sequence[str] = ()) -> Study
     Raises UserError for an empty grid, a duplicate, an unknown setting, a run whose settings are not valid.
     """
     path: Path | str = find(study, CONFIGS / "studies") if study is not None else COMMAND_LINE
-    content = read_yaml(path) if isinstance(path, Path) else {}
-    content, overrides = _define(content, overrides)
-    for key in content:
-        if key not in _KEYS:
-            raise UserError(f"{path}: unknown key {key!r}; a study has {', '.join(_KEYS)}")
-    base = content.get("base")
-    if not isinstance(base, str):
-        raise UserError(f"{path}: base must name a config, such as generator/demo")
-    name = str(content.get("name") or (path.stem if isinstance(path, Path) else ""))
-    if not name and not any(item.startswith("study=") for item in overrides):
-        raise UserError("study=… is missing: it names the folder of the runs")
+    content, overrides = _define(read_yaml(path) if isinstance(path, Path) else {}, overrides)
+    source, name = _check_head(content, overrides, path)
     named, search = content.get("runs"), None
     vary = _check_grid(
         content.get("vary", {} if named or "search" in content else None), path, "vary" in content
@@ -109,7 +100,6 @@ def load_study(study: str | Path | None, overrides: Sequence[str] = ()) -> Study
         *_as_overrides(content.get("overrides"), path),
         *overrides,
     ]
-    source = str(find(base).resolve() if not (CONFIGS / f"{base}.yaml").is_file() else base)
     if "search" in content:
         if vary or points:
             raise UserError(f"{path}: a study has either search, or vary and runs, not both")
@@ -123,15 +113,36 @@ def load_study(study: str | Path | None, overrides: Sequence[str] = ()) -> Study
     pair_by = content.get("pair_by")
     if pair_by is not None and pair_by not in vary:
         raise UserError(f"{path}: pair_by={pair_by} is not among the varied settings ({', '.join(vary)})")
-    runs = [] if search else [
-        plan(source, label, point | dict(zip(vary, values, strict=True)), list(vary), shared)
-        for label, point in (points or {"": {}}).items()
-        for values in itertools.product(*vary.values())
-    ]  # fmt: skip
+    runs = [] if search else _plan_grid(source, points, vary, shared)
     _check_names(runs, path)
     whole = runs[0].config if runs else load(source, shared)
     folder, name = whole.run_dir.parent, whole.study or name
-    return Study(name, base, vary, pair_by, points, runs, folder, source, shared, search)
+    return Study(name, content["base"], vary, pair_by, points, runs, folder, source, shared, search)
+
+
+def _check_head(content: dict[str, Any], overrides: list[str], path: Path | str) -> tuple[str, str]:
+    """(base as `experiments.train` takes it from anywhere, name of the study or "" if an override gives it)."""
+    for key in content:
+        if key not in _KEYS:
+            raise UserError(f"{path}: unknown key {key!r}; a study has {', '.join(_KEYS)}")
+    base = content.get("base")
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base must name a config, such as generator/demo")
+    name = str(content.get("name") or (path.stem if isinstance(path, Path) else ""))
+    if not name and not any(item.startswith("study=") for item in overrides):
+        raise UserError("study=… is missing: it names the folder of the runs")
+    return str(find(base).resolve() if not (CONFIGS / f"{base}.yaml").is_file() else base), name
+
+
+def _plan_grid(
+    source: str, points: dict[str, dict[str, Any]], vary: dict[str, list[Any]], shared: list[str]
+) -> list[PlannedRun]:
+    """Every named point, or the only one without a name, with every combination of values."""
+    return [
+        plan(source, label, point | dict(zip(vary, values, strict=True)), list(vary), shared)
+        for label, point in (points or {"": {}}).items()
+        for values in itertools.product(*vary.values())
+    ]
 
 
 def _define(content: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
