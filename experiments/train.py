@@ -13,6 +13,7 @@ from pathlib import Path
 from configs.loading import SETTINGS, from_run, get, load, to_yaml
 from configs.schema import RunConfig
 from experiments.command import run
+from lightning_modules.launching import check_launch
 from switti.errors import UserError
 from switti.files import atomic_write, read_json
 
@@ -98,6 +99,7 @@ def check_resumable(config: RunConfig, folder: Path, remedy: str = "another name
 def train(config: RunConfig) -> None:
     """Fit from the start or from the newest whole checkpoint."""
     folder = config.run_dir
+    check_launch(config.trainer)
     if (folder / "config.yaml").is_file():
         check_resumable(config, folder)
     try:
@@ -110,10 +112,8 @@ def train(config: RunConfig) -> None:
 
     from callbacks.checkpointing import find_resume
     from experiments.assembly import build_callbacks, build_datamodule, build_module, build_trainer
-    from lightning_modules.parallel import check_launch
     from switti.models.text.base import build_text_encoder
 
-    check_launch(config.trainer)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     quieten()
     seed_everything(config.seed, verbose=False)

@@ -6,13 +6,8 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from configs.loading import load
 from lightning_modules.config import TrainerConfig
-from lightning_modules.parallel import (
-    ShardedStrategy,
-    build_strategy,
-    check_launch,
-    cluster_environment,
-    find_launcher,
-)
+from lightning_modules.launching import check_launch, find_launcher
+from lightning_modules.parallel import ShardedStrategy, build_strategy, cluster_environment
 from switti.errors import UserError
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}
