@@ -41,13 +41,13 @@ class Suite:
     """Sizes and repetitions. `sizes` and `batches` by resolution: the dense formulation at 1024 px needs a shallow
     model to finish in seconds; the ratio hardly depends on depth, since all blocks cost the same."""
 
-    sizes: dict[int, Size] = field(default_factory=lambda: {512: Size(depth=8), 1024: Size(depth=4)})
+    sizes: dict[int, Size] = field(default_factory=lambda: {512: Size(depth=8), 1024: Size(depth=2)})
     batches: dict[int, int] = field(default_factory=lambda: {512: 2, 1024: 1})
     sampling_size: Size = field(default_factory=lambda: Size(depth=8))
     sampling_batch: int = 4
     full_size: Size = field(default_factory=lambda: Size(width=1920, heads=30, depth=30))
     repetitions: int = 5
-    full_repetitions: int = 2
+    full_repetitions: int = 1
     device: torch.device = field(default_factory=default_device)
 
     @classmethod
