@@ -67,9 +67,11 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor, factor: Tensor | None = None, addend: Tensor | None = None) -> Tensor:
         """norm(x), times `factor` [B, 1, D] and plus `addend` [B, 1, D] or [B, L, D] where given.
 
-        Without an addend of x's shape, autocast's type is returned: what follows is a matrix product.
+        On a CPU, autocast's type is returned but where an addend has x's shape: what follows is a matrix product.
+        GPUs have a fused kernel and compilers make one.
         """
-        if torch.compiler.is_compiling() or self.weight.dtype.itemsize < 4 or x.dim() != 3:
+        plain = torch.compiler.is_compiling() or x.device.type != "cpu"
+        if plain or self.weight.dtype.itemsize < 4 or x.dim() != 3:
             return combine(F.rms_norm(x, (x.shape[-1],), eps=self.eps) * self.weight, factor, addend)
         gain = self.weight if factor is None else self.weight * factor
         if addend is not None and addend.shape == x.shape:
