@@ -74,7 +74,8 @@ class Board:
             self._add(name, hparams_pb(varied, trial_id=name), 0)
         self._written[name] = now
         for metric, value in values.items():
-            self._add(name, Summary(value=[Summary.Value(tag=metric, simple_value=value)]), step)
+            # Under another name, or the charts would show each run's last point as a run of its own.
+            self._add(name, Summary(value=[Summary.Value(tag=f"final/{metric}", simple_value=value)]), step)
         if state in _STATUS:
             self._add(name, session_end(state), step)
 
