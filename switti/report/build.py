@@ -8,6 +8,7 @@ from switti.files import atomic_write
 from switti.report import html, markdown, plots, sheets, tables
 from switti.report.document import Block, Document, Figure, Pictures, Text
 from switti.report.formatting import plural
+from switti.report.norms_section import norms_section
 from switti.report.picture_sections import caption_section, conventions_section, samples_section
 from switti.report.run_sections import runs_section, settings_section
 from switti.report.scale_section import scales_section
@@ -30,6 +31,7 @@ def document(study: Study) -> Document:
     sections = [
         metrics_section(study),
         curves_section(study),
+        norms_section(study),
         scales_section(study),
         cost_section(study),
         samples_section(study),
@@ -40,7 +42,7 @@ def document(study: Study) -> Document:
     ]
     if study.runs[0].record.get("task") in ("tokenizer", "decoder"):
         # what speaks of generated tokens has nothing to say here
-        sections = [section for section in sections if section.anchor not in ("scales", "captions")]
+        sections = [section for section in sections if section.anchor not in ("norms", "scales", "captions")]
     labels = label_variants(study.variants)
     title = labels if len(labels) <= _TITLE else f"{len(study.variants)} variants"
     if len(study.runs) == 1:
@@ -53,7 +55,7 @@ def _subject(study: Study) -> str:
     counts = ", ".join(f"{variant.label} ({plural(len(variant.runs), 'run')})" for variant in study.variants)
     what = f"Compared by {varied}: {counts}" if varied else f"One variant: {plural(len(study.runs), 'run')}"
     made = f"Made {datetime.now():%Y-%m-%d %H:%M} from the run folders alone."
-    return f"{what}; paired by `{study.pair_by}`: {_pairs(study)}. {made}"
+    return f"{what}; paired by `{study.pair_by}` ({_pairs(study)}). {made}"
 
 
 def _pairs(study: Study) -> str:
@@ -64,9 +66,9 @@ def _pairs(study: Study) -> str:
         return listed
     counts = {len(study.pairs(variant)) for variant in study.variants[1:]}
     if counts == {1}:
-        return f"{listed}, one pair: no intervals"
+        return f"{listed}; one pair, hence no intervals"
     least, most = min(counts), max(counts)
-    return f"{listed}, {plural(least, 'pair')}" + (f" to {most}" if most > least else "")
+    return f"{listed}; {plural(least, 'pair')}" + (f" to {most}" if most > least else "")
 
 
 def check_folder(folder: Path) -> None:

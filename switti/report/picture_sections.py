@@ -145,7 +145,8 @@ def conventions_section(study: Study) -> Section:
             if metric.description
             else "A name that this version does not know."
         )
-        title = metric.title.removesuffix(ONLINE).removesuffix(EARLY)
+        title = metric.title.removesuffix(ONLINE)
+        title = title.removesuffix(EARLY) if name.startswith("stopped_early/") else title
         told.setdefault((title, text[:1].upper() + text[1:]), []).append(name)
     items = tuple((title, tuple(names), text) for (title, text), names in told.items())
     return Section(

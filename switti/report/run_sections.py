@@ -5,7 +5,7 @@ import math
 from switti.report.document import Section, Table, Text
 from switti.report.formatting import DASH, duration, moment
 from switti.report.runs import Run
-from switti.report.study import MISSING, Study, differing, show
+from switti.report.study import MISSING, Study, Variant, differing, show
 
 
 def runs_section(study: Study) -> Section:
@@ -100,8 +100,8 @@ def settings_section(study: Study) -> Section:
     if not table:
         return Section("settings", "Settings that differ", [Text("None: all runs have one config.", "note")])
     keys = sorted(table, key=lambda key: (key not in study.vary, key != study.pair_by, key))
-    rows = tuple((key, *map(show, table[key])) for key in keys)
-    header = ("setting", *(run.name for run in study.runs))
+    rows = tuple((key, *(_values(variant, key) for variant in study.variants)) for key in keys)
+    header = ("setting", *(variant.label for variant in study.variants))
     section = Section(
         "settings", "Settings that differ", [Table(header, rows, words=frozenset(range(len(header))))]
     )
@@ -110,6 +110,11 @@ def settings_section(study: Study) -> Section:
         names = ", ".join(f"`{key}`" for key in loose)
         section.blocks.insert(0, Text(f"{names} differ within a variant: its mean mixes them.", "warning"))
     return section
+
+
+def _values(variant: Variant, key: str) -> str:
+    """What the runs of a variant have, each value once."""
+    return "; ".join(dict.fromkeys(show(run.config.get(key, MISSING)) for run in variant.runs))
 
 
 def _within_variants(study: Study, key: str) -> bool:

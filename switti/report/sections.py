@@ -5,7 +5,6 @@ from switti.report.document import Figure, Section, Text
 from switti.report.figures import (
     by_scale_figure,
     curves_figure,
-    norms_figure,
     other_names,
     sampling_figure,
     scale_kinds,
@@ -85,7 +84,6 @@ def curves_section(study: Study) -> Section:
     names = metric_names(study.runs)
     pictures = [name for name in names if name.startswith("metrics/")]
     figures += [curves_figure(study, study.variants, "metrics", pictures, "Metrics during training.")]
-    figures += [norms_figure(study)]
     figures += [curves_figure(study, study.variants, "optimisation", _MAIN_FIGURES[2:])]
     rest = other_names(study, {*_MAIN_FIGURES, *pictures, "norms/last/mean", "norms/last/max"})
     figures += [curves_figure(study, study.variants, "other", rest, "Other logged curves.")]

@@ -24,7 +24,18 @@ from switti.report.statistics import spread
 
 MAKER = Path(__file__).parents[1] / "data" / "report" / "synthetic.py"
 maker = SimpleNamespace(**runpy.run_path(str(MAKER)))
-SECTIONS = ["metrics", "curves", "scales", "cost", "pictures", "captions", "runs", "settings", "conventions"]
+SECTIONS = [
+    "metrics",
+    "curves",
+    "norms",
+    "scales",
+    "cost",
+    "pictures",
+    "captions",
+    "runs",
+    "settings",
+    "conventions",
+]
 VOID = {"meta", "link", "img", "br", "path", "use", "rect"}
 
 
@@ -148,7 +159,7 @@ def test_every_run_has_its_provenance(report: Path) -> None:
             "`python -m experiments.train configs/generator/tiny.yaml`",
         ]
     assert "Versions: lightning 2.5.0, python 3.11.9, torch 2.6.0, torchmetrics 1.9.0" in text
-    assert "paired by `seed`: 0, 1, 2 pairs" in text
+    assert "paired by `seed` (0, 1; 2 pairs)" in text
 
 
 def test_nothing_but_a_report_is_overwritten(tmp_path: Path) -> None:
@@ -324,4 +335,4 @@ def test_tokenizer_runs(tmp_path: Path) -> None:
     text = (tmp_path / "s" / "report" / "index.html").read_text()
     assert "lpips=1 against lpips=0: better in LPIPS; worse in PSNR; equal: peak memory." in text
     assert (tmp_path / "s" / "report" / "perplexity_by_scale.png").is_file()
-    assert not {"scales", "captions"} & set(Page(text).ids)
+    assert not {"norms", "scales", "captions"} & set(Page(text).ids)
