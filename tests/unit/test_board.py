@@ -85,13 +85,13 @@ def test_the_table_sets_what_was_varied_against_what_came_out(study: Path) -> No
         values = {name: value.number_value or value.string_value for name, value in start.hparams.items()}
         assert values == {"seed": seed or "", "model.norms": "pre"}
         assert start.group_name == f"seed={seed}"
-        found = run.Scalars("metrics/fid_alexnet")[-1]
+        found = run.Scalars("final/metrics/fid_alexnet")[-1]
         assert (found.step, found.value) == (step, 40 + step)
-        assert run.Scalars("time/steps_per_second")[-1].value == step / 4
+        assert run.Scalars("final/time/steps_per_second")[-1].value == step / 4
         assert {tag.split("_")[-2] for tag in run.summary_metadata if tag.startswith("_hparams_")} == tags
     write_run(study, "seed=1", seed=1, model__norms="pre")
     shown.renew()
-    assert events(study / "board" / "seed=1").Scalars("metrics/fid_alexnet")[-1].value == 50
+    assert events(study / "board" / "seed=1").Scalars("final/metrics/fid_alexnet")[-1].value == 50
     shown.close()
 
 
@@ -134,8 +134,8 @@ def test_tensorboard_serves_layout_and_table(study: Path, root: Path) -> None:
         table = ask(port, "plugin/hparams/experiment", {"experimentName": ""})
         assert {info["name"] for info in table["hparamInfos"]} >= {"seed"}
         assert {info["name"]["tag"] for info in table["metricInfos"]} >= {
-            "metrics/fid_alexnet",
-            "validation/loss",
+            "final/metrics/fid_alexnet",
+            "final/validation/loss",
         }
         other = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=90, check=False)
         assert other.returncode == 2 and f"localhost:{port}" in other.stderr  # the port is taken
