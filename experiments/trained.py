@@ -15,7 +15,7 @@ from switti.errors import UserError
 from switti.hub import is_hub_id
 from switti.loading import load_tokenizer, read_generator
 from switti.models.config import GeneratorConfig
-from switti.models.rqvae import RQVAE
+from switti.models.rqvae import RQVAE, check_codes
 from switti.models.text.base import build_text_encoder
 from switti.models.transformer import ScaleTransformer
 from switti.published import GENERATORS
@@ -52,27 +52,29 @@ def is_run(target: Path) -> bool:
     return (folder / "config.yaml").is_file()
 
 
-def averaged_state(checkpoint: Path, averaged: bool = True) -> tuple[dict[str, Tensor], int]:
-    """(generator's weights, step) of a run's checkpoint; its moving average if asked for and kept."""
+def averaged_state(checkpoint: Path, averaged: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(generator's weights, what else is there) of a run's checkpoint; its moving average if asked for and kept."""
     if is_sharded(checkpoint):
-        step = read_torch(checkpoint / STATE)["global_step"]
+        rest = read_torch(checkpoint / STATE)
         for name in ("ema_generator", "generator") if averaged else ("generator",):
             if state := read_tensors(checkpoint, f"state_dict.{name}."):
-                return state, int(step)
+                return state, rest
         raise UserError(f"{checkpoint} holds no generator")
     content = read_torch(checkpoint)
     state = content.get("state_dict", {})
     name = "ema_generator" if averaged and any(k.startswith("ema_generator.") for k in state) else "generator"
-    return sub_state(state, name), int(content.get("global_step", 0))
+    return sub_state(state, name), content
 
 
-def sampler_settings(settings: list[str]) -> list[str]:
-    """`key=value` as `sampling.key=value`; other groups are refused."""
+def sampler_settings(settings: list[str], tokenizer: bool = False) -> list[str]:
+    """`key=value` as `sampling.key=value`; other groups are refused. tokenizer: tokenizer_weights may be given."""
     named = [s if s.split("=")[0] in SETTINGS else f"sampling.{s}" for s in settings]
-    foreign = [s for s in named if not s.startswith("sampling.")]
+    passed = ("sampling.", "tokenizer_weights=") if tokenizer else ("sampling.",)
+    foreign = [s for s in named if not s.startswith(passed)]
     if foreign:
+        also = " and tokenizer_weights (another decoder for the same tokens)" if tokenizer else ""
         raise UserError(
-            f"{foreign[0]}: a trained run's settings are fixed; only sampling.* can be given here"
+            f"{foreign[0]}: a trained run's settings are fixed; only sampling.*{also} can be given here"
         )
     return named
 
@@ -96,25 +98,28 @@ def load_pipeline(
 ) -> tuple[SwittiPipeline, RunConfig, int]:
     """(pipeline, resolved settings, step) of a trained generator.
 
-    settings: `sampling.key=value` or `key=value` for the sampler. averaged: the moving average if the run kept one.
+    settings: `sampling.key=value` or `key=value` for the sampler, and tokenizer_weights=… for a tokenizer whose decoder
+    was tuned. averaged: the moving average if the run kept one. Raises UserError for another codebook or pyramid.
     """
     folder, checkpoint = find_run(target)
-    config = from_run(folder, sampler_settings(settings))
+    config = from_run(folder, sampler_settings(settings, tokenizer=True))
     if config.task != "generator":
         raise UserError(f"{folder} is a {config.task} run; pictures are sampled from generator runs")
-    state, step = averaged_state(checkpoint, averaged)
+    state, content = averaged_state(checkpoint, averaged)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = frozen_tokenizer(config)
+    check_codes(content, tokenizer, f"tokenizer_weights={config.tokenizer_weights}")
     generator = ScaleTransformer(replace(config.model))
     fill(generator, state, str(checkpoint))
     pipeline = SwittiPipeline(
         generator.eval().requires_grad_(False).to(device),
-        frozen_tokenizer(config).to(device),
+        tokenizer.to(device),
         build_text_encoder(config.text, device),
         config.sampling,
         autocast=config.trainer.precision == "bf16-mixed",
         text_config=config.text,
     )
-    return pipeline, config, step
+    return pipeline, config, int(content.get("global_step", 0))
 
 
 def open_pipeline(target: Path, settings: list[str]) -> tuple[SwittiPipeline, dict[str, Any]]:

@@ -20,7 +20,7 @@ from switti.errors import UserError
 from switti.losses import by_scale, token_losses
 from switti.metrics.generator_statistics import GeneratorStatistics
 from switti.models.config import GeneratorConfig
-from switti.models.rqvae import RQVAE
+from switti.models.rqvae import CODES, RQVAE, check_codes
 from switti.models.text.base import TextEmbedding
 from switti.models.transformer import ScaleTransformer
 from switti.sampling.config import SamplingConfig
@@ -119,6 +119,12 @@ class GeneratorModule(LightningModule):
         self.tokenizer.to(self.device)
 
     on_validate_start = on_test_start = on_predict_start = on_fit_start
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CODES] = self.tokenizer.quantize.fingerprint()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_codes(checkpoint, self.tokenizer, "tokenizer_weights")
 
     def configure_optimizers(self) -> Any:
         assert self.generator is not None  # Lightning calls configure_model first

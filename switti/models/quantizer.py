@@ -8,6 +8,7 @@ L positions of all scales, R rows of any kind.
 """
 
 import copy
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Self
@@ -133,6 +134,13 @@ class MultiScaleQuantizer(nn.Module):
         used = {j for pyramid in pyramids for j in phi_indices(pyramid, count)}
         for j, phi in enumerate(self.quant_resi.qresi_ls):
             phi.requires_grad_(j in used)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the codes and convolutions in float32: what tokens mean. A tuned decoder leaves it as it is."""
+        digest = hashlib.sha256()
+        for value in (self.embedding.weight, *self.quant_resi.parameters()):
+            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def phi(self, scale: int) -> nn.Module:
         """Convolution of a scale."""

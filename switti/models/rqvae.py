@@ -5,6 +5,7 @@ Pictures (3HW) are in [-1, 1]; their sides are the latent's times config.downsam
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -25,6 +26,7 @@ from switti.scales import Pyramid
 
 EMBEDDED = "embedded:"
 SETTINGS_KEY = "tokenizer"
+CODES = "tokenizer_codes"  # in a generator's checkpoint: the fingerprint of the codes that it has learned
 
 
 class Reconstruction(NamedTuple):
@@ -196,3 +198,16 @@ def check_settings(
     ]
     if wrong:
         raise UserError(f"{path} was trained with other settings: " + ", ".join(wrong))
+
+
+def check_codes(checkpoint: Mapping[str, Any], model: RQVAE, source: str) -> None:
+    """UserError if a generator's checkpoint has learned other codes than the tokenizer's, of whatever the same shape.
+
+    Checkpoints that do not know theirs pass. source: what named the tokenizer.
+    """
+    known = checkpoint.get(CODES)
+    if known is not None and known != model.quantize.fingerprint():
+        raise UserError(
+            f"{source}: its codebook is not the one that the generator was trained with; give that tokenizer, or one "
+            "whose decoder alone was tuned"
+        )

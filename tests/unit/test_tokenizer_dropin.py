@@ -1,0 +1,121 @@
+"""A tuned tokenizer takes the place of the one before under a trained generator; another codebook is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from configs.loading import load, to_yaml
+from configs.schema import RunConfig
+from experiments.assembly import build_module
+from experiments.trained import load_pipeline
+from switti.errors import UserError
+from switti.models.rqvae import CODES, RQVAE, load_rqvae, save_rqvae
+from switti.models.transformer import ScaleTransformer
+from switti.sampling.pipeline import SwittiPipeline
+
+
+def save(config: RunConfig, path: Path, change: str | None = None) -> Path:
+    """The same tokenizer at random, with other weights in the parts whose names begin with `change`."""
+    torch.manual_seed(5)
+    model = RQVAE(config.tokenizer)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if change is not None and name.startswith(change):
+                parameter.mul_(1.5).add_(0.01)
+    save_rqvae(model, path)
+    return path
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    weights = f"tokenizer_weights={tmp_path}/before.safetensors"
+    found = load("generator/tiny", [f"runs_dir={tmp_path}", "name=one", weights])
+    save(found, tmp_path / "before.safetensors")
+    return found
+
+
+@pytest.fixture
+def run(config: RunConfig) -> Path:
+    """A run folder with a checkpoint as the module saves it."""
+    module = build_module(config)
+    module.configure_model()
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict(), "global_step": 3}
+    module.on_save_checkpoint(checkpoint)
+    (config.run_dir / "checkpoints").mkdir(parents=True)
+    (config.run_dir / "config.yaml").write_text(to_yaml(config))
+    torch.save(checkpoint, config.run_dir / "checkpoints" / "step_000003.ckpt")
+    return config.run_dir
+
+
+def sampled(pipeline: SwittiPipeline) -> tuple[Tensor, Tensor]:
+    """(latent that the decoder gets, pictures)."""
+    latents: list[Tensor] = []
+    hook = pipeline.tokenizer.post_quant_conv.register_forward_pre_hook(
+        lambda module, inputs: latents.append(inputs[0].clone())
+    )
+    pictures = pipeline(["cat", "dog"], seeds=[1, 2], output_type="pt")
+    hook.remove()
+    return torch.cat(latents), pictures
+
+
+@pytest.mark.parametrize("part", ["decoder.", "post_quant_conv."])
+def test_a_tuned_decoder_changes_pictures_and_nothing_before(
+    config: RunConfig, run: Path, tmp_path: Path, part: str
+) -> None:
+    tuned = save(config, tmp_path / "tuned.safetensors", part)
+    before, after = (
+        load_rqvae(config.tokenizer, tmp_path / f"{name}.safetensors") for name in ("before", "tuned")
+    )
+    side = config.tokenizer.resolution
+    image = torch.rand(3, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert torch.equal(before.tokenize(image), after.tokenize(image))
+    latent, pictures = sampled(load_pipeline(run, [])[0])
+    other_latent, other_pictures = sampled(load_pipeline(run, [f"tokenizer_weights={tuned}"])[0])
+    assert torch.equal(latent, other_latent)
+    assert not torch.equal(pictures, other_pictures)
+
+
+@pytest.mark.parametrize("part", ["quantize.embedding", "quantize.quant_resi"])
+def test_another_codebook_is_refused(config: RunConfig, run: Path, tmp_path: Path, part: str) -> None:
+    """Of the same shape and settings, which keys and sizes cannot tell apart."""
+    other = save(config, tmp_path / "other.safetensors", part)
+    with pytest.raises(
+        UserError, match=r"tokenizer_weights=.*other\.safetensors: its codebook is not the one"
+    ):
+        load_pipeline(run, [f"tokenizer_weights={other}"])
+    save(config, tmp_path / "before.safetensors", part)  # the file itself has been replaced
+    with pytest.raises(UserError, match=r"before\.safetensors: its codebook is not the one"):
+        load_pipeline(run, [])
+
+
+def test_resuming_with_another_codebook_is_refused(config: RunConfig, run: Path, tmp_path: Path) -> None:
+    checkpoint = torch.load(run / "checkpoints/step_000003.ckpt", weights_only=False)
+    build_module(config).on_load_checkpoint(checkpoint)
+    save(config, tmp_path / "before.safetensors", "quantize.embedding")
+    with pytest.raises(UserError, match="tokenizer_weights: its codebook is not the one"):
+        build_module(config).on_load_checkpoint(checkpoint)
+
+
+def test_another_pyramid_is_refused_by_name(config: RunConfig, run: Path, tmp_path: Path) -> None:
+    config.tokenizer.scales = [1, 3]
+    other = save(config, tmp_path / "wider.safetensors")
+    with pytest.raises(UserError, match=r"wider.*tokenizer\.scales=\[1, 2\] \(the weights: \[1, 3\]\)"):
+        load_pipeline(run, [f"tokenizer_weights={other}"])
+
+
+def test_older_checkpoints_do_not_know_their_codes(config: RunConfig, run: Path, tmp_path: Path) -> None:
+    path = run / "checkpoints" / "step_000003.ckpt"
+    checkpoint = torch.load(path, weights_only=False)
+    del checkpoint[CODES]
+    torch.save(checkpoint, path)
+    other = save(config, tmp_path / "other.safetensors", "quantize.embedding")
+    pipeline, _, step = load_pipeline(run, [f"tokenizer_weights={other}"])
+    assert step == 3 and isinstance(pipeline.generator, ScaleTransformer)
+
+
+def test_other_settings_of_a_run_stay_fixed(run: Path) -> None:
+    with pytest.raises(UserError, match=r"seed=1: .* only sampling\.\* and tokenizer_weights"):
+        load_pipeline(run, ["seed=1"])
