@@ -30,7 +30,9 @@ RESUMABLE = (
     "trainer.compile",
     "trainer.log_every",
 )
-RESUMABLE_GROUPS = ("callbacks.", "metrics.", "sampling.", "data.workers", "data.max_bad_fraction")
+RESUMABLE_GROUPS = (
+    "callbacks.", "metrics.", "sampling.", "data.workers", "data.max_bad_fraction", "data.stream_",
+)  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
