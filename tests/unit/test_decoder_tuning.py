@@ -24,7 +24,9 @@ from lightning_modules.decoder_tuning import DecoderTuningModule
 from lightning_modules.decoder_tuning_config import DecoderTuningConfig
 from switti.errors import UserError
 from switti.models.config import RQVAEConfig
+from switti.models.discriminator import UNetDiscriminator
 from switti.models.rqvae import RQVAE, load_rqvae, save_rqvae
+from switti.published import PYRAMIDS
 
 SMALL = RQVAEConfig(
     scales=[1, 2], codebook_size=32, code_width=4, channels=32, multipliers=[1, 1, 1, 1], residual_blocks=1
@@ -423,6 +425,26 @@ def test_another_pyramid_is_for_tuning_only(tmp_path: Path, rqvae: RQVAE) -> Non
     config.tokenizer.codebook_size = 64
     with pytest.raises(UserError, match=r"codebook_size=64 \(the weights: 32\)"):
         frozen_tokenizer(config, other_scales=True)
+
+
+@pytest.mark.parametrize(("resolution", "pictures"), [(512, 8), (1024, 2)])
+def test_the_papers_tuning(resolution: int, pictures: int) -> None:
+    """Section 4.3: published weights, 256 pictures a step, 1e-5 for both networks, VGG16's LPIPS."""
+    config = load(f"tokenizer/paper_decoder_{resolution}")
+    assert config.task == "decoder" and config.tokenizer_weights == "FoundationVision/var"
+    assert config.tokenizer.scales == PYRAMIDS[resolution] and config.tokenizer.resolution == resolution
+    assert (config.tokenizer.codebook_size, config.tokenizer.code_width, config.tokenizer.channels) == (
+        4096,
+        32,
+        160,
+    )
+    assert config.trainer.max_steps == 100_000 and config.optimizer.schedule == "constant"
+    assert config.optimizer.learning_rate == 1e-5 and config.decoder.lpips_net == "vgg"
+    parts = config.trainer.devices * config.trainer.accumulate
+    assert config.data.batch_size == 256 == parts * pictures
+    with torch.device("meta"):
+        critic = UNetDiscriminator(config.decoder.discriminator_features)
+    assert sum(p.numel() for p in critic.parameters()) == 4_376_897
 
 
 # ---- several processes ------------------------------------------------------------------------------------------

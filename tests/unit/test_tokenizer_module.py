@@ -470,7 +470,10 @@ class Halves(pl.LightningDataModule):
 @pytest.mark.distributed
 @pytest.mark.parametrize("update", ["gradient", "ema"])
 def test_two_ranks_are_one_process(tmp_path: Path, update: str) -> None:
-    """Losses, discriminator, codes, counts and restarts of two ranks are those of one with all pictures."""
+    """Losses, discriminator, codes and counts of two ranks are those of one with all pictures.
+
+    In float64: gradients that are zero but for rounding (biases before a norm) would be blown up by Adam.
+    """
     loss: dict[str, Any] = {
         "adversarial": 0.1,
         "start_step": 1,
@@ -486,7 +489,7 @@ def test_two_ranks_are_one_process(tmp_path: Path, update: str) -> None:
         runner = pl.Trainer(
             accelerator="cpu", devices=devices, strategy="ddp_fork" if devices > 1 else "auto", max_steps=3,
             logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            use_distributed_sampler=False, limit_val_batches=0, default_root_dir=folder,
+            use_distributed_sampler=False, limit_val_batches=0, default_root_dir=folder, precision="64-true",
             callbacks=[SaveState(folder)],
         )  # fmt: skip
         runner.fit(module, datamodule=Halves())
@@ -495,7 +498,7 @@ def test_two_ranks_are_one_process(tmp_path: Path, update: str) -> None:
     assert one["window_hits"].sum() == 3 * 8 * 5
     for key, value in one.items():
         assert torch.equal(first[key], second[key]), key
-        torch.testing.assert_close(first[key], value, rtol=0, atol=5e-4, msg=key)
+        torch.testing.assert_close(first[key], value, rtol=0, atol=1e-5, msg=key)
 
 
 class SaveCodes(pl.Callback):
