@@ -134,15 +134,21 @@ def test_a_job_that_must_leave_saves_and_is_called_again(study: Path, tmp_path: 
     while not (folder / "metrics.csv").is_file():
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    task = int(
-        subprocess.run(["pgrep", "-P", str(job.job_id)], capture_output=True, text=True, check=True).stdout
-    )
-    os.kill(task, signal.SIGUSR2)
-    while record_of("one/run")["status"] != "interrupted":
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    saved = submitit.core.utils.DelayedSubmission.load(job.paths.submitted_pickle)
-    assert isinstance(saved.function, Rank) and saved.function.command == command
+    try:
+        task = int(
+            subprocess.run(
+                ["pgrep", "-P", str(job.job_id)], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        os.kill(task, signal.SIGUSR2)
+        while record_of("one/run")["status"] != "interrupted":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        saved = submitit.core.utils.DelayedSubmission.load(job.paths.submitted_pickle)
+        assert isinstance(saved.function, Rank) and saved.function.command == command
+    finally:
+        job.cancel()
+        job._process.wait()
 
 
 def test_without_a_cluster_one_line_says_so(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
