@@ -17,7 +17,6 @@ from switti.files import read_json
 from switti.studies import PRUNE
 
 TRAIN = ["-m", "experiments.train"]  # what Python is given, before a run's arguments
-LOG = "output.log"  # in the run folder: what the run printed, of all its attempts
 MARKER = "preempted.json"  # in the folder of a run that ended with the first of these
 REQUEUE = (
     75,

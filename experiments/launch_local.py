@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import IO
 
 from configs.study import PlannedRun
-from experiments.launch import LOG, TRAIN, Job, Outcome, last_state, tail_of, torchrun
+from experiments.launch import TRAIN, Job, Outcome, last_state, tail_of, torchrun
 from switti.errors import UserError
+from switti.studies import LOG
 
 _TAIL_BYTES = 1 << 16
 

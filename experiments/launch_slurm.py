@@ -22,10 +22,10 @@ from types import FrameType
 from typing import Any
 
 from configs.study import PlannedRun
-from experiments.launch import LOG, TRAIN, Job, Outcome, tail_of
+from experiments.launch import TRAIN, Job, Outcome, tail_of
 from switti.errors import UserError
 from switti.files import write_json
-from switti.studies import QUEUED
+from switti.studies import LOG, QUEUED
 
 try:
     import submitit

@@ -66,7 +66,7 @@ class SearchSource:
     def ended(self, outcome: Outcome) -> None:
         number = self._mine.pop(outcome.job.name)
         self._over.add(outcome.job.name)
-        self._tell(number, outcome.job.folder, outcome.tail)
+        self._tell(number, outcome.job.folder)
 
     def watch(self, running: list[Job]) -> None:
         """Report new values of the metric; write the file on which a run that is not worth it stops."""
@@ -148,7 +148,7 @@ class SearchSource:
             os.close(lock)
             return None
         if state in ("finished", "pruned"):
-            self._tell(number, folder, [])
+            self._tell(number, folder)
             os.close(lock)
             return None
         self._mine[planned.name] = number
@@ -174,7 +174,7 @@ class SearchSource:
                 trial.report(values[step], step)
         return bool(trial.should_prune())
 
-    def _tell(self, number: int, folder: Path, tail: list[str]) -> None:
+    def _tell(self, number: int, folder: Path) -> None:
         """Finished: its last value; given up: pruned; failed: failed. Anything else goes on with the next command."""
         state = state_of(folder, held=True)
         values = list(metric_values(folder, self.search.metric).values())
@@ -186,7 +186,7 @@ class SearchSource:
         elif state == "pruned":
             self._report(number, folder)
             self.optuna.tell(number, state=TrialState.PRUNED)
-        elif state == "failed" or (state == "new" and tail):
+        elif state == "failed":
             self.optuna.tell(number, state=TrialState.FAIL)
 
 

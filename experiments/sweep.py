@@ -16,6 +16,7 @@ Exit code 0 when every run is finished (or is running elsewhere), 1 when a run f
 """
 
 import argparse
+import sys
 
 from configs.study import Study, load_study
 from experiments.command import EXIT_INTERRUPTED, run
@@ -155,9 +156,9 @@ def _is_pruned(outcome: Outcome) -> bool:
 
 def _is_interrupted(outcome: Outcome) -> bool:
     """Whether it has saved itself; torchrun turns the exit codes that say so into 1."""
-    record = read_json(outcome.job.folder / "record.json", default={})
-    told = outcome.code in (EXIT_INTERRUPTED, *REQUEUE) or outcome.job.ranks > 1
-    return told and record.get("status") == "interrupted"
+    if outcome.job.ranks == 1:
+        return outcome.code in (EXIT_INTERRUPTED, *REQUEUE)
+    return state_of(outcome.job.folder) == "interrupted"
 
 
 def _why(outcome: Outcome) -> str:
@@ -187,6 +188,7 @@ def _summarise(study: Study, source: Source, outcomes: list[Outcome]) -> None:
     print(f"\nstudy {study.name}: {', '.join(words)}{again}")
     if hasattr(source, "describe_best"):
         print(source.describe_best())
+    sys.stdout.flush()  # ahead of what is said on stderr
 
 
 if __name__ == "__main__":

@@ -24,10 +24,12 @@ from switti.files import read_json
 
 State = Literal["new", "queued", "running", "finished", "failed", "interrupted", "killed", "pruned"]
 
+LOG = "output.log"  # in the run folder: what the run printed, of all its attempts
 QUEUED = "queued.json"
 PRUNE = "prune.json"
 _SILENT_SECONDS = 600.0  # a run on another host that has given no sign of life for this long counts as killed
 _LOCKS = ".locks"
+_STOPPED = b"error: interrupted\n"  # the last words of a command after Ctrl-C
 _ALL = ".study"  # beside the locks of the runs
 _CLAIM_ATTEMPTS, _CLAIM_PAUSE = 5, 0.02  # a reader of the state holds the lock for an instant
 _SQUEUE_SECONDS = 5  # how long an answer of the cluster's queue is believed
@@ -60,7 +62,18 @@ def state_of(run_dir: str | Path, held: bool = False) -> State:
         return "queued"
     if not held and is_claimed(folder):
         return "running"
+    if state == "new":
+        return _state_of_log(folder / LOG)
     return "pruned" if (folder / PRUNE).is_file() else state
+
+
+def _state_of_log(path: Path) -> State:
+    """Of a run that has ended before it wrote a record: it failed, unless a person stopped it."""
+    if not path.is_file():
+        return "new"
+    with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - len(_STOPPED)))
+        return "interrupted" if stream.read() == _STOPPED else "failed"
 
 
 def state_of_record(record: dict[str, Any] | None) -> State:

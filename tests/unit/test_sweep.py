@@ -360,3 +360,14 @@ def test_status_lists_what_has_not_started_and_how_fast_a_run_is(study: Path, ca
     assert "1 min 10 s ago" in run  # the most silent rank
     assert new.split()[:2] == ["seed=7", "new"]
     assert counts == "1 running, 1 new"
+
+
+def test_a_run_that_failed_before_its_record_is_no_new_one(tmp_path: Path) -> None:
+    for words, state in [
+        ("--- today python -m …\nerror: no data\n", "failed"),
+        ("starting\nerror: interrupted\n", "interrupted"),
+    ]:
+        (tmp_path / "output.log").write_text(words)
+        assert state_of(tmp_path) == state
+    (tmp_path / "output.log").unlink()
+    assert state_of(tmp_path) == "new"
