@@ -13,7 +13,16 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from switti.errors import UserError
 from switti.files import sync_file, temporary_beside
-from switti.sharded import holds_shards, is_sharded, publish, read_plain, remove, snapshot, write_sharded
+from switti.sharded import (
+    holds_shards,
+    is_sharded,
+    publish,
+    read_plain,
+    reason,
+    remove,
+    snapshot,
+    write_sharded,
+)
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -88,10 +97,9 @@ class AtomicCheckpointIO(CheckpointIO):
                     write_sharded(checkpoint, work, self._group)
                 else:
                     write_file(checkpoint, work)
-            except (OSError, RuntimeError) as error:  # torch reports a short write as a RuntimeError
-                reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            except Exception as error:  # in a thread, where nobody else would see it
                 self.failure = (
-                    f"cannot write checkpoint {path}: {reason} ({_free_space(path.parent)} free); "
+                    f"cannot write checkpoint {path}: {reason(error)} ({_free_space(path.parent)} free); "
                     "make room and start the run again, it goes on from the previous checkpoint"
                 )
 

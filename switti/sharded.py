@@ -9,6 +9,7 @@ number of ranks, or by one process as a whole. All functions that write are coll
 """
 
 import os
+import pickle
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -36,6 +37,12 @@ from switti.files import read_json, sha256_file, sync_file, sync_folder, tempora
 
 MANIFEST, STATE = "manifest.json", "state.pt"
 MODEL = "state_dict"
+_PLAIN = {
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "WindowsPath"),
+}
 Group = Any  # a process group, or None for the default one
 
 
@@ -112,8 +119,8 @@ def _together(action: Callable[[], Any], group: Group) -> list[Any]:
     result, failure = None, None
     try:
         result = action()
-    except (OSError, RuntimeError) as error:
-        failure = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    except Exception as error:  # whatever it is: the other ranks wait for this one
+        failure = reason(error)
     outcomes: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(outcomes, (result, failure), group=group)
     failures = [failure for _, failure in outcomes if failure]
@@ -124,7 +131,13 @@ def _together(action: Callable[[], Any], group: Group) -> list[Any]:
 
 def _first_failure(error: CheckpointException) -> str:
     cause = next(iter(error.failures.values()))[0]
-    return getattr(cause, "strerror", None) or str(cause).strip().splitlines()[0]
+    return reason(cause) if isinstance(cause, Exception) else str(cause)
+
+
+def reason(error: Exception) -> str:
+    """An error in one line, in the words of the operating system if it is one of its."""
+    text = getattr(error, "strerror", None) or next(iter(str(error).strip().splitlines()), "")
+    return str(text) if isinstance(error, OSError | RuntimeError) else f"{type(error).__name__}: {text}"
 
 
 def _make_anew(work: Path) -> None:
@@ -194,7 +207,7 @@ def damage(path: Path, contents: bool = True) -> str | None:
 
 def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
     """Whole tensors whose names begin with `prefix`, without it, in main memory. One process suffices."""
-    reader = dcp.FileSystemReader(path)
+    reader = _Reader(path)
     wanted: dict[str, Any] = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in _entries(reader.read_metadata()).items()
@@ -204,6 +217,29 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
         warnings.filterwarnings("ignore", message=".*assuming the intent is to load in a single process.*")
         dcp.load(wanted, storage_reader=reader, no_dist=True)
     return {name.removeprefix(prefix): value for name, value in wanted.items()}
+
+
+class _Reader(dcp.FileSystemReader):
+    """PyTorch's, except that a list of contents which wants to call something is refused."""
+
+    def read_metadata(self, *arguments: Any, **options: Any) -> Metadata:
+        with (Path(self.path) / ".metadata").open("rb") as stream:
+            metadata: Metadata = _PlainUnpickler(stream).load()
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Knows what PyTorch's list of contents is made of, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = module.startswith("torch.distributed.checkpoint.") or (module, name) in _PLAIN
+        if not known and not isinstance(getattr(torch, name, None), torch.dtype):
+            raise UserError(
+                f"a sharded checkpoint that would run code ({module}.{name}) when read is refused"
+            )
+        return super().find_class(module, name)
 
 
 def _entries(metadata: Metadata) -> dict[str, TensorStorageMetadata]:
@@ -242,7 +278,7 @@ def load_into(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Opt
     if not is_sharded(path):
         return _load_whole(path, model, optimizers)
     rest = read_torch(path / STATE)
-    reader = dcp.FileSystemReader(path)
+    reader = _Reader(path)
     tensors: dict[str, Any] = {f"{MODEL}.{k}": v for k, v in get_model_state_dict(model).items()}
     states = [get_optimizer_state_dict(model, optimizer) for optimizer in optimizers]
     for index, state in enumerate(states):

@@ -21,8 +21,8 @@ from test_story import draw_pictures
 
 from callbacks.checkpointing import FOLDER, AtomicCheckpointIO, damage, find_resume, steps_in
 
-STEPS = 40
-KILLS = 4
+STEPS = 32
+KILLS = 3
 SETTINGS = (
     f"trainer.max_steps={STEPS} trainer.log_every=1 trainer.validate_every=8 trainer.accumulate=2 data.workers=1 "
     "callbacks.checkpoint_every=3 callbacks.keep_last=2 callbacks.samples_every=0 callbacks.metrics_every=0 "
