@@ -64,7 +64,7 @@ def snapshot(value: Any) -> Any:
     """A copy of nested containers with all tensors in main memory, which further training does not change."""
     if isinstance(value, DTensor):
         local = value.to_local().detach().to("cpu", copy=True)
-        return DTensor(local, value._spec, requires_grad=False)  # type: ignore[arg-type]
+        return DTensor(local, value._spec, requires_grad=False)
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -303,7 +303,7 @@ def _load_whole(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.O
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for optimizer, plain in zip(optimizers, checkpoint.pop("optimizer_states"), strict=True):
         ordered = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
-        state = {ordered[number]: dict(fields) for number, fields in plain["state"].items()}
+        state: dict[str, Any] = {ordered[number]: dict(fields) for number, fields in plain["state"].items()}
         groups = [{**g, "params": [ordered[number] for number in g["params"]]} for g in plain["param_groups"]]
         set_optimizer_state_dict(model, optimizer, {"state": state, "param_groups": groups}, options=options)
     return checkpoint
