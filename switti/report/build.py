@@ -54,6 +54,8 @@ def _subject(study: Study) -> str:
     varied = ", ".join(f"`{key}`" for key in study.vary)
     counts = ", ".join(f"{variant.label} ({plural(len(variant.runs), 'run')})" for variant in study.variants)
     what = f"Compared by {varied}: {counts}" if varied else f"One variant: {plural(len(study.runs), 'run')}"
+    if len(study.vary) > 2:
+        what += "; a name tells only what differs from the most frequent settings (all are under Settings that differ)"
     made = f"Made {datetime.now():%Y-%m-%d %H:%M} from the run folders alone."
     return f"{what}; paired by `{study.pair_by}` ({_pairs(study)}). {made}"
 

@@ -3,7 +3,7 @@
 from switti.report.document import Section, Table, Text
 from switti.report.figures import entropy, scales
 from switti.report.formatting import DASH, interval, number, plus_minus, signed
-from switti.report.study import Study, Variant, scale_sides, token_spaces
+from switti.report.study import Study, Variant, loss_groups, scale_sides
 from switti.report.values import difference, summary
 
 _ENTROPY = (
@@ -15,14 +15,14 @@ _ENTROPY = (
 def scales_section(study: Study) -> Section:
     """For each token space a table of losses and one of accuracies, with paired differences."""
     section = Section("scales", "Each scale")
-    for variants in token_spaces(study):
+    for variants in loss_groups(study):
         if losses := _losses(study, variants):
             section.blocks.append(losses)
     if section.blocks:
         section.blocks.append(Text(_ENTROPY, "note"))
     else:
         section.blocks.append(Text("No validation loss by scale in any `metrics.csv`.", "missing"))
-    for variants in token_spaces(study):
+    for variants in loss_groups(study):
         if accuracies := _accuracies(study, variants):
             section.blocks.append(accuracies)
     return section

@@ -10,7 +10,7 @@ from switti.report.figures import (
     scale_kinds,
 )
 from switti.report.guidance_section import guidance_blocks
-from switti.report.study import Study, overlapping, show, token_spaces
+from switti.report.study import Study, loss_groups, overlapping, show
 from switti.report.values import cost_names, main_names, metric_names
 from switti.report.verdict import pairs_note
 
@@ -71,7 +71,7 @@ def _no_evaluation(what: str) -> Text:
 
 def curves_section(study: Study) -> Section:
     """Every logged curve; losses in one figure only where they share a scale."""
-    spaces, figures = token_spaces(study), list[Figure | None]()
+    spaces, figures = loss_groups(study), list[Figure | None]()
     for i, variants in enumerate(spaces):
         suffix = f"_{i + 1}" if len(spaces) > 1 else ""
         figures += [
@@ -90,7 +90,9 @@ def curves_section(study: Study) -> Section:
     drawn = [figure for figure in figures if figure]
     section = Section("curves", "Curves", list(drawn))
     if len(spaces) > 1:
-        text = "Token spaces differ between variants: their losses have no common scale and are drawn apart."
+        text = (
+            "Tokens or data differ between variants: their losses have no common scale and are drawn apart."
+        )
         section.blocks.insert(0, Text(text, "warning"))
     if not drawn:
         section.blocks.append(Text("No curves yet: no run has a `metrics.csv` with values.", "missing"))

@@ -1,14 +1,17 @@
 """Runs into variants and pairs, and the rules of what may be compared with what."""
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from switti.errors import UserError
-from switti.report.metric_names import Metric
+from switti.report.metric_names import Metric, describe
 from switti.report.runs import Run
 
 MISSING = "not set"
+_WORD = re.compile(r"[A-Za-z][\w+-]*")
 _IDENTITY = {"name", "study", "runs_dir", "seed"}
 # Settings that change how batches come, never which pictures and captions there are.
 _DATA_MECHANICS = {"workers", "batch_size", "shuffle_window_shards", "max_bad_fraction", "embeddings"}
@@ -75,14 +78,16 @@ def group(
         for key in [pair_by, *(vary or [])]:
             run.setting(key)
     keys = tuple(vary) if vary else _varied(runs, pair_by)
+    common = _common(keys, runs)
     members: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         members.setdefault(tuple(show(run.config.get(key, MISSING)) for key in keys), []).append(run)
     variants = []
     for values in sorted(members, key=lambda values: [_sort_key(value) for value in values]):
         own = sorted(members[values], key=lambda run: _sort_key(run.setting(pair_by)))
-        _refuse_twins(own, pair_by, label(keys, values))
-        variants.append(Variant(label(keys, values), tuple(own)))
+        name_of = label(keys, values, common)
+        _refuse_twins(own, pair_by, name_of)
+        variants.append(Variant(name_of, tuple(own)))
     ordered = tuple(run for variant in variants for run in variant.runs)
     return Study(name or _study_name(runs), ordered, tuple(variants), keys, pair_by)
 
@@ -121,13 +126,26 @@ def _refuse_twins(runs: list[Run], pair_by: str, variant: str) -> None:
         seen[value] = run
 
 
-def label(keys: tuple[str, ...], values: tuple[str, ...]) -> str:
-    """Short name of a variant: words stand alone, numbers and truth values with their key's last part."""
+def _common(keys: tuple[str, ...], runs: list[Run]) -> tuple[str, ...]:
+    """The most frequent value of each key, of those equally frequent the first to come."""
+    return tuple(
+        Counter(show(run.config.get(key, MISSING)) for run in runs).most_common(1)[0][0] for key in keys
+    )
+
+
+def label(keys: tuple[str, ...], values: tuple[str, ...], common: tuple[str, ...] = ()) -> str:
+    """Short name of a variant: words stand alone, numbers and truth values with their key's last part.
+
+    common: where three keys or more are varied, only values that differ from these are named.
+    """
     if not keys:
         return "all runs"
-    words = []
-    for key, value in zip(keys, values, strict=True):
-        plain = value[:1].isalpha() and value not in {"true", "false", "null"} and value != MISSING
+    named = list(zip(keys, values, strict=True))
+    if len(keys) > 2 and common:
+        named = [pair for pair, usual in zip(named, common, strict=True) if pair[1] != usual]
+    words = [] if named else ["common settings"]
+    for key, value in named:
+        plain = _WORD.fullmatch(value) and value not in {"true", "false", "null"}
         words.append(value if plain else f"{key.rpartition('.')[2]}={value}")
     return ", ".join(words)
 
@@ -239,12 +257,13 @@ def picture_side(run: Run) -> int | None:
     return sides[-1] * 2 ** (len(steps) - 1) if sides and steps else None
 
 
-def token_spaces(study: Study) -> list[tuple[Variant, ...]]:
-    """Variants in groups within which losses have a common scale, in the order of the study."""
+def loss_groups(study: Study) -> list[tuple[Variant, ...]]:
+    """Variants in groups within which losses have a common scale (tokens, data, definition), in the study's order."""
+    loss = describe("validation/loss")
     groups: list[list[Variant]] = []
     for variant in study.variants:
         for members in groups:
-            if not token_differences(members[0].runs[0], variant.runs[0]):
+            if not obstacle(loss, members[0].runs[0], variant.runs[0]):
                 members.append(variant)
                 break
         else:

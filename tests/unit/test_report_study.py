@@ -14,7 +14,7 @@ from switti.report import tables
 from switti.report.comparison import comparison_tables
 from switti.report.metric_names import describe
 from switti.report.runs import Run, read_run
-from switti.report.study import differing, group, obstacle, token_spaces
+from switti.report.study import differing, group, loss_groups, obstacle
 from switti.report.values import difference, final, summary
 from switti.report.verdict import verdict
 
@@ -112,8 +112,8 @@ def test_losses_of_other_token_spaces_are_not_subtracted(make: Make) -> None:
     d = difference(study, study.variants[1], "validation/loss")
     assert d.paired is None and "token spaces differ (tokenizer.scales, model.scales)" in d.reason
     assert difference(study, study.variants[1], "time/step_seconds").paired is not None
-    assert [len(space) for space in token_spaces(study)] == [1, 1]
-    assert len(token_spaces(group(four(make)))) == 1
+    assert [len(space) for space in loss_groups(study)] == [1, 1]
+    assert len(loss_groups(group(four(make)))) == 1
 
 
 def test_other_data_and_other_machines(make: Make) -> None:
@@ -127,6 +127,25 @@ def test_other_data_and_other_machines(make: Make) -> None:
     more = group([make("causal", 0, 2.0), make("causal", 0, 1.0, {"data.train": "more-*.tar"})])
     assert difference(more, more.variants[1], "validation/loss").paired is not None
     assert "data differ (data.train)" in obstacle(describe("train/loss"), *more.runs)
+
+
+def test_losses_on_other_data_are_drawn_apart(make: Make) -> None:
+    runs = [make("causal", 0, 2.0), make("causal", 0, 1.0, {"data.validation": "photos.tar"})]
+    assert [len(members) for members in loss_groups(group(runs))] == [1, 1]
+    runs = [make("causal", 0, 2.0), make("causal", 0, 1.0, {"data.train": "more.tar"})]
+    assert [len(members) for members in loss_groups(group(runs))] == [2]
+
+
+def test_many_varied_settings_name_only_what_is_unusual(make: Make) -> None:
+    runs = [
+        make("causal", 0, 2.0),
+        make("non_causal", 0, 2.0),
+        make("causal", 0, 2.0, {"model.depth": 4}),
+        make("causal", 0, 2.0, {"data.validation": "other/v-*.tar", "model.depth": 4}),
+        make("causal", 1, 2.0),
+    ]
+    labels = {variant.label for variant in group(runs).variants}
+    assert labels == {"common settings", "non_causal", "depth=4", "depth=4, validation=other/v-*.tar"}
 
 
 def test_not_finite_values_are_left_out(make: Make) -> None:
