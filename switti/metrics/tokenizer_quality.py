@@ -26,7 +26,7 @@ class QualityNetworks:
     """
 
     lpips: dict[str, nn.Module]
-    features: nn.Module
+    features: AlexNetFeatures | InceptionFeatures
     features_name: str
     clip_iqa: ClipIqa | None = None
 
