@@ -54,11 +54,18 @@ class ShardedStrategy(ModelParallelStrategy):
     def block_backward_sync(self) -> Iterator[None]:
         """Forward and backward pass of a micro-batch that is not the last one of its step."""
         assert self.model is not None  # Lightning has set it up
-        _set_accumulating(self.model, True)
+        set_accumulating(self.model, True)
         try:
             yield
         finally:
-            _set_accumulating(self.model, False)
+            set_accumulating(self.model, False)
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> Any:
+        """With the passes of the last micro-batch, which are part of it."""
+        result = super().optimizer_step(*arguments, **options)
+        assert self.model is not None
+        end_step(self.model)
+        return result
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Sharded tensors where they are: the CheckpointIO copies them off the device if it must."""
@@ -77,15 +84,29 @@ class ShardedStrategy(ModelParallelStrategy):
         return load_into(Path(self.broadcast(str(checkpoint_path))), self.model, self.optimizers)
 
 
-def _set_accumulating(model: nn.Module, accumulating: bool) -> None:
+def set_accumulating(model: nn.Module, accumulating: bool) -> None:
+    """Whether the next forward and backward pass is one of several of a step, and not the last of them.
+
+    From the first of them on, blocks stay whole between forward and backward pass, until `end_step`.
+    """
     for unit in sharded_units(model):
         unit.set_requires_gradient_sync(not accumulating, recurse=False)
         unit.set_reshard_after_backward(not accumulating, recurse=False)
         unit.set_is_last_backward(not accumulating)
-        if (
-            len(sharded_units(unit)) == 1
-        ):  # a block; the model around them stays whole after a forward pass anyway
-            unit.set_reshard_after_forward(not accumulating, recurse=False)
+        if accumulating and _is_block(unit):
+            unit.set_reshard_after_forward(False, recurse=False)
+
+
+def end_step(model: nn.Module) -> None:
+    """Blocks are divided again after each forward pass; the next one may be a single pass, or a validation."""
+    for unit in sharded_units(model):
+        if _is_block(unit):
+            unit.set_reshard_after_forward(True, recurse=False)
+
+
+def _is_block(unit: FSDPModule) -> bool:
+    """The model around the blocks stays whole after a forward pass anyway."""
+    return len(sharded_units(unit)) == 1  # type: ignore[arg-type]
 
 
 def sharded_units(model: nn.Module) -> list[FSDPModule]:

@@ -1,13 +1,28 @@
 """Strategies by settings, and what is refused before anything starts. No process is started here."""
 
+from collections.abc import Iterator
+
 import pytest
+import torch
+import torch.distributed as dist
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from configs.loading import load
 from lightning_modules.config import TrainerConfig
 from lightning_modules.launching import check_launch, find_launcher
-from lightning_modules.parallel import ShardedStrategy, build_strategy, cluster_environment
+from lightning_modules.parallel import (
+    ShardedStrategy,
+    build_strategy,
+    cluster_environment,
+    end_step,
+    set_accumulating,
+    shard,
+)
 from switti.errors import UserError
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}
@@ -87,3 +102,33 @@ def test_lightning_is_told_who_it_was_and_never_requeues(monkeypatch: pytest.Mon
     assert isinstance(torchrun, TorchElasticEnvironment)
     (srun,) = cluster_environment(SRUN)
     assert isinstance(srun, SLURMEnvironment) and not srun.auto_requeue
+
+
+@pytest.fixture
+def two_ranks() -> Iterator[None]:
+    """A group whose other rank does not exist: collectives do nothing, but are counted."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield
+    dist.destroy_process_group()
+
+
+def exchanges(accumulating: bool) -> tuple[int, int]:
+    """(all-gathers, reduce-scatters) of an optimiser step with two micro-batches and four units."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
+    shard(model, model[:3], init_device_mesh("cpu", (2,)), half=False)
+    with CommDebugMode() as counted:
+        for last in (False, True):
+            set_accumulating(model, accumulating and not last)
+            model(torch.ones(2, 8)).sum().backward()
+        end_step(model)
+    counts = {str(operation): number for operation, number in counted.get_comm_counts().items()}
+    gathers = sum(number for operation, number in counts.items() if "allgather" in operation)
+    return gathers, sum(number for operation, number in counts.items() if "reduce_scatter" in operation)
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
+def test_micro_batches_neither_gather_nor_reduce_anew(two_ranks: None) -> None:
+    """Three blocks and what is around them: gathered once and reduced once a step, instead of in every pass."""
+    assert exchanges(accumulating=True) == (4, 4)
+    assert exchanges(accumulating=False) == (4 + 3 + 4 + 3, 8)  # blocks again in each backward pass
