@@ -2,13 +2,16 @@
 
 Trains one run. CONFIG is a YAML file, or a name below configs/ such as generator/demo. The run folder is
 runs/<study or "single">/<name>/. The same command again resumes an interrupted run exactly where it was and does
-nothing for a finished one. --show prints all settings with parameter and token counts, and trains nothing.
+nothing for a finished one. Several processes are started by torchrun or srun (experiments/launch_scripts), such as
+torchrun --nproc-per-node=8 -m experiments.train CONFIG trainer.devices=8 trainer.strategy=fsdp. --show prints all settings with parameter and token counts, and trains nothing.
 """
 
 import argparse
+import fcntl
 import logging
 import warnings
 from pathlib import Path
+from typing import IO
 
 from configs.loading import SETTINGS, from_run, get, load, to_yaml
 from configs.schema import RunConfig
@@ -116,6 +119,7 @@ def train(config: RunConfig) -> None:
     from experiments.assembly import build_callbacks, build_datamodule, build_module, build_trainer
     from switti.models.text.base import build_text_encoder
 
+    lock = hold(folder) if rank_zero_only.rank == 0 else None
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     quieten()
     seed_everything(config.seed, verbose=False)
@@ -130,6 +134,25 @@ def train(config: RunConfig) -> None:
             temporary.write_text(to_yaml(config), encoding="utf-8")
         print(f"{folder}: " + (f"resuming from {checkpoint.name}" if checkpoint else "starting"), flush=True)
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=False)
+    if lock is not None:
+        lock.close()
+
+
+def hold(folder: Path) -> IO[str]:
+    """Keeps other processes from the same run until the file is closed or this process ends, however it ends.
+
+    A launcher that is killed leaves its ranks running: the same command again must not write between them. Raises
+    UserError if another process trains the run.
+    """
+    lock = (folder / ".lock").open("a")
+    try:
+        # Of this process alone: data-loading processes do not inherit it, and so cannot outlive it with the lock.
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise UserError(f"{folder} is being trained by another process; end that first") from error
+    except OSError:
+        pass  # a file system without locks
+    return lock
 
 
 def quieten() -> None:

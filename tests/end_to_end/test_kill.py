@@ -11,9 +11,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from story_command import command
@@ -95,13 +97,20 @@ def kill_later(child: subprocess.Popen[str], folder: Path, steps: int, delay: fl
         fresh = before.is_file() and before.stat().st_mtime > begun
         if fresh and (reached := last_step(folder)) >= min(first + steps, STEPS - 1):
             time.sleep(delay)
-            os.killpg(child.pid, signal.SIGKILL)
-            child.communicate()
+            kill(child)
             return reached
         time.sleep(0.005)
-    os.killpg(child.pid, signal.SIGKILL) if child.poll() is None else None
-    child.communicate()
+    kill(child)
     return -1
+
+
+def kill(child: subprocess.Popen[str]) -> None:
+    """SIGKILL to it and all that it has started; torchrun gives each rank a session of its own."""
+    with suppress(psutil.NoSuchProcess):
+        for process in [*(root := psutil.Process(child.pid)).children(recursive=True), root]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+    child.communicate()
 
 
 def content(folder: Path) -> dict[str, Any]:
@@ -148,3 +157,17 @@ def test_killed_and_started_again_it_gives_the_same_bits(root: Path, settings: l
         assert_same(found[part], expected[part], part)
     for name in (FOLDER,):
         assert {p.name for p in (cut / name).iterdir()} == {p.name for p in (whole / name).iterdir()}
+
+
+@pytest.mark.slow
+def test_one_run_is_trained_by_one_process(root: Path, settings: list[str]) -> None:
+    child = start(root, 1, settings, "twice")
+    try:
+        deadline = time.monotonic() + 300
+        while not rows(folder_of(settings, "twice")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        child.send_signal(signal.SIGSTOP)
+        printed = command(root, "experiments.train", "generator/tiny", *settings, "name=twice", code=2)
+    finally:
+        kill(child)
+    assert "is being trained by another process" in printed
