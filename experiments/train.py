@@ -3,7 +3,8 @@
 Trains one run. CONFIG is a YAML file, or a name below configs/ such as generator/demo. The run folder is
 runs/<study or "single">/<name>/. The same command again resumes an interrupted run exactly where it was and does
 nothing for a finished one. Several processes are started by torchrun or srun (experiments/launch_scripts), such as
-torchrun --nproc-per-node=8 -m experiments.train CONFIG trainer.devices=8 trainer.strategy=fsdp. --show prints all settings with parameter and token counts, and trains nothing.
+torchrun --nproc-per-node=8 -m experiments.train CONFIG trainer.devices=8 trainer.strategy=fsdp.
+--show prints all settings with parameter and token counts, and trains nothing.
 """
 
 import argparse
