@@ -39,7 +39,8 @@ def _losses(study: Study, variants: tuple[Variant, ...]) -> Table | None:
     header = ["scale", "tokens", "unigram entropy", *(variant.label for variant in variants)]
     header += [f"{variant.label} − entropy" for variant in variants]
     header += _difference_heads(study, variants)
-    return Table(tuple(header), tuple(rows), "Final validation loss, nats a token.") if rows else None
+    text = f"Final validation loss, nats a token.{_how_different(study, variants)}"
+    return Table(tuple(header), tuple(rows), text) if rows else None
 
 
 def _accuracies(study: Study, variants: tuple[Variant, ...]) -> Table | None:
@@ -54,6 +55,7 @@ def _accuracies(study: Study, variants: tuple[Variant, ...]) -> Table | None:
     ]
     header = ("scale", "tokens", *(v.label for v in variants), *_difference_heads(study, variants))
     text = "Final validation accuracy: share of tokens whose most probable guess is right."
+    text += _how_different(study, variants)
     return Table(header, tuple(rows), text) if rows else None
 
 
@@ -68,10 +70,14 @@ def _others(study: Study, variants: tuple[Variant, ...]) -> list[Variant]:
 
 
 def _difference_heads(study: Study, variants: tuple[Variant, ...]) -> list[str]:
-    return [
-        f"{variant.label} − {study.variants[0].label}, paired, 95 % interval"
-        for variant in _others(study, variants)
-    ]
+    return [f"{variant.label}: difference" for variant in _others(study, variants)]
+
+
+def _how_different(study: Study, variants: tuple[Variant, ...]) -> str:
+    """End of a caption."""
+    if not _others(study, variants):
+        return ""
+    return f" Differences are against {study.variants[0].label}, paired, with 95 % intervals."
 
 
 def _differences(study: Study, variants: tuple[Variant, ...], name: str) -> list[str]:
