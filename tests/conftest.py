@@ -3,6 +3,8 @@
 import importlib.util
 import os
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,15 @@ def _seeded() -> None:
     """Every test starts from the same random state, whatever ran before it."""
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_clock_left() -> Iterator[None]:
+    """A grace period that a test has started must not end the tests' own process later."""
+    yield
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer):
+            thread.cancel()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -102,7 +102,7 @@ def test_straight_through_gradient() -> None:
     """The value is f_hat; the gradient of the latent with respect to f is the identity."""
     quantizer = build()
     f = random_latent().requires_grad_()
-    latent, _, tokens = quantizer(f)
+    latent, _, tokens, _ = quantizer(f)
     torch.testing.assert_close(latent, [*quantizer.latents(tokens)][-1], rtol=0, atol=1e-12)
     weights = torch.randn(f.shape, dtype=f.dtype, generator=torch.Generator().manual_seed(3))
     (gradient,) = torch.autograd.grad((latent * weights).sum(), f)
@@ -113,7 +113,7 @@ def test_loss_gradients() -> None:
     """f is pulled by the commitment only: 2·β/(S·n)·Σ_s (f − f_hat_s); the codebook is pulled towards f."""
     quantizer = build()
     f = random_latent().requires_grad_()
-    _, loss, tokens = quantizer(f)
+    _, loss, tokens, _ = quantizer(f)
     f_hats = [f_hat.detach() for f_hat in quantizer.latents(tokens)]
     errors = torch.stack([((f.detach() - f_hat) ** 2).mean() for f_hat in f_hats])
     torch.testing.assert_close(loss.detach(), 1.25 * errors.mean(), rtol=1e-12, atol=0)
