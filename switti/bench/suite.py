@@ -125,7 +125,7 @@ class Suite:
     def _sampling_memory(self, results: Results) -> None:
         """Peak memory of sampling at 1024 px against a dense training step of the same model."""
         size = self.sizes[1024]
-        model = build(size.config(1024, "non_causal"), self.device).eval()
+        model = build(size.config(1024, "non_causal"), self.device).eval().to(torch.bfloat16)
         case = SamplingCase.of(model, 1)
         used = peak_bytes(lambda: case.run(SamplingConfig(gumbel=False), [0]))
         results.raw["sample.1024.non_causal.peak_bytes"] = used
