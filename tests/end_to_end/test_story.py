@@ -173,7 +173,8 @@ def test_a_picture_is_the_same_in_another_batch(story: dict[str, Path]) -> None:
         )
     for file in sorted((story["base"] / "one").iterdir()):
         with Image.open(file) as a, Image.open(story["base"] / "four" / file.name) as b:
-            assert a.tobytes() == b.tobytes()
+            difference = np.asarray(a, dtype=np.int16) - np.asarray(b, dtype=np.int16)
+            assert np.abs(difference).max() <= 2  # of 255: the order of sums; another token changes far more
 
 
 @pytest.mark.parametrize(
