@@ -1,55 +1,77 @@
 """Normalisations that take the modulation and the residual sum along. Shape suffixes: B batch, L tokens, D width."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Numbers handled at a time on a CPU, so that all passes over them but the first find them in the cache.
+PIECE = 2**18
+
+
+def pieces(batch: int, length: int, width: int) -> Iterator[tuple[slice, slice]]:
+    """(rows of B, rows of L) of about PIECE numbers."""
+    rows = max(1, min(length, PIECE // width))
+    group = max(1, PIECE // (length * width)) if rows == length else 1
+    for first in range(0, batch, group):
+        for row in range(0, length, rows):
+            yield slice(first, first + group), slice(row, row + rows)
+
 
 class ModulatedRMS(torch.autograd.Function):
-    """addend + x / sqrt(mean(x²) + eps) · gain in few passes over the data, forward and backward.
+    """addend + x / sqrt(mean(x²) + eps) · gain in few passes over the data, forward and backward, piece by piece.
 
-    x [B, L, D]; gain [D] or [B, 1, D]; addend None, [B, 1, D] or [B, L, D]. Computes in float32 at least; the result
-    has type `dtype`. Autograd's own formulation needs three times as many passes.
+    x [B, L, D]; gain [B, 1, D]; addend None, [B, 1, D] or [B, L, D]. Computes in float32 at least; the result has type
+    `dtype`. Autograd's own formulation needs three times as many passes, each over the whole tensor.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, gain: Tensor, addend: Tensor | None, eps: float, dtype: torch.dtype
     ) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        out = wide * inverse
-        if x.dtype != wide.dtype:  # rounded before the gain, as in the released code
-            out = out.to(x.dtype).to(wide.dtype)
-        out.mul_(gain)
-        if addend is not None:
-            out.add_(addend)
+        exact = torch.promote_types(x.dtype, torch.float32)
+        out, inverse = torch.empty_like(x, dtype=dtype), x.new_empty(*x.shape[:2], 1, dtype=exact)
+        for rows, tokens in pieces(*x.shape):
+            wide = x[rows, tokens].to(exact)
+            norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+            factor = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+            inverse[rows, tokens] = factor
+            wide = wide * factor
+            if x.dtype != exact:  # rounded before the gain, as in the released code
+                wide = wide.to(x.dtype).to(exact)
+            wide.mul_(gain[rows])
+            if addend is not None:
+                wide.add_(addend[rows] if addend.shape[1] == 1 else addend[rows, tokens])
+            out[rows, tokens] = wide
         ctx.save_for_backward(x, gain, inverse)
         ctx.addend = None if addend is None else (addend.shape, addend.dtype)
-        return out.to(dtype)
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, gain, inverse = ctx.saved_tensors
-        width = x.shape[-1]
+        exact, (batch, _, width) = inverse.dtype, x.shape
+        dx = torch.empty_like(x)
+        d_gain, d_shift = (x.new_zeros(batch, 1, width, dtype=exact) for _ in range(2))
+        shifted = ctx.addend is not None and ctx.addend[0] != x.shape
         with torch.autocast(x.device.type, enabled=False):
-            wide, above = x.to(inverse.dtype), gradients[0].to(inverse.dtype)
-            product = wide * above
-            rows = inverse.transpose(-1, -2)
-            d_gain = torch.matmul(rows, product)  # sum over tokens, [B, 1, D]
-            column = gain.expand(len(x), 1, width).transpose(-1, -2).to(inverse.dtype)
-            along = torch.matmul(product, column).mul_(inverse.pow(3)).div_(width)
-            dx = (above * gain).mul_(inverse).sub_(torch.mul(wide, along, out=product))
-            d_gain = d_gain.sum_to_size(gain.shape) if gain.dim() == 3 else d_gain.sum(dim=(0, 1))
-            d_addend = None
-            if ctx.addend is not None:
-                shape, dtype = ctx.addend
-                d_addend = gradients[0].sum_to_size(shape).to(dtype)
-        return dx.to(x.dtype), d_gain.to(gain.dtype), d_addend, None, None
+            column = gain.transpose(-1, -2).to(exact)
+            for rows, tokens in pieces(*x.shape):
+                wide, above = x[rows, tokens].to(exact), gradients[0][rows, tokens].to(exact)
+                factor = inverse[rows, tokens]
+                product = wide * above
+                d_gain[rows] += factor.transpose(-1, -2) @ product  # a sum over tokens
+                if shifted:
+                    d_shift[rows] += above.sum(dim=1, keepdim=True)
+                along = (product @ column[rows]).mul_(factor.pow(3)).div_(width)
+                dx[rows, tokens] = (above * gain[rows]).mul_(factor).sub_(torch.mul(wide, along, out=product))
+        d_addend = None
+        if ctx.addend is not None:
+            d_addend = (d_shift if shifted else gradients[0]).to(ctx.addend[1])
+        return dx, d_gain.to(gain.dtype), d_addend, None, None
 
 
 class RMSNorm(nn.Module):
@@ -73,7 +95,7 @@ class RMSNorm(nn.Module):
         plain = torch.compiler.is_compiling() or x.device.type != "cpu"
         if plain or self.weight.dtype.itemsize < 4 or x.dim() != 3:
             return combine(F.rms_norm(x, (x.shape[-1],), eps=self.eps) * self.weight, factor, addend)
-        gain = self.weight if factor is None else self.weight * factor
+        gain = self.weight.expand(len(x), 1, -1) if factor is None else self.weight * factor
         if addend is not None and addend.shape == x.shape:
             dtype = addend.dtype
         elif torch.is_autocast_enabled(x.device.type):

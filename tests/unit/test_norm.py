@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from switti.models import norm as norms
 from switti.models.norm import LayerNorm, NoNorm, RMSNorm
 
 
@@ -18,9 +19,14 @@ def norm_of(width: int) -> RMSNorm:
     return norm
 
 
+@pytest.mark.parametrize("piece", [1, 12, 2**18])
 @pytest.mark.parametrize("addend_rows", [None, 1, 5])
 @pytest.mark.parametrize("modulated", [False, True])
-def test_values_and_gradients(modulated: bool, addend_rows: int | None) -> None:
+def test_values_and_gradients(
+    modulated: bool, addend_rows: int | None, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In pieces of one token, of two, and of several pictures."""
+    monkeypatch.setattr(norms, "PIECE", piece)
     torch.manual_seed(0)
     norm = norm_of(6)
     x = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
