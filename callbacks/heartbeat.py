@@ -67,6 +67,7 @@ class Heartbeat(Callback):
             "status": "running",
         }
         self._enter("starting")
+        self._write()  # there from the first moment on, however busy the machine is
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
 
