@@ -164,5 +164,10 @@ def sample_latent(
         if on_scale_end is not None:
             cache_bytes = sum(block.nbytes for block in cache or ())
             on_scale_end(ScaleTrace(scale, logits, guided, tokens, soft, drawn, latent, cache_bytes))
-        del logits, guided, drawn, soft  # the vocabulary times thousands of tokens, before the next scale is computed
+        del (
+            logits,
+            guided,
+            drawn,
+            soft,
+        )  # the vocabulary times thousands of tokens, before the next scale is computed
     return latent
