@@ -84,7 +84,8 @@ def train(
     config = CallbacksConfig(checkpoint_every=every, keep_last=2)
     trainer = Trainer(
         accelerator="cpu", max_steps=steps, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[*callbacks, Preemption(run_dir, grace), build_checkpoint_callback(config, run_dir)], plugins=[AtomicCheckpointIO()],
+        callbacks=[*callbacks, Preemption(run_dir, grace), build_checkpoint_callback(config, run_dir)],
+        plugins=[AtomicCheckpointIO()],
         accumulate_grad_batches=accumulate,
     )  # fmt: skip
     module = Line()
