@@ -23,13 +23,13 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from callbacks.stopping import EXIT_HUNG
 from switti.errors import UserError
 from switti.files import read_json, temporary_beside, write_json
 
 FORMAT = 1
 FOLDER = "heartbeat"
 HUNG = "hung"
-EXIT_HUNG = 76  # worth another start, as EXIT_REQUEUE is, but not without end
 _PATIENCE = 4  # times the heartbeat, for the other ranks to print before this one ends
 
 

@@ -20,11 +20,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks.stopping import EXIT_REQUEUE, PREEMPTING, Interrupted, StopSignals
+from callbacks.stopping import EXIT_REQUEUE, MARKER, PREEMPTING, Interrupted, StopSignals
 from switti.agreement import largest
 from switti.files import write_json
 
-MARKER = "preempted.json"
 REQUEUING = (signal.SIGUSR1, signal.SIGUSR2)
 
 

@@ -12,16 +12,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+from callbacks.stopping import EXIT_HUNG, EXIT_REQUEUE, MARKER
 from configs.study import PlannedRun
 from switti.files import read_json
 from switti.studies import PRUNE
 
 TRAIN = ["-m", "experiments.train"]  # what Python is given, before a run's arguments
-MARKER = "preempted.json"  # in the folder of a run that ended with the first of these
-REQUEUE = (
-    75,
-    76,
-)  # exit codes of a run that saved itself because its machine was taken away, of one that hung
+REQUEUE = (EXIT_REQUEUE, EXIT_HUNG)  # ends of a run that is worth another start
 TAIL_LINES = 12
 _TORCHRUN = re.compile(rb"^[EW]\d{4} \S+ \d+ \S*torch/distributed/elastic/", re.MULTILINE)
 _POLL_SECONDS = 0.1

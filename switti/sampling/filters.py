@@ -24,9 +24,9 @@ def kept_tokens(logits_RV: Tensor, top_k: int, top_p: float, rounded: bool = Fal
     """
     size = logits_RV.shape[-1]
     count = top_k if 0 < top_k < size else size
-    values_RK = _largest_with_ties(logits_RV, count)
     if top_p == 0.0:
-        return logits_RV.clone().ge_(_smallest_finite(values_RK))
+        return logits_RV.clone().ge_(_largest(logits_RV, count)[:, :1])
+    values_RK = _largest_with_ties(logits_RV, count)
     dropped_RK = values_RK.softmax(dim=-1).cumsum(dim=-1) <= 1.0 - top_p
     dropped_RK[:, -1] = False
     floor_R1 = values_RK.gather(-1, dropped_RK.sum(dim=-1, keepdim=True))
@@ -77,11 +77,6 @@ def _largest_with_ties(logits_RV: Tensor, count: int) -> Tensor:
         return values_RK
     values_RK = _largest(logits_RV, with_ties)
     return values_RK.masked_fill(values_RK < threshold_R1, -torch.inf)
-
-
-def _smallest_finite(values_RK: Tensor) -> Tensor:
-    """Smallest value of each row above −inf, [R, 1]."""
-    return values_RK.masked_fill(values_RK == -torch.inf, torch.inf).amin(dim=-1, keepdim=True)
 
 
 def filtered_probabilities(logits_BPV: Tensor, top_k: int, top_p: float) -> Tensor:
