@@ -75,8 +75,6 @@ class RunConfig:
                 f"data.resolution={self.data.resolution} must be null or {self.tokenizer.resolution} px, the finest of "
                 f"tokenizer.scales={self.tokenizer.scales} times its down-sampling by {self.tokenizer.downsampling}"
             )
-        if self.trainer.strategy == "fsdp" and self.task != "generator":
-            raise UserError(f"trainer.strategy=fsdp is for generators; a {self.task} run uses auto or ddp")
         parts = self.trainer.devices * self.trainer.num_nodes * self.trainer.accumulate
         if self.data.batch_size % parts:
             raise UserError(

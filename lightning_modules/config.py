@@ -54,7 +54,7 @@ class TrainerConfig:
     accumulate: micro-batches per optimiser step; the global batch is data.batch_size in any case.
     checkpointing: recompute each block's activations in the backward pass. compile: torch.compile per block.
     strategy: auto is one device, or DDP where devices × num_nodes is more than one. fsdp shards weights, gradients,
-      optimiser and average (generators only).
+      optimiser and average; those of a tokenizer's or decoder's training are whole while a step is computed.
     sharding_size: ranks among which fsdp divides one copy of the model; devices × num_nodes is a multiple of it (null:
       all of them). One node's devices are the usual choice: then only gradients cross between nodes.
     """

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lightning_modules.config import OptimizerConfig, TrainerConfig
 from lightning_modules.decoder_tuning_config import DecoderTuningConfig
-from lightning_modules.reconstruction import Reconstructed, ReconstructionModule, single
+from lightning_modules.reconstruction import Reconstructed, ReconstructionModule, from_state, single
+from lightning_modules.whole_steps import whole_state
 from switti.models.rqvae import RQVAE
 
 PARTS = ("post_quant_conv", "decoder")
@@ -74,10 +75,7 @@ class DecoderTuningModule(ReconstructionModule):
 
     def exported(self) -> RQVAE:
         """A copy of the RQ-VAE with the averaged decoder, or the trained one if no average is kept."""
-        model = copy.deepcopy(self.tokenizer).eval().requires_grad_(False)
-        for name in PARTS:
-            model.get_submodule(name).load_state_dict(self.evaluated[name].state_dict())
-        return model
+        return from_state(self.tokenizer.config, whole_state(self.tokenizer) | whole_state(self.evaluated))
 
     def on_fit_start(self) -> None:
         super().on_fit_start()

@@ -26,7 +26,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from lightning_modules.config import TrainerConfig
 from lightning_modules.launching import find_launcher
-from switti.sharded import load_into
+from switti.sharded import load_into, named_state
 
 MESH_NAMES = ("replicas", "shards")
 
@@ -71,6 +71,11 @@ class ShardedStrategy(ModelParallelStrategy):
         """Sharded tensors where they are: the CheckpointIO copies them off the device if it must."""
         assert self.model is not None
         return get_model_state_dict(self.model, options=StateDictOptions())
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """Sharded too, by the names of parameters."""
+        assert self.model is not None
+        return named_state(self.model, getattr(optimizer, "optimizer", optimizer))
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None

@@ -3,7 +3,8 @@
 Two optimisers mean manual optimisation. Lightning counts every step of an optimiser that it has wrapped, so the
 discriminator's is stepped unwrapped: `trainer.global_step` is the number of the model's steps, which is what max_steps,
 checkpoints, averages and all other callbacks go by. Gradients are accumulated, averaged over ranks and clipped here;
-the trainer must be built with accumulate_grad_batches=1 and without gradient_clip_val.
+the trainer must be built with accumulate_grad_batches=1 and without gradient_clip_val. Under fsdp the networks and
+their averages are divided between steps (`whole_steps`), so that a step computes what it does under ddp.
 
 Shape suffixes: B batch, H, W rows and columns of pictures.
 """
@@ -20,9 +21,13 @@ from torch import Tensor, nn
 from lightning_modules.config import OptimizerConfig, TrainerConfig
 from lightning_modules.finite_steps import FiniteSteps
 from lightning_modules.optimization import build_optimizer
+from lightning_modules.parallel import ShardedStrategy
 from lightning_modules.tokenizer_config import ReconstructionLossConfig
+from lightning_modules.whole_steps import divide_step, divide_weights, hold_whole
 from switti.adversarial import adaptive_weight, discriminator_loss, generator_loss, r1_penalty
+from switti.checkpoint import fill
 from switti.metrics.image_quality import ReconstructionQuality
+from switti.models.config import RQVAEConfig
 from switti.models.discriminator import UNetDiscriminator, check_sides
 from switti.models.perceptual import build_lpips
 from switti.models.rqvae import RQVAE, save_rqvae
@@ -35,6 +40,14 @@ Figures = dict[str, Tensor]
 def single(x: Tensor) -> Tensor:
     """Half precision → float32, in which losses are computed."""
     return x.float() if x.dtype.itemsize < 4 else x
+
+
+def from_state(config: RQVAEConfig, state: Mapping[str, Tensor]) -> RQVAE:
+    """An RQ-VAE with copies of these weights, frozen."""
+    with torch.device("meta"):
+        model = RQVAE(config)
+    fill(model, {name: value.clone() for name, value in state.items()}, "the trained tokenizer")
+    return model.eval().requires_grad_(False)
 
 
 class Reconstructed(NamedTuple):
@@ -95,8 +108,12 @@ class ReconstructionModule(pl.LightningModule):
         """The decoder's last weight, on which the adaptive weight is judged."""
         raise NotImplementedError
 
+    def averaged_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """(average, source) of what an average is kept of."""
+        raise NotImplementedError
+
     def exported(self) -> RQVAE:
-        """The tokenizer to be saved at the end."""
+        """The tokenizer to be saved at the end, whole. Under fsdp every rank must ask for it."""
         raise NotImplementedError
 
     def reconstruct(self, batch: Mapping[str, Any]) -> Reconstructed:
@@ -112,6 +129,18 @@ class ReconstructionModule(pl.LightningModule):
     def perceptual(self) -> nn.Module | None:
         """LPIPS, or None if it has no weight."""
         return self._perceptual[0]
+
+    def configure_model(self) -> None:
+        """Under fsdp: every rank has made the same whole weights and keeps its part."""
+        if self.trainer_config.strategy != "fsdp":
+            return
+        strategy = self.trainer.strategy
+        assert isinstance(strategy, ShardedStrategy)  # `build_strategy` has made it
+        mesh = strategy.build_mesh()
+        averages = [average for average, _ in self.averaged_pairs()]
+        for module in (self.trained_module, *averages, self.discriminator):
+            if module is not None:
+                divide_weights(module, mesh)
 
     def on_fit_start(self) -> None:
         if self.perceptual is not None:
@@ -131,6 +160,9 @@ class ReconstructionModule(pl.LightningModule):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         critic = self.discriminator if self.global_step >= self.loss_config.start_step else None
+        for module in (self.trained_module, critic):
+            if module is not None:
+                hold_whole(module)
         with self._unsynchronised():
             done = self.reconstruct(batch)
             figures = dict(done.figures) | self._train_model(done, critic)
@@ -148,7 +180,9 @@ class ReconstructionModule(pl.LightningModule):
     def _unsynchronised(self) -> AbstractContextManager[None]:
         """No exchange in the backward passes: DDP's own supposes one of them per step, over all parameters."""
         strategy = self.trainer.strategy
-        return strategy.block_backward_sync() if self.trainer.world_size > 1 else nullcontext()
+        if self.trainer.world_size == 1 or isinstance(strategy, ShardedStrategy):  # `hold_whole` sees to it
+            return nullcontext()
+        return strategy.block_backward_sync()
 
     def _backward(self, loss: Tensor) -> None:
         self.manual_backward(loss / self.trainer_config.accumulate)
@@ -214,14 +248,16 @@ class ReconstructionModule(pl.LightningModule):
         self._micro_batches, self._figures = 0, {}
 
     def _settle_gradients(self, module: nn.Module) -> Tensor:
-        """Averages the gradients over ranks and clips them; their norm before clipping."""
+        """Averages the gradients over ranks, clips and divides them; their norm before clipping."""
         parameters = [p for p in module.parameters() if p.grad is not None]
         if self.trainer.world_size > 1:
             flat = torch.cat([p.grad.flatten() for p in parameters])
             flat = self.trainer.strategy.reduce(flat, reduce_op="mean")
             for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
                 p.grad = part.view_as(p)
-        return nn.utils.clip_grad_norm_(parameters, self.trainer_config.gradient_clip or float("inf"))
+        norm = nn.utils.clip_grad_norm_(parameters, self.trainer_config.gradient_clip or float("inf"))
+        divide_step(module)
+        return norm
 
     def _settle_step(self) -> bool:
         """Whether both steps may be taken, on all ranks alike; if not, they are left out."""
@@ -264,5 +300,6 @@ class ReconstructionModule(pl.LightningModule):
         return {}
 
     def on_train_end(self) -> None:
+        model = self.exported()
         if self.trainer.is_global_zero:
-            save_rqvae(self.exported(), Path(self.trainer.default_root_dir) / WEIGHTS_FILE)
+            save_rqvae(model, Path(self.trainer.default_root_dir) / WEIGHTS_FILE)

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.config import OptimizerConfig, TrainerConfig
-from lightning_modules.reconstruction import Reconstructed, ReconstructionModule
+from lightning_modules.parallel import gathered
+from lightning_modules.reconstruction import Reconstructed, ReconstructionModule, from_state
 from lightning_modules.tokenizer_config import TokenizerLossConfig
+from lightning_modules.whole_steps import assign, whole, whole_state
 from switti.errors import UserError
 from switti.models.codebook import CodebookAverage, draw_rows, entropy, kmeans, sums_by_code, token_counts
 from switti.models.config import RQVAEConfig
@@ -90,8 +92,9 @@ class TokenizerModule(ReconstructionModule):
 
     def exported(self) -> RQVAE:
         """Usage counts are a buffer, which is not averaged."""
-        self.evaluated.quantize.ema_vocab_hit_SV.copy_(self.rqvae.quantize.ema_vocab_hit_SV)
-        return self.evaluated
+        model = from_state(self.rqvae.config, whole_state(self.evaluated))
+        model.quantize.ema_vocab_hit_SV.copy_(self.rqvae.quantize.ema_vocab_hit_SV)
+        return model
 
     def train(self, mode: bool = True) -> "TokenizerModule":
         """The average stays in evaluation mode."""
@@ -141,7 +144,9 @@ class TokenizerModule(ReconstructionModule):
         counts_V, sums_VC = (self._over_ranks(x) for x in (self._step_counts_V, self._step_sums_VC))
         self.window_hits += counts_V
         if self.code_average is not None:
-            self.code_average.update(self.rqvae.quantize.embedding.weight.data, counts_V, sums_VC)
+            codes_VC = whole(self.rqvae.quantize.embedding.weight).clone()
+            self.code_average.update(codes_VC, counts_V, sums_VC)
+            assign(self.rqvae.quantize.embedding.weight, codes_VC)
 
     def _over_ranks(self, values: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(values.clone(), reduce_op="sum")
@@ -188,7 +193,8 @@ class TokenizerModule(ReconstructionModule):
     @torch.no_grad()
     def _residual_rows(self, image_B3HW: Tensor) -> Tensor:
         """Rows of all scales that the codes have to match, of the pictures of all ranks, [R, C]."""
-        rows_RC = self.rqvae.quantize.residuals(self.rqvae.encode(image_B3HW)).flatten(0, 1)
+        with gathered(self.rqvae):
+            rows_RC = self.rqvae.quantize.residuals(self.rqvae.encode(image_B3HW)).flatten(0, 1)
         return rows_RC if self.trainer.world_size == 1 else self.all_gather(rows_RC).flatten(0, 1)
 
     @torch.no_grad()
@@ -196,8 +202,9 @@ class TokenizerModule(ReconstructionModule):
         """New values for some codes, rank 0's on all ranks, in the average as well."""
         codes_RC = self.trainer.strategy.broadcast(codes_RC)
         for model in filter(None, (self.rqvae, self.ema_rqvae)):
-            weight_VC = model.quantize.embedding.weight
+            weight_VC = whole(model.quantize.embedding.weight).clone()
             weight_VC[which_V.to(weight_VC.device)] = codes_RC.to(weight_VC)
+            assign(model.quantize.embedding.weight, weight_VC)
         if self.code_average is not None:
             self.code_average.restart(which_V.to(self.device), codes_RC.to(self.device))
 
@@ -205,9 +212,11 @@ class TokenizerModule(ReconstructionModule):
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         model = self.evaluated
-        tokens_BL = model.tokenize(batch["image"])
+        with gathered(model):
+            tokens_BL = model.tokenize(batch["image"])
+            found_B3HW = model.decode(model.tokens_to_latent(tokens_BL))
         self.validation_counts += token_counts(tokens_BL, model.pyramid, model.config.codebook_size)
-        self.validate_pictures(model.decode(model.tokens_to_latent(tokens_BL)), batch["image"])
+        self.validate_pictures(found_B3HW, batch["image"])
 
     def more_validation(self) -> dict[str, float]:
         """Use of the codebook over the whole split."""

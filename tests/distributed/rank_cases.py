@@ -1,8 +1,9 @@
-"""A program that every rank runs: trains the tiny generator in each of the cases that a JSON file lists.
+"""A program that every rank runs: trains a tiny network in each of the cases that a JSON file lists.
 
     torchrun --nproc-per-node=2 tests/distributed/rank_cases.py cases.json OUT
 
-A case: name, and settings of TrainerConfig and below. Rank zero writes OUT/<name>.pt: the loss and gradient norm of
+A case: name, task (none: generator) and settings of TrainerConfig and below; `loss` has those of a tokenizer's or
+decoder's loss. Rank zero writes OUT/<name>.pt: the loss and gradient norm of
 each step, the keys that each rank saw, the whole final weights, and what the metrics found.
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
@@ -25,8 +26,12 @@ from callbacks.ema import ExponentialMovingAverage
 from callbacks.online_metrics import OnlineMetrics
 from callbacks.run_state import RunState
 from lightning_modules.config import LossConfig, OptimizerConfig, TrainerConfig
+from lightning_modules.decoder_tuning import DecoderTuningModule
+from lightning_modules.decoder_tuning_config import DecoderTuningConfig
 from lightning_modules.generator import GeneratorModule
 from lightning_modules.parallel import build_strategy, cluster_environment
+from lightning_modules.tokenizer import TokenizerModule
+from lightning_modules.tokenizer_config import TokenizerLossConfig
 from switti.agreement import gathered
 from switti.metrics.collection import build_metrics
 from switti.metrics.config import MetricsConfig
@@ -38,13 +43,17 @@ from switti.sampling.config import SamplingConfig
 TOKENIZER = RQVAEConfig(
     scales=[1, 2, 3], codebook_size=32, code_width=8, channels=32, multipliers=[1, 1], residual_blocks=1
 )
-SIDE, BATCH, EPOCH = 6, 8, 36  # an epoch is no multiple of the batch
+# For tasks whose discriminator wants sides that are multiples of 8.
+LARGER = RQVAEConfig(
+    scales=[1, 2], codebook_size=32, code_width=4, channels=32, multipliers=[1, 1, 1, 1], residual_blocks=1
+)
+BATCH, EPOCH = 8, 36  # an epoch is no multiple of the batch
 
 
-def sample(number: int) -> dict[str, Any]:
+def sample(number: int, side: int = TOKENIZER.resolution) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(number)
     return {
-        "image": torch.rand(3, SIDE, SIDE, generator=generator) * 2 - 1,
+        "image": torch.rand(3, side, side, generator=generator) * 2 - 1,
         "key": str(number),
         "seed": torch.tensor(number),
         "crop": torch.tensor([512, 512, 0, 0]),
@@ -57,16 +66,16 @@ def sample(number: int) -> dict[str, Any]:
 class Samples(LightningDataModule):
     """Sample i of every epoch depends on i alone; its position is the number of samples consumed by all ranks."""
 
-    def __init__(self, accumulate: int) -> None:
+    def __init__(self, accumulate: int, side: int) -> None:
         super().__init__()
-        self.accumulate, self.consumed = accumulate, 0
+        self.accumulate, self.side, self.consumed = accumulate, side, 0
 
     def batches(self) -> Iterator[dict[str, Any]]:
         start, together = self.consumed, BATCH // self.accumulate
         own = together // self.trainer.world_size
         while True:
             first = start + self.trainer.global_rank * own
-            yield default_collate([sample(i % EPOCH) for i in range(first, first + own)])
+            yield default_collate([sample(i % EPOCH, self.side) for i in range(first, first + own)])
             start += together
 
     def train_dataloader(self) -> Any:
@@ -75,7 +84,7 @@ class Samples(LightningDataModule):
     def val_dataloader(self) -> Any:
         own = 4 // self.trainer.world_size
         first = 100 + self.trainer.global_rank * own
-        batch = default_collate([sample(i) for i in range(first, first + own)])
+        batch = default_collate([sample(i, self.side) for i in range(first, first + own)])
         return DataLoader([batch], batch_size=None)
 
     def advance(self) -> None:
@@ -112,14 +121,28 @@ class Watch(Callback, DummyLogger):
         self.keys += batch["key"]
 
 
-def build(case: dict[str, Any]) -> GeneratorModule:
+def build_tokenizer(case: dict[str, Any], trainer: TrainerConfig) -> LightningModule:
+    """Both tasks with their discriminator, which begins at the second step."""
+    losses = {"lpips": 0.0, "adversarial": 0.5, "start_step": 1, "discriminator_features": 4, **case["loss"]}
+    # Biases in front of a norm have a gradient of zero but for rounding, which a small eps would blow up.
+    optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, eps=1e-4)
+    common: dict[str, Any] = {"seed": 3, "averaged": True}
+    if case["task"] == "tokenizer":
+        return TokenizerModule(LARGER, optimizer, TokenizerLossConfig(**losses), trainer, **common)
+    torch.manual_seed(5)
+    return DecoderTuningModule(RQVAE(LARGER), optimizer, DecoderTuningConfig(**losses), trainer, **common)
+
+
+def build(case: dict[str, Any]) -> LightningModule:
+    trainer = TrainerConfig(
+        max_steps=case.get("steps", 20), log_every=1, **{"precision": "32-true", **case.get("trainer", {})}
+    )
+    if "task" in case:
+        return build_tokenizer(case, trainer)
     model = GeneratorConfig(
         visibility=case.get("visibility", "non_causal"), depth=2, width=32, heads=2, scales=TOKENIZER.scales,
         codebook_size=32, code_width=8, text_width=12, pooled_width=10,
     )  # fmt: skip
-    trainer = TrainerConfig(
-        max_steps=case.get("steps", 20), log_every=1, **{"precision": "32-true", **case.get("trainer", {})}
-    )
     torch.manual_seed(5)
     optimizer = OptimizerConfig(learning_rate=3e-3, final_learning_rate=1e-3, warmup_steps=2)
     return GeneratorModule(
@@ -151,18 +174,21 @@ def train(case: dict[str, Any], out: Path) -> None:
         callbacks.append(RunCheckpoint(folder / "checkpoints", case["save"], case.get("keep", 2)))
     if case.get("metrics"):
         callbacks.append(measured(case["metrics"]))
-    stop = case.get("stop_after")
+    stop, manual = case.get("stop_after"), "task" in case
+    folder.mkdir(exist_ok=True)
     trainer = Trainer(
         max_steps=stop or settings.max_steps, max_epochs=-1, accelerator="cpu", devices=settings.devices,
         num_nodes=settings.num_nodes, strategy=build_strategy(settings), plugins=[*cluster_environment()],
-        precision=settings.precision, accumulate_grad_batches=settings.accumulate, gradient_clip_val=1.0,
+        precision=settings.precision, accumulate_grad_batches=1 if manual else settings.accumulate,
+        gradient_clip_val=None if manual else settings.gradient_clip,
         log_every_n_steps=1, logger=watch, callbacks=callbacks, enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=bool(case.get("save")), num_sanity_val_steps=0,
         val_check_interval=10 * settings.accumulate, check_val_every_n_epoch=None,
-        use_distributed_sampler=False, default_root_dir=str(out),
+        use_distributed_sampler=False, default_root_dir=str(folder),
     )  # fmt: skip
     resume = find_resume(folder) if case.get("resume") else None
-    trainer.fit(module, datamodule=Samples(settings.accumulate), ckpt_path=resume, weights_only=False)
+    data = Samples(settings.accumulate, (LARGER if manual else TOKENIZER).resolution)
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False)
     parameters = module.state_dict()
     local = sum(_local(p).numel() for p in parameters.values())
     content = {
@@ -170,7 +196,7 @@ def train(case: dict[str, Any], out: Path) -> None:
         "keys": gathered(watch.keys),
         "local_parameters": gathered(local),
         "parameters": sum(p.numel() for p in parameters.values()),
-        "tokenizer_parameters": sum(_local(p).numel() for p in module.tokenizer.parameters()),
+        "tokenizer_parameters": 0 if manual else sum(p.numel() for p in module.tokenizer.parameters()),
         "weights": {name: _whole(p) for name, p in parameters.items()},
         "random": gathered(torch.rand(3)),
     }

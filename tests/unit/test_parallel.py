@@ -54,7 +54,6 @@ def test_strategy_follows_the_settings() -> None:
             "trainer.sharding_size=3 must divide trainer.devices × trainer.num_nodes=4",
         ),
         (["trainer.strategy=fsdp", "trainer.sharding_size=0"], "trainer.sharding_size=0 must divide"),
-        (["trainer.strategy=fsdp", "task=tokenizer"], "trainer.strategy=fsdp is for generators"),
         (["trainer.strategy=fdsp"], "trainer.strategy=fdsp is not one of auto, ddp, fsdp"),
         (["trainer.devices=3"], "data.batch_size=8 must be a multiple of"),
         (["callbacks.keep_every=-1"], "callbacks.keep_every=-1"),
