@@ -110,6 +110,8 @@ def judges(options: argparse.Namespace, device: "torch.device") -> "QualityNetwo
 
 def remarks(pictures: "Pictures", data: list[str], networks: "QualityNetworks") -> list[str]:
     """What was measured, and what was not."""
+    from switti.metrics.tokenizer_quality import psnr_by_scale_name
+
     lines = [f"{len(pictures.keys)} pictures of {' '.join(data)}, {pictures.resolution} px"]
     if pictures.enlarged:
         lines.append(
@@ -117,6 +119,10 @@ def remarks(pictures: "Pictures", data: list[str], networks: "QualityNetworks") 
         )
     if pictures.damaged:
         lines.append(f"{pictures.damaged} pictures cannot be read and were left out")
+    lines.append(
+        f"{psnr_by_scale_name(len(pictures.keys))}: error after each scale, the PSNR of the first pictures decoded "
+        "from scales 0 to k alone"
+    )
     if networks.clip_iqa is None:
         lines.append(
             "CLIP-IQA is left out; --clip-iqa NETWORK measures it with a CLIP in transformers format"

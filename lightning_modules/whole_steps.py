@@ -24,7 +24,7 @@ def divide_weights(module: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def hold_whole(module: nn.Module) -> None:
-    """Before a pass of a step: the whole weights on every rank, until `divide_step`. Nothing if they are not divided."""
+    """Before each pass of a step: whole weights on every rank, until `divide_step`. Nothing if they are not divided."""
     for unit in sharded_units(module):
         unit.set_requires_gradient_sync(False, recurse=False)
         unit.set_reshard_after_backward(False, recurse=False)
@@ -33,7 +33,7 @@ def hold_whole(module: nn.Module) -> None:
 
 
 def divide_step(module: nn.Module) -> None:
-    """After the passes of a step: each rank keeps its part of weights and gradients, which are the same on all ranks."""
+    """After the passes of a step: each rank keeps its part of weights and gradients, which all ranks have alike."""
     units = sharded_units(module)
     if not units:
         return

@@ -310,7 +310,10 @@ def _ordered_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[s
 
 
 def _empty_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, index: int, entries: Mapping[str, TensorStorageMetadata]
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    index: int,
+    entries: Mapping[str, TensorStorageMetadata],
 ) -> dict[str, dict[str, Tensor]]:
     """Room for what a checkpoint has of an optimiser's state: nothing of parameters that had not been stepped."""
     parameters = dict(model.named_parameters())

@@ -17,6 +17,8 @@ from switti.metrics.scale_statistics import ScaleStatistics
 from switti.models.perceptual import AlexNetFeatures, build_lpips
 from switti.models.rqvae import RQVAE
 
+DECODED_BY_SCALE = 32  # pictures that are decoded after every scale, which costs a decoding each
+
 
 @dataclass(frozen=True)
 class QualityNetworks:
@@ -71,8 +73,17 @@ def latent_errors(f_BCHH: Tensor, latents_BCHH: list[Tensor]) -> Tensor:
     return torch.stack(missing, dim=1) / energy_B[:, None]
 
 
+def psnr_by_scale_name(pictures: int) -> str:
+    """Of the metric by scale that is measured on the first DECODED_BY_SCALE of so many pictures."""
+    return f"psnr_of_first_{min(pictures, DECODED_BY_SCALE)}"
+
+
 class TokenizerQuality:
-    """Adds up over batches of pictures; in one process."""
+    """Adds up over batches of pictures; in one process.
+
+    By scale there are, besides the use of codes, what is missing of the latent after each scale and, of the first
+    DECODED_BY_SCALE pictures, the mean PSNR when scales 0 … k alone are decoded.
+    """
 
     def __init__(self, model: RQVAE, networks: QualityNetworks) -> None:
         self.model = model
@@ -81,6 +92,7 @@ class TokenizerQuality:
         self.distance = FrechetDistance(networks.features.num_features)
         self.pictures: list[dict[str, float]] = []
         self._errors_K = torch.zeros(model.pyramid.count, dtype=torch.float64)
+        self._psnrs_K = torch.zeros(model.pyramid.count, dtype=torch.float64)
 
     @torch.no_grad()
     def update(self, image_B3HW: Tensor) -> None:
@@ -90,8 +102,12 @@ class TokenizerQuality:
         f_BCHH = model.encode(image_B3HW)
         tokens_BL = model.quantize.tokenize(f_BCHH)
         latents_BCHH = list(model.quantize.latents(tokens_BL))
-        found_B3HW = (model.decode(latents_BCHH[-1]).clamp(-1, 1) + 1) / 2
+        found_B3HW = self._decode(latents_BCHH[-1])
         target_B3HW = (image_B3HW + 1) / 2
+        if left := max(0, DECODED_BY_SCALE - len(self.pictures)):
+            for scale, f_hat_BCHH in enumerate(latents_BCHH):
+                values_B = psnr(self._decode(f_hat_BCHH[:left]), target_B3HW[:left])
+                self._psnrs_K[scale] += values_B.sum().cpu()
         self._errors_K += latent_errors(f_BCHH, latents_BCHH).double().sum(0).cpu()
         self.statistics.update(tokens_BL.cpu())
         for images_B3HW, real in ((target_B3HW, True), (found_B3HW, False)):
@@ -104,6 +120,9 @@ class TokenizerQuality:
         rows = zip(*(values_B.tolist() for values_B in columns.values()), strict=True)
         self.pictures += [dict(zip(columns, row, strict=True)) for row in rows]
 
+    def _decode(self, f_hat_BCHH: Tensor) -> Tensor:
+        return (self.model.decode(f_hat_BCHH).clamp(-1, 1) + 1) / 2
+
     def compute(self) -> TokenizerReport:
         """Means over pictures, and what is defined on all of them together (nan where that needs more pictures)."""
         count = len(self.pictures)
@@ -113,4 +132,5 @@ class TokenizerQuality:
         values["codebook_use"] = float(found["codebook_use_total"])
         by_scale = {name: found[name].tolist() for name in ("codebook_use", "perplexity")}
         by_scale["latent_error"] = (self._errors_K / count).tolist()
+        by_scale[psnr_by_scale_name(count)] = (self._psnrs_K / min(count, DECODED_BY_SCALE)).tolist()
         return TokenizerReport(values, by_scale, self.pictures)

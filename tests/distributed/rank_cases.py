@@ -3,14 +3,15 @@
     torchrun --nproc-per-node=2 tests/distributed/rank_cases.py cases.json OUT
 
 A case: name, task (none: generator) and settings of TrainerConfig and below; `loss` has those of a tokenizer's or
-decoder's loss. Rank zero writes OUT/<name>.pt: the loss and gradient norm of
-each step, the keys that each rank saw, the whole final weights, and what the metrics found.
+decoder's loss; double: these two in float64, which Lightning has no precision for under fsdp. Rank zero writes
+OUT/<name>.pt: the loss and gradient norm of each step, the keys that each rank saw, the whole final weights, and what
+the metrics found.
 """
 
 import json
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +67,18 @@ def sample(number: int, side: int = TOKENIZER.resolution) -> dict[str, Any]:
 class Samples(LightningDataModule):
     """Sample i of every epoch depends on i alone; its position is the number of samples consumed by all ranks."""
 
-    def __init__(self, accumulate: int, side: int) -> None:
+    def __init__(
+        self, accumulate: int, side: int = TOKENIZER.resolution, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
-        self.accumulate, self.side, self.consumed = accumulate, side, 0
+        self.accumulate, self.side, self.dtype, self.consumed = accumulate, side, dtype, 0
 
     def batches(self) -> Iterator[dict[str, Any]]:
         start, together = self.consumed, BATCH // self.accumulate
         own = together // self.trainer.world_size
         while True:
             first = start + self.trainer.global_rank * own
-            yield default_collate([sample(i % EPOCH, self.side) for i in range(first, first + own)])
+            yield self.collate([i % EPOCH for i in range(first, first + own)])
             start += together
 
     def train_dataloader(self) -> Any:
@@ -84,8 +87,11 @@ class Samples(LightningDataModule):
     def val_dataloader(self) -> Any:
         own = 4 // self.trainer.world_size
         first = 100 + self.trainer.global_rank * own
-        batch = default_collate([sample(i, self.side) for i in range(first, first + own)])
-        return DataLoader([batch], batch_size=None)
+        return DataLoader([self.collate(range(first, first + own))], batch_size=None)
+
+    def collate(self, numbers: Iterable[int]) -> dict[str, Any]:
+        batch = default_collate([sample(number, self.side) for number in numbers])
+        return {**batch, "image": batch["image"].to(self.dtype)}
 
     def advance(self) -> None:
         self.consumed += BATCH // self.accumulate
@@ -130,7 +136,8 @@ def build_tokenizer(case: dict[str, Any], trainer: TrainerConfig) -> LightningMo
     if case["task"] == "tokenizer":
         return TokenizerModule(LARGER, optimizer, TokenizerLossConfig(**losses), trainer, **common)
     torch.manual_seed(5)
-    return DecoderTuningModule(RQVAE(LARGER), optimizer, DecoderTuningConfig(**losses), trainer, **common)
+    rqvae = RQVAE(LARGER).double() if case.get("double") else RQVAE(LARGER)
+    return DecoderTuningModule(rqvae, optimizer, DecoderTuningConfig(**losses), trainer, **common)
 
 
 def build(case: dict[str, Any]) -> LightningModule:
@@ -166,7 +173,8 @@ def measured(steps: int) -> OnlineMetrics:
 
 def train(case: dict[str, Any], out: Path) -> None:
     seed_everything(7, verbose=False)
-    module, watch = build(case), Watch()
+    dtype = torch.float64 if case.get("double") else torch.float32
+    module, watch = build(case).to(dtype), Watch()
     settings = module.trainer_config
     callbacks = [RunState(7, {}), watch, DataPosition(), ExponentialMovingAverage(0.9)]
     folder = out / case.get("folder", case["name"])
@@ -175,19 +183,20 @@ def train(case: dict[str, Any], out: Path) -> None:
     if case.get("metrics"):
         callbacks.append(measured(case["metrics"]))
     stop, manual = case.get("stop_after"), "task" in case
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
         max_steps=stop or settings.max_steps, max_epochs=-1, accelerator="cpu", devices=settings.devices,
         num_nodes=settings.num_nodes, strategy=build_strategy(settings), plugins=[*cluster_environment()],
-        precision=settings.precision, accumulate_grad_batches=1 if manual else settings.accumulate,
+        precision=settings.precision,
+        accumulate_grad_batches=1 if manual else settings.accumulate,
         gradient_clip_val=None if manual else settings.gradient_clip,
         log_every_n_steps=1, logger=watch, callbacks=callbacks, enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=bool(case.get("save")), num_sanity_val_steps=0,
-        val_check_interval=10 * settings.accumulate, check_val_every_n_epoch=None,
+        val_check_interval=case.get("validate", 10) * settings.accumulate, check_val_every_n_epoch=None,
         use_distributed_sampler=False, default_root_dir=str(folder),
     )  # fmt: skip
     resume = find_resume(folder) if case.get("resume") else None
-    data = Samples(settings.accumulate, (LARGER if manual else TOKENIZER).resolution)
+    data = Samples(settings.accumulate, (LARGER if manual else TOKENIZER).resolution, dtype)
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False)
     parameters = module.state_dict()
     local = sum(_local(p).numel() for p in parameters.values())

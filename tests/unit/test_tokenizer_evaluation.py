@@ -148,6 +148,35 @@ def test_table_of_a_run_and_a_file(
         assert values["perplexity", "1"][place] == pytest.approx(math.exp(entropy))
 
 
+def test_error_after_each_scale(
+    tmp_path: Path, write: Write, data: Path, networks: QualityNetworks, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """PSNR of the first five pictures, which end within a batch, decoded from scale 0 and from both scales."""
+    monkeypatch.setattr(tokenizer_quality, "DECODED_BY_SCALE", 5)
+    arguments = ["--data", str(data), "--batch", "3", "--out", str(tmp_path / "out")]
+    assert main([f"tokenizer={write('plain', 1)}", *arguments]) == 0
+    assert "psnr_of_first_5: error after each scale" in capsys.readouterr().out
+    found = [float(row[2]) for row in read(tmp_path / "out/table.csv") if row[0] == "psnr_of_first_5"]
+    assert "psnr_of_first_5" in (tmp_path / "out/page.html").read_text()
+
+    torch.manual_seed(1)
+    model = RQVAE(SMALL).eval()
+    images = torch.cat(list(Pictures([str(data)], 16, 100).batches(4)))[:5]
+    tokens, codes = model.tokenize(images), model.quantize.embedding.weight
+    first, *_, last = model.quantize.quant_resi.qresi_ls  # of the coarsest and of the finest scale
+    one = codes[tokens[:, :1]].mT.reshape(5, -1, 1, 1).expand(-1, -1, 2, 2)
+    four = codes[tokens[:, 1:]].mT.reshape(5, -1, 2, 2)
+    latent, expected = 0.0, []
+    for rows, phi in ((one, first), (four, last)):
+        latent = latent + 0.5 * rows + 0.5 * torch.nn.functional.conv2d(rows, phi.weight, phi.bias, padding=1)
+        picture = model.decoder(model.post_quant_conv(latent)).clamp(-1, 1).detach().numpy()
+        error = np.square((picture.astype(np.float64) - images.numpy()) / 2).mean((1, 2, 3))
+        expected.append(-10 * np.log10(error).mean())
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert found[0] != pytest.approx(found[1], rel=1e-3)
+
+
 def test_another_resolution(
     tmp_path: Path, write: Write, data: Path, networks: QualityNetworks, capsys: pytest.CaptureFixture[str]
 ) -> None:
