@@ -63,8 +63,9 @@ def build_module(config: RunConfig, fresh: bool = True) -> LightningModule:
     if config.task == "decoder":
         rqvae = frozen_tokenizer(config, other_scales=True)
         return DecoderTuningModule(rqvae, config.optimizer, config.decoder, config.trainer, **common)
-    common["initial_state"] = initial_state(config.init_from, config) if config.init_from and fresh else None
     tokenizer = frozen_tokenizer(config)
+    if config.init_from and fresh:
+        common["initial_state"] = initial_state(config.init_from, config, tokenizer)
     return GeneratorModule(config.model, tokenizer, config.optimizer, config.loss, config.trainer, **common)
 
 

@@ -1,5 +1,6 @@
 """Trained runs, exported pipelines and published weights as pipelines. Not a command itself."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from configs.schema import RunConfig
 from switti.checkpoint import fill, read_torch, resize_levels, sub_state
 from switti.errors import UserError
 from switti.hub import is_hub_id
-from switti.loading import load_tokenizer, read_generator
+from switti.loading import known_codes, load_tokenizer, read_generator
 from switti.models.config import GeneratorConfig
 from switti.models.rqvae import RQVAE, check_codes
 from switti.models.text.base import build_text_encoder
@@ -141,13 +142,15 @@ def open_pipeline(target: Path, settings: list[str]) -> tuple[SwittiPipeline, di
     return pipeline, {"run": str(target)}
 
 
-def initial_state(source: str, config: RunConfig) -> dict[str, Tensor]:
+def initial_state(source: str, config: RunConfig, tokenizer: RQVAE) -> dict[str, Tensor]:
     """Weights of `init_from` for this run's generator: a run, a checkpoint, an exported folder, a file or a hub id.
 
     Of a run that kept a moving average, the average. Another resolution is allowed (see `resize_levels`); the variant
-    and what gives the weights their meaning must be the same. Raises UserError naming the setting.
+    and what gives the weights their meaning must be the same, and so must the codes of the run's tokenizer, if the
+    source tells its own. Raises UserError naming the setting.
     """
-    given, state = _read_initial(source)
+    given, state, codes = _read_initial(source)
+    check_codes(codes, tokenizer, f"init_from={source} with tokenizer_weights={config.tokenizer_weights}")
     for name in KEPT:
         mine, theirs = getattr(config.model, name), getattr(given, name)
         if mine != theirs:
@@ -155,15 +158,15 @@ def initial_state(source: str, config: RunConfig) -> dict[str, Tensor]:
     return resize_levels(state, given.scales, config.model.scales)
 
 
-def _read_initial(source: str) -> tuple[GeneratorConfig, dict[str, Tensor]]:
+def _read_initial(source: str) -> tuple[GeneratorConfig, dict[str, Tensor], Mapping[str, Any]]:
     path = Path(source).expanduser()
     if not is_run(path):
         plain = path.is_file() and not path.with_name("config.json").is_file()
         if plain and path.suffix == ".ckpt":
             raise UserError(f"init_from={source} lies in no run folder, whose config.yaml says what it is")
-        return read_generator(source)
+        return *read_generator(source), known_codes(source)
     folder, checkpoint = find_run(path)
     before = from_run(folder)
     if before.task != "generator":
         raise UserError(f"init_from={source} is a {before.task} run; model.* starts from generator runs")
-    return before.model, averaged_state(checkpoint)[0]
+    return before.model, *averaged_state(checkpoint)

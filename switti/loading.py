@@ -13,7 +13,7 @@ from switti.errors import UserError
 from switti.files import read_json
 from switti.hub import fetch
 from switti.models.config import GeneratorConfig, RQVAEConfig
-from switti.models.rqvae import EMBEDDED, RQVAE, check_settings, stored_settings, weights_path
+from switti.models.rqvae import CODES, EMBEDDED, RQVAE, check_settings, stored_settings, weights_path
 from switti.models.transformer import ScaleTransformer
 from switti.published import (
     GENERATORS,
@@ -127,6 +127,14 @@ def read_generator(
         if known.get(name) is None:
             raise UserError(f"{source} does not say its model.{name}; give config= (or a {CONFIG} beside it)")
     return checked(GeneratorConfig, known, "model", str(source)), ours
+
+
+def known_codes(source: str | Path) -> dict[str, Any]:
+    """What `check_codes` asks of an exported generator; {} for any other source."""
+    if str(source) in GENERATORS:
+        return {}
+    _, content = locate(source, "generator")
+    return {CODES: content[CODES]} if CODES in content else {}
 
 
 def load_generator(

@@ -1,7 +1,7 @@
 """A whole pipeline as a folder that needs no run, no YAML and no Lightning, in the manner of diffusers.
 
 model_index.json          what the folder is, and the sampler's settings
-generator/{config.json, model.safetensors}
+generator/{config.json, model.safetensors}        config.json also tells the codes that it has learned
 tokenizer/{config.json, model.safetensors}
 text_encoder/config.json  which frozen networks encode captions; their weights are not copied
 """
@@ -21,7 +21,7 @@ from switti.errors import UserError
 from switti.files import read_json, temporary_beside, write_json
 from switti.hub import fetch
 from switti.loading import CONFIG, INDEX, load_generator, load_tokenizer
-from switti.models.rqvae import RQVAE
+from switti.models.rqvae import CODES, RQVAE, check_codes
 from switti.models.text.config import TextConfig
 from switti.models.transformer import ScaleTransformer
 from switti.published import GENERATORS, TOKENIZER
@@ -74,7 +74,8 @@ def write_parts(target: str | Path, parts: Parts, dtype: torch.dtype | None = No
     }
     with whole_folder(Path(target)) as folder:
         write_weights(folder / "generator" / "model.safetensors", state)
-        write_json(folder / "generator" / CONFIG, asdict(parts.generator.config))
+        codes = {CODES: parts.tokenizer.quantize.fingerprint()}
+        write_json(folder / "generator" / CONFIG, asdict(parts.generator.config) | codes)
         write_weights(folder / "tokenizer" / "model.safetensors", parts.tokenizer.state_dict())
         write_json(folder / "tokenizer" / CONFIG, asdict(parts.tokenizer.config))
         write_json(folder / "text_encoder" / CONFIG, asdict(parts.text))
@@ -103,7 +104,8 @@ def read_parts(
     """The parts of an exported pipeline, or of published generator weights with what belongs to them.
 
     source: folder, file or hub id. dtype: of the generator's weights; None keeps an exported folder's own and is
-    float32 for published ones. tokenizer: instead of the source's own or, for published weights, the released one.
+    float32 for published ones. tokenizer: instead of the source's own or, for published weights, the released one;
+    of an exported folder only one with the same codes.
     """
     path = fetch(source, _PATTERNS, revision)
     exported = path.is_dir() and (path / INDEX).is_file()
@@ -131,9 +133,11 @@ def read_parts(
     generator = load_generator(
         path, dtype=dtype or DTYPES.get(str(index.get("dtype")), torch.float32), device=device
     )
+    codes = load_tokenizer(tokenizer or path, scales=generator.config.scales, device=device)
+    check_codes(read_json(path / "generator" / CONFIG, default={}), codes, f"tokenizer={tokenizer or path}")
     return Parts(
         generator,
-        load_tokenizer(tokenizer or path, scales=generator.config.scales, device=device),
+        codes,
         text,
         settings_of(SamplingConfig, index["sampling"], "sampling"),
         bool(index.get("autocast", False)),

@@ -44,9 +44,10 @@ from switti.sampling.config import SamplingConfig
 TOKENIZER = RQVAEConfig(
     scales=[1, 2, 3], codebook_size=32, code_width=8, channels=32, multipliers=[1, 1], residual_blocks=1
 )
-# For tasks whose discriminator wants sides that are multiples of 8.
+# For tasks whose discriminator wants sides that are multiples of 8. A micro-batch has 20 rows: no code is drawn twice,
+# of which either could be chosen.
 LARGER = RQVAEConfig(
-    scales=[1, 2], codebook_size=32, code_width=4, channels=32, multipliers=[1, 1, 1, 1], residual_blocks=1
+    scales=[1, 2], codebook_size=16, code_width=4, channels=32, multipliers=[1, 1, 1, 1], residual_blocks=1
 )
 BATCH, EPOCH = 8, 36  # an epoch is no multiple of the batch
 

@@ -14,7 +14,7 @@ from configs.loading import load, to_yaml
 from configs.schema import RunConfig
 from experiments import export, sample
 from experiments.assembly import build_module
-from experiments.trained import initial_state, load_pipeline, open_pipeline
+from experiments.trained import frozen_tokenizer, initial_state, load_pipeline, open_pipeline
 from switti.errors import UserError
 from switti.files import read_json
 from switti.models.rqvae import RQVAE, save_rqvae
@@ -141,6 +141,7 @@ def test_progressive_resolution(kind: str, run: Path, tmp_path: Path) -> None:
     config = copy.deepcopy(config)
     config.model.scales = [1, 2, 4]
     expected = weights(settings(tmp_path), 2)
+    tokenizer = frozen_tokenizer(settings(tmp_path))
     source = {"run": run, "checkpoint": run / "checkpoints" / "step_000008.ckpt"}.get(kind, tmp_path / "out")
     if kind == "exported":
         export.main([str(run), "--out", str(source)])
@@ -150,9 +151,11 @@ def test_progressive_resolution(kind: str, run: Path, tmp_path: Path) -> None:
         model = load_pipeline(run, [])[0].generator
         save_file(generator_to_published(model), source.with_suffix(".safetensors"))
         with pytest.raises(UserError, match=r"model\.heads=2, but .* was trained with heads=1"):
-            initial_state(str(source.with_suffix(".safetensors")), config)  # heads of width 64 are assumed
+            initial_state(
+                str(source.with_suffix(".safetensors")), config, tokenizer
+            )  # heads of width 64 are assumed
         return
-    state = initial_state(str(source), config)
+    state = initial_state(str(source), config, tokenizer)
     # r = 0, ½, 1 from r' = 0, 1: the tie goes to the coarser.
     assert torch.equal(state["lvl_embed.weight"], expected["lvl_embed.weight"][[0, 0, 1]])
     assert all(torch.equal(state[k], expected[k]) for k in expected if k != "lvl_embed.weight")

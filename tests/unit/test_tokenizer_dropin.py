@@ -1,5 +1,6 @@
 """A tuned tokenizer takes the place of the one before under a trained generator; another codebook is refused."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ from torch import Tensor
 from configs.loading import load, to_yaml
 from configs.schema import RunConfig
 from experiments.assembly import build_module
+from experiments.export import main
 from experiments.trained import load_pipeline
 from switti.errors import UserError
+from switti.files import read_json, write_json
 from switti.models.rqvae import CODES, RQVAE, load_rqvae, save_rqvae
 from switti.models.transformer import ScaleTransformer
+from switti.sampling.exported import read_parts
 from switti.sampling.pipeline import SwittiPipeline
 
 
@@ -97,6 +101,51 @@ def test_resuming_with_another_codebook_is_refused(config: RunConfig, run: Path,
     save(config, tmp_path / "before.safetensors", "quantize.embedding")
     with pytest.raises(UserError, match="tokenizer_weights: its codebook is not the one"):
         build_module(config).on_load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("kind", ["run", "checkpoint", "exported", "file"])
+def test_starting_from_a_generator_of_other_codes_is_refused(
+    config: RunConfig, run: Path, tmp_path: Path, kind: str
+) -> None:
+    """Whatever init_from names, if it tells its codes. A tuned decoder has the same."""
+    assert main([str(run), "--out", str(tmp_path / "out")]) == 0
+    config.init_from = str({
+        "run": run,
+        "checkpoint": run / "checkpoints/step_000003.ckpt",
+        "exported": tmp_path / "out",
+        "file": tmp_path / "out/generator/model.safetensors",
+    }[kind])  # fmt: skip
+    config.tokenizer_weights = str(save(config, tmp_path / "tuned.safetensors", "decoder."))
+    build_module(config)
+    config.tokenizer_weights = str(save(config, tmp_path / "other.safetensors", "quantize.embedding"))
+    words = r"init_from=.* with tokenizer_weights=.*other\.safetensors: its codebook is not the one"
+    with pytest.raises(UserError, match=words):
+        build_module(config)
+    build_module(config, fresh=False)  # resumed: the checkpoint has its own codes
+
+
+def test_a_source_without_codes_may_be_started_from(config: RunConfig, run: Path, tmp_path: Path) -> None:
+    """Exported before codes were told."""
+    assert main([str(run), "--out", str(tmp_path / "out")]) == 0
+    beside = tmp_path / "out/generator/config.json"
+    write_json(beside, {key: value for key, value in read_json(beside).items() if key != CODES})
+    config.init_from = str(tmp_path / "out")
+    config.tokenizer_weights = str(save(config, tmp_path / "other.safetensors", "quantize.embedding"))
+    build_module(config)
+
+
+def test_an_exported_pipeline_keeps_to_its_codes(config: RunConfig, run: Path, tmp_path: Path) -> None:
+    """Another decoder may be given, another codebook not, nor may the folder's own be replaced."""
+    out = tmp_path / "out"
+    assert main([str(run), "--out", str(out)]) == 0
+    tuned = save(config, tmp_path / "tuned.safetensors", "decoder.")
+    assert read_parts(out, tokenizer=tuned).tokenizer.config.scales == config.tokenizer.scales
+    other = save(config, tmp_path / "other.safetensors", "quantize.quant_resi")
+    with pytest.raises(UserError, match=r"tokenizer=.*other\.safetensors: its codebook is not the one"):
+        read_parts(out, tokenizer=other)
+    shutil.copy(other, out / "tokenizer/model.safetensors")
+    with pytest.raises(UserError, match=r"tokenizer=.*out: its codebook is not the one"):
+        read_parts(out)
 
 
 def test_another_pyramid_is_refused_by_name(config: RunConfig, run: Path, tmp_path: Path) -> None:
