@@ -17,6 +17,7 @@ from lightning_modules.parallel import gathered
 from lightning_modules.reconstruction import Reconstructed, ReconstructionModule, from_state
 from lightning_modules.tokenizer_config import TokenizerLossConfig
 from lightning_modules.whole_steps import assign, whole, whole_state
+from switti.agreement import gathered as all_ranks
 from switti.errors import UserError
 from switti.models.codebook import CodebookAverage, draw_rows, entropy, kmeans, sums_by_code, token_counts
 from switti.models.config import RQVAEConfig
@@ -231,8 +232,11 @@ class TokenizerModule(ReconstructionModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["hit_updates"] = self.rqvae.quantize.hit_updates
-        checkpoint["first_pictures"] = self._first_pictures
+        of_ranks = all_ranks(self._first_pictures)
+        checkpoint["first_pictures"] = [torch.cat(parts) for parts in zip(*of_ranks, strict=True)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.rqvae.quantize.hit_updates = checkpoint["hit_updates"]
-        self._first_pictures = list(checkpoint.get("first_pictures", []))
+        world_size, rank = self.trainer.world_size, self.trainer.global_rank
+        whole_batches = checkpoint.get("first_pictures", [])
+        self._first_pictures = [image_B3HW.tensor_split(world_size)[rank] for image_B3HW in whole_batches]
