@@ -166,6 +166,8 @@ def quieten() -> None:
         ".*FSDP2-wrapped module .* returned a view tensor.*",  # nothing changes the logits in place
         ".*litlogger.*",
         ".*weights_only.*",
+        ".*nn.functional.all_gather is deprecated.*",  # Lightning's own call
+        ".*It is recommended to use .*sync_dist=True.*",  # what is logged so is the same on all ranks
     ):
         warnings.filterwarnings("ignore", words)
 

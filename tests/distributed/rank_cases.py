@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node=2 tests/distributed/rank_cases.py cases.json OUT
 
-A case: name, task (none: generator) and settings of TrainerConfig and below; `loss` has those of a tokenizer's or
-decoder's loss; double: these two in float64, which Lightning has no precision for under fsdp. Rank zero writes
+A case: name, task (none: generator) and settings of TrainerConfig and below. For tokenizers and decoders: loss,
+their loss's settings; double: in float64, for which Lightning has no precision under fsdp. Rank zero writes
 OUT/<name>.pt: the loss and gradient norm of each step, the keys that each rank saw, the whole final weights, and what
 the metrics found.
 """
@@ -128,6 +128,17 @@ class Watch(Callback, DummyLogger):
         self.keys += batch["key"]
 
 
+class Poison(Callback):
+    """A picture of the last rank with a hole, before the step after so many."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step and trainer.global_rank == trainer.world_size - 1:
+            batch["image"][0, 0, 0, 0] = float("nan")
+
+
 def build_tokenizer(case: dict[str, Any], trainer: TrainerConfig) -> LightningModule:
     """Both tasks with their discriminator, which begins at the second step."""
     losses = {"lpips": 0.0, "adversarial": 0.5, "start_step": 1, "discriminator_features": 4, **case["loss"]}
@@ -181,6 +192,8 @@ def train(case: dict[str, Any], out: Path) -> None:
     folder = out / case.get("folder", case["name"])
     if case.get("save"):
         callbacks.append(RunCheckpoint(folder / "checkpoints", case["save"], case.get("keep", 2)))
+    if "poison" in case:
+        callbacks.append(Poison(case["poison"]))
     if case.get("metrics"):
         callbacks.append(measured(case["metrics"]))
     stop, manual = case.get("stop_after"), "task" in case

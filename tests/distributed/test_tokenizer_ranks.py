@@ -1,4 +1,4 @@
-"""Tokenizers and decoders trained by several ranks: FSDP2 is DDP bit for bit, and both are a single process.
+"""Tokenizers and decoders trained by several ranks: FSDP2 computes what DDP does, and both what one process does.
 
 With accumulation, discriminator and average throughout. Single processes are compared in float64: a code that is as
 near as another one, and Adam on gradients that are zero but for rounding, would blow up the rounding of sums.
@@ -20,7 +20,6 @@ from switti.sharded import is_sharded, read_plain
 
 pytestmark = pytest.mark.distributed
 
-Results = dict[str, dict[str, Any]]
 EVERY_CODE = {"restart_dead_every": 2, "restart_until": 1.0}
 SETTINGS: dict[str, dict[str, Any]] = {
     "decoder": {"task": "decoder", "loss": {"r1": 0.1}},
@@ -42,16 +41,14 @@ def case(name: str, settings: dict[str, Any], strategy: str = "auto", **options:
     return {"name": name, "steps": 4, "validate": 3, **settings, "trainer": trainer, **options}
 
 
-def compare(found: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:
+def compare(found: dict[str, Any], expected: dict[str, Any], logged: float, weights: float) -> None:
     """Everything that was logged at every step, and the final weights with averages, codes and counts."""
     assert found["logged"].keys() == expected["logged"].keys()
     assert {"train/discriminator_loss", "train/gradient_norm", "validation/psnr"} <= expected["logged"].keys()
     for name, values in expected["logged"].items():
-        if tolerance == 0:
-            assert found["logged"][name] == values, name
-        elif name not in OF_ONE_RANK:
-            assert found["logged"][name] == pytest.approx(values, rel=1e-6), name  # written in float32
-    compare_weights(found["weights"], expected["weights"], tolerance)
+        if name not in OF_ONE_RANK:
+            assert found["logged"][name] == pytest.approx(values, rel=logged), name
+    compare_weights(found["weights"], expected["weights"], weights)
 
 
 def compare_weights(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
@@ -72,9 +69,12 @@ def test_fsdp_is_ddp_is_one_process(tmp_path: Path) -> None:
     ]
     two = run_cases(both, tmp_path / "two", ranks=2)
     for name in SETTINGS:
-        # rows that have chosen a code are summed in float32
-        compare(two[f"ddp_{name}"], one[name], tolerance=1e-6 if name == "ema" else 1e-9)
-        compare(two[f"fsdp_{name}"], two[f"ddp_{name}"], tolerance=0)
+        # figures are written, and rows that have chosen a code are summed, in float32
+        loose = name == "ema"
+        compare(
+            two[f"ddp_{name}"], one[name], logged=1e-5 if loose else 1e-6, weights=1e-6 if loose else 1e-12
+        )
+        compare(two[f"fsdp_{name}"], two[f"ddp_{name}"], logged=1e-6, weights=1e-12)
         assert all(
             local < 0.55 * two[f"fsdp_{name}"]["parameters"]
             for local in two[f"fsdp_{name}"]["local_parameters"]
@@ -99,8 +99,12 @@ def check_export(folder: Path, weights: dict[str, Tensor]) -> None:
     assert all(torch.equal(state[key], value.float()) for key, value in averages.items())
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_fsdp_is_ddp_in_the_precisions_of_training(tmp_path: Path, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("precision", "tolerances"), [("32-true", (1e-5, 1e-6)), ("bf16-mixed", (3e-3, 1e-4))]
+)
+def test_fsdp_is_ddp_in_the_precisions_of_training(
+    tmp_path: Path, precision: str, tolerances: tuple[float, float]
+) -> None:
     """The adaptive weight differentiates with respect to one layer, which FSDP must have whole."""
     settings = {"trainer": {"precision": precision}}
     both = [
@@ -110,24 +114,30 @@ def test_fsdp_is_ddp_in_the_precisions_of_training(tmp_path: Path, precision: st
     ]
     found = run_cases(both, tmp_path, ranks=2)
     for name in ADAPTIVE:
-        compare(found[f"fsdp_{name}"], found[f"ddp_{name}"], tolerance=0)
+        compare(found[f"fsdp_{name}"], found[f"ddp_{name}"], *tolerances)
         assert min(found[f"ddp_{name}"]["logged"]["train/adaptive_weight"]) > 0
 
 
 def test_float32_follows_one_process(tmp_path: Path) -> None:
-    """The decoder's losses; no code is chosen anew, so that rounding stays small."""
-    one = run_cases([case("one", SETTINGS["decoder"])], tmp_path / "one", ranks=1)["one"]["logged"]
-    two = run_cases([case("two", SETTINGS["decoder"], "fsdp")], tmp_path / "two", ranks=2)["two"]["logged"]
+    """The decoder's losses; no code is chosen anew, so that rounding stays small. The third step is left out by all."""
+    cases = (case(n, SETTINGS["decoder"], s, poison=2) for n, s in (("one", "auto"), ("two", "fsdp")))
+    one = run_cases([next(cases)], tmp_path / "one", ranks=1)["one"]["logged"]
+    two = run_cases([next(cases)], tmp_path / "two", ranks=2)["two"]["logged"]
+    assert len(one["train/loss"]) == 3
     for name in ("loss", "l1", "mse", "adversarial", "discriminator_loss"):
         assert two[f"train/{name}"] == pytest.approx(one[f"train/{name}"], rel=1e-5), name
 
 
 def test_hybrid_sharding(tmp_path: Path) -> None:
     """Two replicas of two shards each: as four ranks with a replica each."""
-    hybrid = {"trainer": {"sharding_size": 2}}
-    cases = [case("ddp", SETTINGS["ema"], "ddp"), case("fsdp", SETTINGS["ema"], "fsdp", **hybrid)]
+    whole: dict[str, Any] = {"accumulate": 1}  # a norm wants more than one picture of a single row
+    hybrid = whole | {"sharding_size": 2}
+    cases = [
+        case("ddp", SETTINGS["ema"], "ddp", trainer=whole),
+        case("fsdp", SETTINGS["ema"], "fsdp", trainer=hybrid),
+    ]
     found = run_cases(cases, tmp_path, ranks=4)
-    compare(found["fsdp"], found["ddp"], tolerance=0)
+    compare(found["fsdp"], found["ddp"], logged=1e-5, weights=1e-6)
 
 
 @pytest.mark.parametrize("name", ["decoder", "ema"])
@@ -158,7 +168,7 @@ def test_resume(tmp_path: Path, name: str) -> None:
     )
     train(part("rest_one", "one", "auto", resume=True), tmp_path)
     found["rest_one"] = torch.load(tmp_path / "rest_one.pt", weights_only=True)
-    for title, tolerance in (("rest", 0.0), ("rest_ddp", 0.0), ("unsaved", 0.0), ("rest_one", 1e-6)):
+    for title, tolerance in (("rest", 0.0), ("rest_ddp", 1e-12), ("unsaved", 1e-12), ("rest_one", 1e-6)):
         compare_weights(found[title]["weights"], found["whole"]["weights"], tolerance)
     whole = found["whole"]["logged"]["train/loss"]
     assert found["first"]["logged"]["train/loss"] + found["rest"]["logged"]["train/loss"] == whole
@@ -174,4 +184,4 @@ def test_a_whole_file_goes_on_sharded(tmp_path: Path) -> None:
         rest = case("rest", settings, "fsdp", **options, folder="parts", resume=True)
         found = run_cases([rest], tmp_path / name, ranks=2)["rest"]
         whole = torch.load(tmp_path / name / "whole.pt", weights_only=True)
-        compare_weights(found["weights"], whole["weights"], tolerance=1e-9)
+        compare_weights(found["weights"], whole["weights"], tolerance=1e-12)
