@@ -26,7 +26,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from lightning_modules.config import TrainerConfig
 from lightning_modules.launching import find_launcher
-from switti.sharded import load_into, named_state
+from switti.optimizer_state import named_state
+from switti.sharded import load_into
 
 MESH_NAMES = ("replicas", "shards")
 

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from lightning_modules.parallel import sharded_units
-from switti.sharded import part_of
+from switti.optimizer_state import part_of
 
 
 def divide_weights(module: nn.Module, mesh: DeviceMesh) -> None:

@@ -27,11 +27,12 @@ from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     set_model_state_dict,
 )
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from switti.checkpoint import WeightsError, mismatches, read_torch
 from switti.errors import UserError
 from switti.files import read_json, sha256_file, sync_file, sync_folder, temporary_beside, write_json
+from switti.optimizer_state import empty_state, fields_of, fill_state, ordered_names, part_of
 
 MANIFEST, STATE = "manifest.json", "state.pt"
 MODEL = "state_dict"
@@ -256,15 +257,11 @@ def read_plain(path: Path) -> dict[str, Any]:
     for index, groups in enumerate(checkpoint.pop("optimizer_groups")):
         tensors = read_tensors(path, f"optimizer_{index}.")
         names = [name for group in groups for name in group["params"]]
-        state = {number: fields for number, name in enumerate(names) if (fields := _fields(tensors, name))}
+        state = {number: fields for number, name in enumerate(names) if (fields := fields_of(tensors, name))}
         numbers = {name: number for number, name in enumerate(names)}
         plain = [{**group, "params": [numbers[name] for name in group["params"]]} for group in groups]
         checkpoint["optimizer_states"].append({"state": state, "param_groups": plain})
     return checkpoint
-
-
-def _fields(tensors: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key.removeprefix(f"{name}."): tensors[key] for key in tensors if key.rpartition(".")[0] == name}
 
 
 def load_into(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
@@ -279,7 +276,9 @@ def load_into(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Opt
     reader = _Reader(path)
     entries = _entries(reader.read_metadata())
     tensors: dict[str, Any] = {f"{MODEL}.{k}": v for k, v in get_model_state_dict(model).items()}
-    states = [_empty_state(model, optimizer, i, entries) for i, optimizer in enumerate(optimizers)]
+    states = [
+        empty_state(model, optimizer, f"optimizer_{i}", entries) for i, optimizer in enumerate(optimizers)
+    ]
     for index, state in enumerate(states):
         tensors |= _optimizer_tensors(index, {"state": state})
     found = {name: torch.empty(e.size, device="meta") for name, e in entries.items()}
@@ -288,58 +287,8 @@ def load_into(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Opt
     dcp.load(tensors, storage_reader=reader)
     set_model_state_dict(model, {name: tensors[f"{MODEL}.{name}"] for name in get_model_state_dict(model)})
     for optimizer, state, groups in zip(optimizers, states, rest.pop("optimizer_groups"), strict=True):
-        _fill_optimizer(model, optimizer, state, groups)
+        fill_state(model, optimizer, state, groups)
     return rest
-
-
-def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimiser's state with the names of its parameters in place of numbers.
-
-    PyTorch's own function gives parameters that have not been stepped a state, by a step without gradients, which
-    counts: the first true step of an optimiser that begins late would not be its first.
-    """
-    plain, names = optimizer.state_dict(), _ordered_names(model, optimizer)
-    state = {names[number]: fields for number, fields in plain["state"].items()}
-    groups = [{**group, "params": [names[n] for n in group["params"]]} for group in plain["param_groups"]]
-    return {"state": state, "param_groups": groups}
-
-
-def _ordered_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
-
-
-def _empty_state(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    index: int,
-    entries: Mapping[str, TensorStorageMetadata],
-) -> dict[str, dict[str, Tensor]]:
-    """Room for what a checkpoint has of an optimiser's state: nothing of parameters that had not been stepped."""
-    parameters = dict(model.named_parameters())
-    state: dict[str, dict[str, Tensor]] = {}
-    for name in _ordered_names(model, optimizer):
-        for key, entry in _fields(entries, f"optimizer_{index}.{name}").items():
-            parameter = parameters[name]
-            room = torch.empty(entry.size, dtype=entry.properties.dtype, device=parameter.device)
-            same = entry.size == parameter.shape and entry.size
-            state.setdefault(name, {})[key] = torch.empty_like(parameter) if same else room
-    return state
-
-
-def _fill_optimizer(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    state: Mapping[str, Any],
-    groups: Sequence[Mapping[str, Any]],
-) -> None:
-    """state: by name; groups: their settings, in the order of the optimiser's own."""
-    numbers = {name: number for number, name in enumerate(_ordered_names(model, optimizer))}
-    own = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({
-        "state": {numbers[name]: fields for name, fields in state.items()},
-        "param_groups": [{**g, "params": mine["params"]} for g, mine in zip(groups, own, strict=True)],
-    })  # fmt: skip
 
 
 def _load_whole(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
@@ -351,17 +300,10 @@ def _load_whole(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.O
     set_model_state_dict(model, weights, options=options)
     parameters = dict(model.named_parameters())
     for optimizer, plain in zip(optimizers, checkpoint.pop("optimizer_states"), strict=True):
-        names = _ordered_names(model, optimizer)
+        names = ordered_names(model, optimizer)
         state = {
-            names[number]: {key: part_of(value, parameters[names[number]]) for key, value in fields.items()}
+            names[number]: {key: part_of(v, parameters[names[number]]).clone() for key, v in fields.items()}
             for number, fields in plain["state"].items()
         }
-        _fill_optimizer(model, optimizer, state, plain["param_groups"])
+        fill_state(model, optimizer, state, plain["param_groups"])
     return checkpoint
-
-
-def part_of(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor that every rank has, divided as a parameter `like` of its shape is; any other one as it is."""
-    if not isinstance(like, DTensor) or value.shape != like.shape:
-        return value
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

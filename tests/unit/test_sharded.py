@@ -16,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from switti.checkpoint import WeightsError
 from switti.errors import UserError
 from switti.files import temporary_beside
+from switti.optimizer_state import named_state
 from switti.sharded import (
     damage,
     holds_shards,
@@ -54,11 +55,11 @@ def trained(width: int = 6) -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 def checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
     return {
         "state_dict": get_model_state_dict(model),
-        "optimizer_states": [get_optimizer_state_dict(model, optimizer)],
+        "optimizer_states": [named_state(model, optimizer)],
         "global_step": 2,
     }
 
@@ -102,6 +103,34 @@ def test_filled_in_place(tmp_path: Path) -> None:
         for field in ("exp_avg", "exp_avg_sq", "step"):
             before, after = optimizer.state[a][field], fresh.state[b][field]
             assert torch.equal(_local(before), _local(after))
+
+
+def test_parameters_that_were_never_stepped_have_no_state(tmp_path: Path) -> None:
+    """Neither does saving give them one, nor loading: their first step is the first, as Adam's correction counts."""
+    model, _ = trained()
+    late = torch.optim.AdamW(model.parameters(), lr=0.1)
+    half = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model[0](torch.randn(5, 4)).square().mean().backward()
+    half.step()
+    half.zero_grad()
+    content = checkpoint(model, late)
+    content["optimizer_states"] = [named_state(model, optimizer) for optimizer in (late, half)]
+    assert not late.state and len(half.state) == 2
+    write_sharded(content, temporary_beside(tmp_path / "a.ckpt"))
+    publish(tmp_path / "a.ckpt")
+    plain = read_plain(tmp_path / "a.ckpt")["optimizer_states"]
+    assert [sorted(state["state"]) for state in plain] == [[], [0, 1]]
+    torch.save({**content, "state_dict": read_plain(tmp_path / "a.ckpt")["state_dict"], "optimizer_states": plain},
+               tmp_path / "whole.ckpt")  # fmt: skip
+    for source in ("a.ckpt", "whole.ckpt"):
+        other, _ = trained()
+        fresh = [torch.optim.AdamW(other.parameters(), lr=9.0) for _ in range(2)]
+        load_into(tmp_path / source, other, fresh)
+        assert not fresh[0].state and [group["lr"] for o in fresh for group in o.param_groups] == [0.1, 0.1]
+        assert set(fresh[1].state) == set(other[0].parameters())
+        for a, b in zip(model[0].parameters(), other[0].parameters(), strict=True):
+            for field in ("exp_avg", "exp_avg_sq", "step"):
+                assert torch.equal(_local(half.state[a][field]), _local(fresh[1].state[b][field]))
 
 
 def _local(value: Any) -> torch.Tensor:

@@ -1,0 +1,78 @@
+"""An optimiser's state by the names of its parameters, whole or divided among ranks as they are."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimiser's state with the names of its parameters in place of numbers.
+
+    PyTorch's own function gives parameters that have not been stepped a state, by a step without gradients, which
+    counts: the first true step of an optimiser that begins late would not be its first.
+    """
+    plain, names = optimizer.state_dict(), ordered_names(model, optimizer)
+    state = {names[number]: fields for number, fields in plain["state"].items()}
+    groups = [{**group, "params": [names[n] for n in group["params"]]} for group in plain["param_groups"]]
+    return {"state": state, "param_groups": groups}
+
+
+def ordered_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of an optimiser's parameters, in the order of its groups."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+
+
+def empty_state(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    prefix: str,
+    entries: Mapping[str, TensorStorageMetadata],
+) -> dict[str, dict[str, Tensor]]:
+    """Room for what a checkpoint has of an optimiser's state: nothing of parameters that had not been stepped.
+
+    entries: of the checkpoint, by <prefix>.<parameter>.<field>.
+    """
+    parameters = dict(model.named_parameters())
+    state: dict[str, dict[str, Tensor]] = {}
+    for name in ordered_names(model, optimizer):
+        for key, entry in fields_of(entries, f"{prefix}.{name}").items():
+            state.setdefault(name, {})[key] = _room(entry, parameters[name])
+    return state
+
+
+def _room(entry: TensorStorageMetadata, parameter: Tensor) -> Tensor:
+    if entry.size and entry.size == parameter.shape:  # a moment, divided as its parameter is
+        return torch.empty_like(parameter)
+    return torch.empty(entry.size, dtype=entry.properties.dtype, device=parameter.device)
+
+
+def fill_state(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    groups: Sequence[Mapping[str, Any]],
+) -> None:
+    """Give an optimiser a state by names. groups: their settings, in the order of the optimiser's own."""
+    numbers = {name: number for number, name in enumerate(ordered_names(model, optimizer))}
+    own = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({
+        "state": {numbers[name]: fields for name, fields in state.items()},
+        "param_groups": [{**g, "params": mine["params"]} for g, mine in zip(groups, own, strict=True)],
+    })  # fmt: skip
+
+
+def fields_of(tensors: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Entries <name>.<field> by field."""
+    return {key.removeprefix(f"{name}."): tensors[key] for key in tensors if key.rpartition(".")[0] == name}
+
+
+def part_of(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor that every rank has, divided as a parameter `like` of its shape is; any other one as it is."""
+    if not isinstance(like, DTensor) or value.shape != like.shape:
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
