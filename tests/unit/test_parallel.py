@@ -45,6 +45,12 @@ def test_strategy_follows_the_settings() -> None:
     assert isinstance(hybrid, ShardedStrategy) and hybrid.sharding_size == 4
 
 
+@pytest.mark.parametrize("task", ["generator", "tokenizer", "decoder"])
+def test_every_task_may_be_sharded(task: str) -> None:
+    config = "generator/tiny" if task == "generator" else "tokenizer/tiny"
+    assert load(config, [f"task={task}", "trainer.strategy=fsdp"]).trainer.strategy == "fsdp"
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
