@@ -37,8 +37,7 @@ def divide_step(module: nn.Module) -> None:
     units = sharded_units(module)
     if not units:
         return
-    whole = dict(module.named_parameters())
-    gradients = {name: parameter.grad for name, parameter in whole.items()}
+    gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
     module.zero_grad()
     for unit in units:
         unit.reshard()
