@@ -143,6 +143,10 @@ class SearchSource:
         lock = claim(folder)
         if lock is None:
             return None
+        # Whoever tells holds the lock; while it was waited for another driver may have told.
+        if self.optuna.get_trials(deepcopy=False)[number].state != TrialState.RUNNING:
+            os.close(lock)
+            return None
         state = state_of(folder, held=True)
         if state in ("running", "queued"):
             os.close(lock)

@@ -1,5 +1,6 @@
 """Searches with a stand-in for the train command: what is proposed, told, given up, resumed and shared by drivers."""
 
+import json
 import math
 import signal
 import subprocess
@@ -13,9 +14,10 @@ from stand_in import driver, prepare, starts
 from configs.search import Axis
 from configs.study import load_study
 from experiments import launch_local, sweep
-from experiments.search import distribution, pruner, sampler
+from experiments.launch import Outcome
+from experiments.search import SearchSource, distribution, pruner, sampler
 from switti.errors import UserError
-from switti.studies import state_of
+from switti.studies import claim, state_of
 
 optuna = pytest.importorskip("optuna")
 LEARNING_RATE = "optimizer.learning_rate"
@@ -171,6 +173,22 @@ def test_two_drivers_share_one_database(study: Path) -> None:
     assert states(storage) == ["COMPLETE"] * 4
     assert [starts(f"rates/{name}") for name in runs()] == [1] * 4
     assert len({trial.params[LEARNING_RATE] for trial in trials(storage)}) == 4
+
+
+@pytest.mark.parametrize(("status", "told"), [("finished", "COMPLETE"), ("failed", "FAIL")])
+def test_a_trial_that_another_driver_has_just_told_is_left_alone(study: Path, status: str, told: str) -> None:
+    plan = load_study(study)
+    mine, other = SearchSource(plan), SearchSource(plan)
+    job = mine.next()
+    job.folder.mkdir()
+    (job.folder / "record.json").write_text(json.dumps({"status": status}))
+    (job.folder / "metrics.csv").write_text("5,0,validation/loss,1.5,0\n")
+    (running,) = other.optuna.get_trials(states=[optuna.trial.TrialState.RUNNING])
+    mine.ended(Outcome(job, int(status == "failed"), []))
+    job.release()  # between the other's look at the trials and its claim of the run
+    assert other._take_up(running) is None
+    assert states() == [told]
+    assert claim(job.folder) is not None
 
 
 def test_a_dry_run_touches_nothing_and_tells_what_is_left(study: Path, capsys) -> None:
