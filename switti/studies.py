@@ -28,6 +28,7 @@ LOG = "output.log"  # in the run folder: what the run printed, of all its attemp
 QUEUED = "queued.json"
 PRUNE = "prune.json"
 _SILENT_SECONDS = 600.0  # a run on another host that has given no sign of life for this long counts as killed
+_CLOCKS_DIFFER = 5.0  # seconds between two ways to tell the time
 _LOCKS = ".locks"
 _STOPPED = b"error: interrupted\n"  # the last words of a command after Ctrl-C
 _ALL = ".study"  # beside the locks of the runs
@@ -93,7 +94,19 @@ def _is_alive(record: dict[str, Any]) -> bool:
         return False
     except PermissionError:
         pass
-    return True
+    return not _is_another(record["pid"], record)
+
+
+def _is_another(pid: int, record: dict[str, Any]) -> bool:
+    """Whether a process is dead and only not yet buried, or younger than the record's last sign of life: after a
+    restart of the machine numbers are given out anew. Linux alone tells."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        up = float(Path("/proc/uptime").read_text().split()[0])
+    except OSError:
+        return False
+    age = up - int(fields[18]) / os.sysconf("SC_CLK_TCK")  # field 22, start in ticks since boot
+    return state in "ZX" or ("updated" in record and age + _CLOCKS_DIFFER < seconds_since(record["updated"]))
 
 
 def seconds_since(moment: str) -> float:

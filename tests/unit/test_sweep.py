@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,24 @@ def test_a_run_on_another_host_counts_as_killed_when_it_falls_silent(tmp_path: P
     for updated, state in [("2020-01-01T00:00:00+00:00", "killed"), ("2999-01-01T00:00:00+00:00", "running")]:
         (tmp_path / "record.json").write_text(json.dumps({**record, "updated": updated}))
         assert state_of(tmp_path) == state
+
+
+def test_a_dead_process_and_another_with_its_number_are_not_the_run(tmp_path: Path) -> None:
+    def state(pid: int, age: float) -> str:
+        updated = (datetime.now(UTC) - timedelta(seconds=age)).isoformat()
+        record = {"status": "running", "pid": pid, "host": os.uname().nodename, "updated": updated}
+        (tmp_path / "record.json").write_text(json.dumps(record))
+        return state_of(tmp_path)
+
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert state(process.pid, 0) == "running"
+    assert (
+        state(process.pid, 60) == "killed"
+    )  # it was not there a minute ago: the number is somebody else's now
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and nobody has asked how it ended
+    assert state(process.pid, 0) == "killed"
+    process.communicate()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
