@@ -1,5 +1,6 @@
-"""record.json: what a run was, with which code, where, how far it came and how it ended."""
+"""record.json: what a run was, with which code and data, where, how far it came and how it ended."""
 
+import logging
 import os
 import platform
 import resource
@@ -19,6 +20,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.metrics_log import MetricsCSV
 from switti.files import read_json, write_json
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 HEARTBEAT_SECONDS = 10.0
@@ -87,6 +90,9 @@ class RunRecord(Callback):
         else:
             self._previous = {}  # nothing of an earlier attempt was kept
             self.record["resumed"] = []
+        if trainer.is_global_zero:
+            contents = getattr(getattr(trainer, "datamodule", None), "contents", {})
+            self.record["data"] = join_contents(self._previous.get("data", {}), contents)
         self.record["parameters"] = count_parameters(pl_module)
         self._training_since = time.monotonic()
         self._write(trainer, pl_module)
@@ -135,6 +141,18 @@ class RunRecord(Callback):
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def join_contents(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """What the data were, by split: of a run that goes on with other contents both digests, joined by +."""
+    joined = {}
+    for split, content in now.items():
+        digest, old = content["digest"], before.get(split, {}).get("digest", content["digest"])
+        if old.rpartition("+")[2] != digest:
+            log.warning("data.%s: the shards hold something else than when the run began", split)
+            old = f"{old}+{digest}"
+        joined[split] = content | {"digest": old}
+    return joined
 
 
 def last_line(exception: BaseException) -> str:

@@ -127,6 +127,15 @@ class ShardDataModule(LightningDataModule):
         """What was found missing when the training shards were indexed."""
         return self._found["train"].losses if "train" in self._found else []
 
+    @property
+    def contents(self) -> dict[str, dict[str, Any]]:
+        """{"train": {"samples", "digest"}, "validation": …}: what the shards hold (see FoundShards.digest), so that
+        runs over the same paths can be told apart when these were filled anew in between. Streams have no entry."""
+        return {
+            split: {"samples": sum(map(len, found.shards)), "digest": found.digest}
+            for split, found in sorted(self._found.items())
+        }
+
     def _framing(self, random_crop: bool, dropout: bool) -> Framing:
         probability = self.config.caption_dropout if dropout else 0.0
         return Framing(self.resolution, self.config.crop_base, random_crop, probability)

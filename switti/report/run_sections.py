@@ -5,7 +5,7 @@ import math
 from switti.report.document import Section, Table, Text
 from switti.report.formatting import DASH, duration, moment
 from switti.report.runs import Run
-from switti.report.study import MISSING, Study, Variant, differing, show
+from switti.report.study import MISSING, Study, Variant, differing, exchanged_contents, show
 
 
 def runs_section(study: Study) -> Section:
@@ -38,20 +38,31 @@ def _provenance(study: Study) -> Table:
         resumed = ", ".join(map(str, record.get("resumed") or [])) or "never"
         host, command = str(record.get("host") or "unknown"), str(record.get("command") or "not recorded")
         seed, commit = show(record.get("seed")), str(record.get("commit") or "unknown")
-        rows.append((run.name, seed, host, size, resumed, state, commit, command))
+        rows.append((run.name, seed, host, size, resumed, _data(run), state, commit, command))
     header = (
         "run",
         "seed",
         "host",
         "trained parameters",
         "resumed at step",
+        "data",
         "code",
         "commit",
         "command",
     )
     return Table(
-        header, tuple(rows), "Where each run comes from.", frozenset(range(8)) - {1, 3}, frozenset({6, 7})
+        header, tuple(rows), "Where each run comes from.", frozenset(range(9)) - {1, 3}, frozenset({7, 8})
     )
+
+
+def _data(run: Run) -> str:
+    """ "train 9f2f8c78 (2898), validation …": equal digests mean equal contents; in brackets the samples."""
+    parts = [
+        f"{split} {'+'.join(digest[:8] for digest in (run.contents(split) or '?').split('+'))}"
+        f" ({content.get('samples', '?')})"
+        for split, content in (run.record.get("data") or {}).items()
+    ]
+    return ", ".join(parts) or DASH
 
 
 def _status(run: Run) -> str:
@@ -75,9 +86,23 @@ def _flags(study: Study) -> list[Text]:
         flags.append(f"Uncommitted changes were in the code of {', '.join(dirty)}.")
     if len({run.record.get("commit") for run in study.runs}) > 1:
         flags.append("The runs come from different commits.")
+    flags += [_exchanged(key, groups) for key, groups in exchanged_contents(study.runs)]
+    for run in study.runs:
+        if changed := [split for split in ("train", "validation") if "+" in (run.contents(split) or "")]:
+            flags.append(
+                f"The contents of data.{' and data.'.join(changed)} changed while `{run.name}` lasted."
+            )
     if unpaired := [f"`{run.name}`" for run in study.unpaired]:
         flags.append(f"Without a partner, hence not in any difference: {', '.join(unpaired)}.")
     return [Text(flag, "warning") for flag in flags]
+
+
+def _exchanged(key: str, groups: list[list[Run]]) -> str:
+    """That one setting has meant several data, and for which runs."""
+    parts = [", ".join(f"`{run.name}`" for run in runs) for runs in groups]
+    return (
+        f"{key} is the same setting with other contents (made anew in between?) in: {'; in: '.join(parts)}."
+    )
 
 
 def _versions(study: Study) -> Text:

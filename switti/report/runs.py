@@ -92,6 +92,11 @@ class Run:
     def finished(self) -> bool:
         return self.record.get("status") == "finished"
 
+    def contents(self, split: str) -> str | None:
+        """Digest of what the split's shards held; with a + if that changed while the run lasted. None: not noted."""
+        digest: str | None = (self.record.get("data") or {}).get(split, {}).get("digest")
+        return digest
+
     def setting(self, key: str) -> Any:
         """Value of a dotted config key; a wrong name is the user's (it came from --vary or --pair-by)."""
         if key not in self.config:
@@ -148,6 +153,9 @@ def _check_record(record: dict[str, Any], path: Path) -> None:
     fields.number(fields.mapping(record, "parameters", path), "trained", path)
     fields.mapping(record, "versions", path)
     fields.items(record, "resumed", path, int)
+    data = fields.mapping(record, "data", path)
+    for split in data:
+        fields.text(fields.mapping(data, split, path), "digest", path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -197,6 +197,8 @@ def obstacle(metric: Metric, a: Run, b: Run) -> str | None:
     """Why `metric` of two runs must not be subtracted, as a clause for the page; None if it may."""
     if metric.needs in ("tokens", "pictures") and (keys := _unlike(a, b, _data_keys(a, b, metric))):
         return f"the data differ ({', '.join(keys)})"
+    if metric.needs in ("tokens", "pictures") and (splits := _unlike_contents(a, b, metric)):
+        return f"the data differ (contents of {', '.join(splits)})"
     sides = sorted({side for run in (a, b) if (side := picture_side(run))})
     if metric.needs == "pictures" and len(sides) > 1:
         return f"the pictures differ in size ({' and '.join(f'{side} px' for side in sides)})"
@@ -225,12 +227,37 @@ def token_differences(a: Run, b: Run) -> list[str]:
     return _unlike(a, b, [*sorted(tokenizer), *_TOKEN_KEYS])
 
 
+def _shows_training_captions(metric: Metric, *runs: Run) -> bool:
+    return metric.needs == "pictures" and "train" in (run.config.get("metrics.captions") for run in runs)
+
+
+def _unlike_contents(a: Run, b: Run, metric: Metric) -> list[str]:
+    """Splits that `metric` is measured on and that held something else under the same paths; as far as was noted."""
+    splits = ["train"] if metric.name.startswith("train/") else ["validation"]
+    if _shows_training_captions(metric, a, b):
+        splits = ["train", "validation"]
+    return [f"data.{split}" for split in splits if len({a.contents(split), b.contents(split)} - {None}) > 1]
+
+
+def exchanged_contents(runs: Sequence[Run]) -> list[tuple[str, list[list[Run]]]]:
+    """("data.train", runs by what it held) wherever one setting has meant several contents."""
+    found = []
+    for key in ("data.train", "data.validation"):
+        groups: dict[str, dict[str, list[Run]]] = {}
+        for run in runs:
+            if digest := run.contents(key.removeprefix("data.")):
+                setting = show(run.config.get(key, MISSING))
+                groups.setdefault(setting, {}).setdefault(digest, []).append(run)
+        found += [(key, list(by_digest.values())) for by_digest in groups.values() if len(by_digest) > 1]
+    return found
+
+
 def _data_keys(a: Run, b: Run, metric: Metric) -> list[str]:
     """Data settings that must agree: for what is measured on validation pairs, only those that concern them."""
     idle = _DATA_MECHANICS | _TRAINING_DATA
     if metric.name.startswith("train/"):
         idle = _DATA_MECHANICS
-    elif metric.needs == "pictures" and "train" in (r.config.get("metrics.captions") for r in (a, b)):
+    elif _shows_training_captions(metric, a, b):
         idle = idle - {"train"}  # training captions are drawn, training pictures are compared with
     keys = {key for run in (a, b) for key in run.config if key.startswith("data.")}
     return sorted(key for key in keys if key.rpartition(".")[2] not in idle)

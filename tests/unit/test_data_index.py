@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from data_shards import make_set, make_shard
 
+from datamodules.found import find_shards
 from datamodules.index import ShardReader, expand, load_index, unique_names
 from switti.errors import UserError
 
@@ -122,3 +123,21 @@ def test_reader_with_few_open_files_and_through_pickle(tmp_path):
     for shard in (0, 1, 0, 2, 1):
         assert few.caption(shard, 1) == many.caption(shard, 1) == f"caption s{shard}n1"
     assert pickle.loads(pickle.dumps(few)).caption(2, 0) == "caption s2n0"
+
+
+def test_digest_tells_contents_apart_wherever_they_lie(tmp_path):
+    def digest(folder, keys, size=(12, 10)):
+        for number, part in enumerate(keys):
+            make_shard(tmp_path / folder / f"train-{number}.tar", part, size=size)
+        return find_shards("data.train", [str(tmp_path / folder / "train-*.tar")], 0.0).digest
+
+    first = digest("a", [["x", "y"], ["z"]])
+    assert digest("b/c", [["x", "y"], ["z"]]) == first and len(first) == 16
+    others = [
+        digest("d", [["y", "x"], ["z"]]),
+        digest("e", [["x", "y"], ["w"]]),
+        digest("f", [["x", "y"]]),
+        digest("g", [["x", "y"], ["z"]], size=(13, 11)),
+    ]
+    assert len({first, *others}) == 5
+    assert digest("a", [["x", "y"], ["z"]], size=(13, 11)) == others[-1] != first  # made anew, in place

@@ -154,6 +154,7 @@ def test_every_run_has_its_provenance(report: Path) -> None:
             "desk",
             "62 M",
             "never",
+            "–",
             "clean",
             "`0123456789abcdef0123456789abcdef01234567`",
             "`python -m experiments.train configs/generator/tiny.yaml`",

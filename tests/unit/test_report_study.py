@@ -13,6 +13,7 @@ from switti.errors import UserError
 from switti.report import tables
 from switti.report.comparison import comparison_tables
 from switti.report.metric_names import describe
+from switti.report.run_sections import runs_section
 from switti.report.runs import Run, read_run
 from switti.report.study import differing, group, loss_groups, obstacle
 from switti.report.values import difference, final, summary
@@ -32,7 +33,7 @@ def make(tmp_path: Path) -> Make:
         config = maker.config(visibility, seed, name)
         for key, value in (settings or {}).items():
             part, _, last = key.rpartition(".")
-            (config[part] if part else config)[last] = value
+            (config.setdefault(part, {}) if part else config)[last] = value
         points = [
             (10, "validation/loss", loss + 1),
             (20, "validation/loss", loss),
@@ -127,6 +128,42 @@ def test_other_data_and_other_machines(make: Make) -> None:
     more = group([make("causal", 0, 2.0), make("causal", 0, 1.0, {"data.train": "more-*.tar"})])
     assert difference(more, more.variants[1], "validation/loss").paired is not None
     assert "data differ (data.train)" in obstacle(describe("train/loss"), *more.runs)
+
+
+def test_equal_paths_with_other_contents_are_told(make: Make) -> None:
+    def data(train: str, validation: str) -> dict[str, Any]:
+        return {"train": {"samples": 9, "digest": train}, "validation": {"samples": 3, "digest": validation}}
+
+    runs = [make("causal", 0, 2.0, data=data("a", "v")), make("non_causal", 0, 1.0, data=data("a", "w"))]
+    study = group(runs)
+    d = difference(study, study.variants[1], "validation/loss")
+    assert d.paired is None and "the data differ (contents of data.validation)" in d.reason
+    assert obstacle(describe("train/loss"), *runs) is None
+    assert [len(members) for members in loss_groups(study)] == [1, 1]
+    text = " ".join(getattr(block, "text", "") for block in runs_section(study).blocks)
+    assert "data.validation is the same setting with other contents" in text and "data.train is" not in text
+    assert f"in: `{study.runs[0].name}`; in: `{study.runs[1].name}`" in text
+
+    other = [make("causal", 0, 2.0, data=data("a", "v")), make("non_causal", 0, 1.0, data=data("a+b", "v"))]
+    study = group(other)
+    assert difference(study, study.variants[1], "validation/loss").paired is not None
+    assert "contents of data.train" in obstacle(describe("train/loss"), *other)
+    shown = {"metrics.captions": "train"}
+    training = [make("causal", 0, 2.0, shown, data=data("a", "v")), other[1]]
+    assert "contents of data.train" in obstacle(describe("metrics/fid_alexnet"), *training)
+    text = " ".join(getattr(block, "text", "") for block in runs_section(study).blocks)
+    assert f"The contents of data.train changed while `{study.runs[1].name}` lasted" in text
+
+    elsewhere = {"data.train": "more-*.tar"}  # told by the settings already
+    apart = group(
+        [
+            make("causal", 0, 2.0, data=data("a", "v")),
+            make("causal", 0, 1.0, elsewhere, data=data("b", "v")),
+            make("causal", 1, 1.0),  # of an earlier version, which noted nothing
+        ]
+    )
+    assert "contents" not in " ".join(getattr(block, "text", "") for block in runs_section(apart).blocks)
+    assert obstacle(describe("train/loss"), other[1], make("causal", 1, 1.0)) is None
 
 
 def test_losses_on_other_data_are_drawn_apart(make: Make) -> None:

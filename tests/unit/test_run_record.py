@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks.checkpointing import RunCheckpoint, find_resume
@@ -53,14 +53,28 @@ class RaiseAt(Callback):
             raise self.error
 
 
-def fit(run_dir: Path, steps: int, *callbacks: Callback, resume: bool = False) -> None:
+class Data(LightningDataModule):
+    """Twenty samples; says of their contents what it is told to say."""
+
+    def __init__(self, contents: dict) -> None:
+        super().__init__()
+        self.contents = contents
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(TensorDataset(torch.ones(20, 3)), batch_size=2)
+
+    val_dataloader = train_dataloader
+
+
+def fit(
+    run_dir: Path, steps: int, *callbacks: Callback, resume: bool = False, contents: dict | None = None
+) -> None:
     record = RunRecord(run_dir, name="n", study=None, task="generator", seed=3, tokens_per_image=21)
-    loader = DataLoader(TensorDataset(torch.ones(20, 3)), batch_size=2)
     Trainer(
         accelerator="cpu", max_steps=steps, max_epochs=-1, log_every_n_steps=2, logger=[MetricsCSV(run_dir)],
         callbacks=[record, RunCheckpoint(run_dir / "checkpoints", 3, 2), *callbacks], num_sanity_val_steps=0,
         val_check_interval=4, check_val_every_n_epoch=None, enable_progress_bar=False, enable_model_summary=False,
-    ).fit(Module(), loader, loader, ckpt_path=find_resume(run_dir) if resume else None)  # fmt: skip
+    ).fit(Module(), datamodule=Data(contents or {}), ckpt_path=find_resume(run_dir) if resume else None)  # fmt: skip
 
 
 def record_of(run_dir: Path) -> dict:
@@ -248,3 +262,24 @@ def test_a_defect_keeps_its_traceback(root: Path) -> None:
     )
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+def test_the_data_are_noted_and_a_change_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def contents(train: str) -> dict:
+        return {"train": {"samples": 20, "digest": train}, "validation": {"samples": 20, "digest": "v"}}
+
+    with pytest.raises(ValueError, match="x"):
+        fit(tmp_path, 12, RaiseAt(4, ValueError("x")), contents=contents("a"))
+    assert record_of(tmp_path)["data"] == contents("a")
+    with pytest.raises(ValueError, match="x"):
+        fit(tmp_path, 12, RaiseAt(7, ValueError("x")), resume=True, contents=contents("a"))
+    assert record_of(tmp_path)["data"] == contents("a")
+    assert "the shards hold" not in caplog.text
+    with pytest.raises(ValueError, match="x"):
+        fit(tmp_path, 12, RaiseAt(10, ValueError("x")), resume=True, contents=contents("b"))
+    assert "data.train: the shards hold something else" in caplog.text
+    fit(tmp_path, 12, resume=True, contents=contents("b"))
+    record = record_of(tmp_path)
+    assert record["data"] == contents("a+b") and record["resumed"] == [3, 6, 9]
+    fit(tmp_path / "anew", 2, contents=contents("b"))
+    assert record_of(tmp_path / "anew")["data"] == contents("b")
