@@ -167,7 +167,9 @@ def quieten() -> None:
         ".*litlogger.*",
         ".*weights_only.*",
         ".*nn.functional.all_gather is deprecated.*",  # Lightning's own call
-        ".*It is recommended to use .*sync_dist=True.*",  # what is logged so is the same on all ranks
+        ".*sync_dist=True.*",  # what is logged at the end of a validation has been added up over the ranks
+        ".*broadcast_buffers.*",
+        ".*srun. command is available.*",  # check_launch has looked
     ):
         warnings.filterwarnings("ignore", words)
 
