@@ -14,7 +14,9 @@ search:
   startup_trials: 5                             # whole trials before the median pruner, random ones before TPE
   warmup_steps: 0                               # before which no trial is given up by the median
   storage: null                                 # null: a journal in the study's folder; or a URL such as
-                                                # sqlite:///runs/search.db, postgresql://user@host/database
+                                                # sqlite:///runs/search.db, postgresql+psycopg://user@host/database
+                                                # (the password in ~/.pgpass or PGPASSWORD, the driver by
+                                                # pip install -e '.[postgresql]')
 """
 
 import itertools
@@ -112,7 +114,12 @@ def read_search(content: Any, path: Path | str, base: str, shared: Sequence[str]
 
 def without_password(url: str | None) -> str | None:
     """A storage's URL as it may be shown."""
-    return None if url is None else re.sub(r"://([^:/@]+):[^@]*@", r"://\1:…@", url)
+    if url is None:
+        return None
+    url = re.sub(
+        r"://([^:/?@]*):.*@", r"://\1:…@", url
+    )  # up to the last @: whoever forgot to write %40 means it so
+    return re.sub(r"([?&]\w*(?:password|passwd|pwd)=)[^&]*", r"\1…", url)
 
 
 def check_variable(name: str, path: Path | str) -> None:
@@ -167,8 +174,13 @@ def _check_values(search: Search, path: Path | str) -> None:
         )
     if search.storage is not None and not _STORAGE.fullmatch(str(search.storage)):
         raise UserError(
-            f"{path}: search.storage={search.storage} must be null (a journal) or a URL such as "
-            "sqlite:///runs/search.db or postgresql://user@host/database"
+            f"{path}: search.storage={without_password(str(search.storage))} must be null (a journal) or a URL such "
+            "as sqlite:///runs/search.db or postgresql://user@host/database"
+        )
+    if re.search(r"://[^/?]*@[^/?]*@", str(search.storage)):
+        raise UserError(
+            f"{path}: search.storage={without_password(str(search.storage))} has two @; write the one that belongs to "
+            "the password as %40"
         )
     if search.sampler == "grid":
         for name, axis in search.space.items():

@@ -151,8 +151,10 @@ def drive(source: Source, launcher: Launcher) -> tuple[list[Outcome], bool]:
                     print(f"{outcome.job.name}: interrupted by its machine; it goes on", flush=True)
                     launcher.start([outcome.job])
                     continue
-                source.ended(outcome)
-                outcome.job.release()
+                try:
+                    source.ended(outcome)
+                finally:
+                    outcome.job.release()
                 outcomes.append(outcome)
             if not launcher.running() and (stops.asked or waiting is None):
                 more = None if stops.asked else source.next()

@@ -7,6 +7,8 @@ ones are tried once more by the next command. Any number of drivers work on one 
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,11 @@ try:
         IntDistribution,
     )
     from optuna.trial import FrozenTrial, TrialState
+
+    from experiments.search_storage import StorageErrors, open_storage, reason, storage_exists
 except ImportError as error:
     raise UserError("a search needs Optuna 5: pip install 'optuna>=5,<6' (or -e '.[sweep]')") from error
 
-JOURNAL = "search.journal"
 _RUN, _RETRY_OF, _ERROR = "run", "retry_of", "error"  # attributes of a trial
 _WATCH_SECONDS = 0.5
 
@@ -54,7 +57,7 @@ class SearchSource:
             self._prepare()
 
     def next(self) -> Job | None:
-        with alone(self.study.folder):  # no other driver asks at the same time
+        with self._told_in_a_line(), alone(self.study.folder):  # no other driver asks at the same time
             for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 if job := self._take_up(trial):
                     return job
@@ -66,13 +69,18 @@ class SearchSource:
     def ended(self, outcome: Outcome) -> None:
         number = self._mine.pop(outcome.job.name)
         self._over.add(outcome.job.name)
-        self._tell(number, outcome.job.folder)
+        with self._told_in_a_line():
+            self._tell(number, outcome.job.folder)
 
     def watch(self, running: list[Job]) -> None:
         """Report new values of the metric; write the file on which a run that is not worth it stops."""
         if self.search.pruner == "none" or time.monotonic() - self._watched < _WATCH_SECONDS:
             return
         self._watched = time.monotonic()
+        with suppress(*StorageErrors):  # a server that is away for a moment stops nobody
+            self._prune(running)
+
+    def _prune(self, running: list[Job]) -> None:
         for job in running:
             number = self._mine[job.name]
             if not (job.folder / PRUNE).is_file() and self._report(number, job.folder):
@@ -81,6 +89,17 @@ class SearchSource:
                     job.folder / PRUNE,
                     {"trial": number, "step": step, "metric": self.search.metric, "value": value},
                 )
+
+    @contextmanager
+    def _told_in_a_line(self) -> Iterator[None]:
+        """A server that goes away is no fault of the code."""
+        try:
+            yield
+        except StorageErrors as error:
+            raise UserError(
+                f"search.storage={without_password(self.search.storage)} fails: {reason(self.search, error)}; runs "
+                "that have been started go on, the same command again goes on with the search"
+            ) from error
 
     def describe_best(self) -> str:
         """A line on the best whole trial so far."""
@@ -238,41 +257,23 @@ def pruner(search: Search) -> "optuna.pruners.BasePruner":
     return optuna.pruners.HyperbandPruner() if search.pruner == "hyperband" else optuna.pruners.NopPruner()
 
 
-def storage_exists(study: Study) -> bool:
-    """Whether there is anything to open; a database on a server has to be asked."""
-    assert study.search is not None
-    url = study.search.storage
-    if url is None:
-        return (study.folder / JOURNAL).is_file()
-    return not url.startswith("sqlite:///") or Path(url.removeprefix("sqlite:///")).is_file()
-
-
 def open_study(study: Study) -> "optuna.Study":
     """The storage's study of this name, made if need be. UserError if the storage cannot be opened."""
     search = study.search
     assert search is not None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        if search.storage is None:
-            study.folder.mkdir(parents=True, exist_ok=True)
-            backend = optuna.storages.journal.JournalFileBackend(str(study.folder / JOURNAL))
-            storage: Any = optuna.storages.JournalStorage(backend)
-        else:
-            if search.storage.startswith("sqlite:///"):
-                Path(search.storage.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            storage = optuna.storages.RDBStorage(search.storage)
         return optuna.create_study(
             study_name=study.name,
-            storage=storage,
+            storage=open_storage(study),
             direction=search.direction,
             sampler=sampler(search, 0),
             pruner=pruner(search),
             load_if_exists=True,
         )
     except Exception as error:  # whatever a database driver raises
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"search.storage={without_password(search.storage) or 'null'} cannot be opened: {reason}"
+            f"search.storage={without_password(search.storage) or 'null'} cannot be opened: {reason(search, error)}"
         ) from error
 
 

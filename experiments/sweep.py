@@ -42,8 +42,8 @@ def main(arguments: list[str]) -> int:
         print_plan(study, states)
     if options.dry_run:
         return 0 if study.search is None else _show_search(study)
-    save_study(study)
     source: Source = _Grid(study) if study.search is None else _search(study)
+    save_study(study)  # a storage that cannot be opened has stopped the command by now
     outcomes, stopped = drive(source, launcher)
     if options.detach:
         print(

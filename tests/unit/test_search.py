@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from stand_in import driver, prepare, starts
 
-from configs.search import Axis
+from configs.search import Axis, without_password
 from configs.study import load_study
 from experiments import launch_local, sweep
 from experiments.launch import Outcome
@@ -20,6 +20,9 @@ from switti.errors import UserError
 from switti.studies import claim, state_of
 
 optuna = pytest.importorskip("optuna")
+from optuna.exceptions import StorageInternalError  # noqa: E402
+from sqlalchemy.exc import OperationalError  # noqa: E402
+
 LEARNING_RATE = "optimizer.learning_rate"
 STUDY = """\
 base: BASE
@@ -233,6 +236,8 @@ def test_settings_that_do_not_go_together_are_left_out(study: Path, capfdbinary)
         (["search.metric=loss"], "search.metric=loss must be a name of metrics.csv"),
         (["search.metric=metrics/fid_alexnet", "callbacks.metrics_every=0"], "needs callbacks.metrics_every"),
         (["search.storage=somewhere"], "search.storage=somewhere must be null"),
+        (["search.storage=postgres://me:pw@h/d"], "search.storage=postgres://me:…@h/d must be null"),
+        (["search.storage=postgresql://me:p@w@h/d"], "search.storage=postgresql://me:…@h/d has two @"),
         (["vary.seed=[0]"], "either search, or vary and runs"),
         (["optimizer.learning_rate=1"], "is varied by"),
         (["search=3"], "say which, search.<key>=…"),
@@ -249,7 +254,66 @@ def test_a_storage_that_cannot_be_opened_is_named_without_its_password(study: Pa
     with pytest.raises(UserError, match="cannot be opened") as caught:
         sweep.main([str(study), f"search.storage={url}"])
     assert "secret" not in str(caught.value)
+    assert not Path("runs/rates/study.json").exists()  # the next command may name another storage
     assert all("secret" not in path.read_text() for path in Path("runs").rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        (None, None),
+        ("sqlite:///runs/search.db", "sqlite:///runs/search.db"),
+        ("postgresql://me@host:5432/studies", "postgresql://me@host:5432/studies"),
+        ("postgresql+psycopg://me:s3cret@host/studies", "postgresql+psycopg://me:…@host/studies"),
+        ("postgresql://me:s3/c@ret@host/studies", "postgresql://me:…@host/studies"),
+        ("postgresql://:s3cret@host/studies", "postgresql://:…@host/studies"),
+        ("postgresql://h/d?user=me&password=s3cret&x=1", "postgresql://h/d?user=me&password=…&x=1"),
+    ],
+)
+def test_passwords_are_not_shown(url: str | None, shown: str | None) -> None:
+    assert without_password(url) == shown
+
+
+def test_a_driver_that_is_missing_is_named(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("psycopg", "psycopg2"):
+        monkeypatch.setitem(sys.modules, name, None)  # an import of it fails as if it were not installed
+    for scheme, package in [
+        ("postgresql+psycopg", "psycopg is missing: pip install 'psycopg[binary]'"),
+        ("postgresql+psycopg2", "psycopg2 is missing: pip install 'psycopg2-binary'"),
+    ]:
+        with pytest.raises(UserError) as caught:
+            sweep.main([str(study), f"search.storage={scheme}://me:s3cret@127.0.0.1/studies"])
+        assert str(caught.value) == (
+            f"search.storage={scheme}://me:…@127.0.0.1/studies cannot be opened: {package}"
+        )
+
+
+def test_a_storage_that_goes_away_is_told_in_a_line(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary
+) -> None:
+    """What a server's end looks like to Optuna; the run goes to its end, and the next command learns of it."""
+    Path("slow").write_text("0.3")
+    arguments = [str(study), "search.storage=sqlite:///runs/search.db", "search.trials=1"]
+    arguments += ["search.pruner=median"]
+
+    def gone(*_: object, **__: object) -> None:
+        cause = OperationalError("select", {}, Exception("server closed the connection\nunexpectedly"))
+        raise StorageInternalError("An exception is raised during the commit.") from cause
+
+    monkeypatch.setattr(SearchSource, "_report", gone)
+    with monkeypatch.context() as patch:
+        patch.setattr(SearchSource, "_tell", gone)
+        with pytest.raises(UserError) as caught:
+            sweep.main(arguments)
+    assert str(caught.value).startswith(
+        "search.storage=sqlite:///runs/search.db fails: (builtins.Exception) server closed the connection; runs"
+    )
+    assert (
+        states("sqlite:///runs/search.db") == ["RUNNING"]
+        and state_of(Path("runs/rates") / runs()[0]) == "finished"
+    )
+    assert sweep.main(arguments) == 0
+    assert states("sqlite:///runs/search.db") == ["COMPLETE"] and starts(f"rates/{runs()[0]}") == 1
 
 
 @pytest.mark.parametrize(
