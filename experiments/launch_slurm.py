@@ -123,7 +123,9 @@ class Rank:
         if self._child is not None:
             with suppress(ProcessLookupError):
                 self._child.send_signal(signal.SIGTERM)
-            self._child.wait()
+            # Not `wait`: this runs in a signal handler, which has interrupted the `wait` of __call__ with its lock.
+            with suppress(ChildProcessError):
+                os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOWAIT)
         return submitit.helpers.DelayedSubmission(Rank(self.command, self.folder, self.ranks))
 
 
