@@ -98,6 +98,7 @@ class Rank:
         name = LOG if job.global_rank == 0 else f"output.rank_{job.global_rank}.log"
         Path(self.folder).mkdir(parents=True, exist_ok=True)
         signal.signal(signal.SIGTERM, self._forward)
+        job.paths.result_pickle.unlink(missing_ok=True)  # of this task before the job was queued again
         with open(Path(self.folder) / name, "ab") as output:
             moment = datetime.now().astimezone()
             output.write(

@@ -103,15 +103,37 @@ def test_what_is_queued_is_not_started_twice(study: Path, capsys) -> None:
     assert [starts(f"seeds/seed={seed}") for seed in (0, 1)] == [1, 1]
 
 
-@pytest.mark.distributed
-def test_ctrl_c_cancels_and_leaves_the_runs_resumable(study: Path) -> None:
-    Path("slow").write_text("10")
+def start_driver(arguments: list[str]) -> subprocess.Popen[bytes]:
     code = (
         "import sys; from experiments import launch_slurm, sweep; from experiments.command import run\n"
         "launch_slurm.TRAIN = ['stand_in.py']; launch_slurm._ASK_SECONDS = 0.5\n"
-        f"sys.argv = {['sweep', str(study), '--launcher', 'slurm']!r}\nrun(sweep.main)"
+        f"sys.argv = {['sweep', *arguments, '--launcher', 'slurm']!r}\nrun(sweep.main)"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+@pytest.mark.distributed
+def test_a_job_at_its_time_limit_is_queued_again_and_goes_on(study: Path) -> None:
+    """Of two tasks the other has an answer ready when the first leaves: it must not count in the end."""
+    Path("slow").write_text("1")
+    process = start_driver([str(study), "vary.seed=[0]", "trainer.devices=2", "data.batch_size=8"])
+    folder = Path("runs/seeds/seed=0")
+    deadline = time.monotonic() + 60
+    while not (folder / "metrics.csv").is_file():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    subprocess.run(["scancel", "--signal=USR2", "100"], check=True)
+    text = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 0, text
+    assert "1 finished now" in text and "goes on" not in text
+    assert record_of("seeds/seed=0")["status"] == "finished" and starts("seeds/seed=0") == 4
+    assert len(scripts()) == 1
+
+
+@pytest.mark.distributed
+def test_ctrl_c_cancels_and_leaves_the_runs_resumable(study: Path) -> None:
+    Path("slow").write_text("10")
+    process = start_driver([str(study)])
     deadline = time.monotonic() + 60
     while not all(Path(f"runs/seeds/seed={seed}/metrics.csv").is_file() for seed in (0, 1)):
         assert time.monotonic() < deadline
