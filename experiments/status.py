@@ -77,9 +77,12 @@ def table(folder: Path) -> str:
     head = [_LOSSES.get(metric, metric.removeprefix(_METRICS)) for metric in shown]
     lines = [["run", "state", "step", "steps/s", "left", *head, "seen"]]
     for name in runs:
-        cells = _progress(folder / name, found[name])
+        try:
+            cells, seen = _progress(folder / name, found[name]), _age(folder / name)
+        except UserError:  # a damaged record must not hide the other runs
+            cells, seen = ["unreadable", "–", "–", "–"], "–"
         values = [f"{last[name][metric]:.4f}" if metric in last[name] else "–" for metric in shown]
-        lines.append([name, *cells, *values, _age(folder / name)])
+        lines.append([name, *cells, *values, seen])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines

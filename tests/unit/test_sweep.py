@@ -381,6 +381,16 @@ def test_status_lists_what_has_not_started_and_how_fast_a_run_is(study: Path, ca
     assert counts == "1 running, 1 new"
 
 
+def test_status_shows_the_others_beside_a_damaged_record(study: Path, capsys) -> None:
+    sweep.main([str(study)])
+    Path("runs/seeds/seed=1/record.json").write_text("{")
+    capsys.readouterr()
+    assert status.main(["seeds", "--once"]) == 0
+    text = capsys.readouterr().out
+    assert [line.split()[1] for line in text.splitlines()[1:4]] == ["finished", "unreadable", "finished"]
+    assert text.splitlines()[-1] == "2 finished, 1 unreadable"
+
+
 def test_a_run_that_failed_before_its_record_is_no_new_one(tmp_path: Path) -> None:
     for words, state in [
         ("--- today python -m …\nerror: no data\n", "failed"),
