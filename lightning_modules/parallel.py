@@ -46,10 +46,7 @@ class ShardedStrategy(ModelParallelStrategy):
         self.sharding_size = sharding_size
 
     def build_mesh(self) -> DeviceMesh:
-        """[replicas, shards] over all ranks; one dimension where there is a single replica."""
-        replicas = self.world_size // self.sharding_size
-        shape = (self.sharding_size,) if replicas == 1 else (replicas, self.sharding_size)
-        return init_device_mesh(self.root_device.type, shape, mesh_dim_names=MESH_NAMES[-len(shape) :])
+        return build_mesh(self.root_device.type, self.world_size, self.sharding_size)
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
@@ -88,6 +85,14 @@ class ShardedStrategy(ModelParallelStrategy):
     ) -> dict[str, Any]:
         assert self.model is not None
         return load_into(Path(self.broadcast(str(checkpoint_path))), self.model, self.optimizers)
+
+
+def build_mesh(device_type: str, world_size: int, sharding_size: int | None) -> DeviceMesh:
+    """[replicas, shards] over all ranks; one dimension where there is a single replica. None: all ranks share one."""
+    size = sharding_size or world_size
+    replicas = world_size // size
+    shape = (size,) if replicas == 1 else (replicas, size)
+    return init_device_mesh(device_type, shape, mesh_dim_names=MESH_NAMES[-len(shape) :])
 
 
 def set_accumulating(model: nn.Module, accumulating: bool) -> None:

@@ -1,0 +1,245 @@
+"""python -m experiments.plan CONFIG [setting=value …] [--gpu h100-80gb] [--utilisation 0.4] [--json FILE] [--measure]
+
+What a generator run will need, before paying for it: parameters, tokens, operations a step, memory of each GPU by kind,
+bytes exchanged, time and GPU hours. The run is set up for its nodes and devices on this machine, as in training, but
+with tensors without data; a model of 2.5 B parameters takes about a minute and 2 GB here.
+
+Memory and operations come from following a step; whole gradients, before ranks have exchanged them, are working memory.
+Time is an estimate: operations at --utilisation of what the GPU's maker states, or the exchange at the stated
+bandwidths, whichever is longer. --measure trains two steps here, if the run is for one device, and prints what they
+needed beside the plan for this machine. Not included: torch.compile, sampling, metrics and validation during training,
+and the buffers of driver and communication library.
+"""
+
+import argparse
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from configs.loading import load
+from configs.schema import RunConfig
+from experiments.command import run
+from switti.errors import UserError
+from switti.files import write_json
+from switti.planning.hardware import ACCELERATORS, GIGA, TERA, Layout, StepTime, step_time
+
+if TYPE_CHECKING:
+    from experiments.planning import Followed, Measured
+
+HOUR = 3600
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.plan",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", help="a config file or its name, such as generator/paper/pretrain_256")
+    parser.add_argument("settings", nargs="*", metavar="setting=value", help="such as trainer.num_nodes=16")
+    parser.add_argument("--gpu", default="h100-80gb", metavar="NAME", help=", ".join(ACCELERATORS))
+    parser.add_argument(
+        "--utilisation", type=float, default=0.4, help="share of the stated operations a second (%(default)s)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the same numbers for other programs")
+    parser.add_argument("--measure", action="store_true", help="train two steps here and compare")
+    options = parser.parse_args(argv)
+    if options.gpu not in ACCELERATORS:
+        raise UserError(f"--gpu {options.gpu}: there are {', '.join(ACCELERATORS)}")
+    if not 0 < options.utilisation <= 1:
+        raise UserError(f"--utilisation {options.utilisation} must lie in (0, 1]")
+    config = load(options.config, options.settings)
+    check(config, options.measure)
+    plan = Plan(config, options.gpu, options.utilisation)
+    print(plan.text())
+    content = plan.as_json()
+    if options.measure:
+        content["measured"] = print_measured(config)
+    if options.json:
+        write_json(options.json, content)
+        print(options.json)
+    return 0
+
+
+def check(config: RunConfig, measure: bool) -> None:
+    if config.task != "generator":
+        raise UserError(f"task={config.task}: a plan is made for generators")
+    devices = config.trainer.devices * config.trainer.num_nodes
+    if measure and (devices > 1 or config.trainer.strategy == "fsdp"):
+        raise UserError(
+            f"--measure runs one device of this machine, but trainer.devices × num_nodes={devices} with "
+            f"trainer.strategy={config.trainer.strategy}; add trainer.devices=1 trainer.num_nodes=1 "
+            "trainer.strategy=auto trainer.sharding_size=null and a smaller data.batch_size"
+        )
+
+
+class Plan:
+    """What was found out about a run, and its presentation."""
+
+    def __init__(self, config: RunConfig, gpu: str, utilisation: float) -> None:
+        from tqdm import tqdm
+
+        from experiments.planning import follow
+
+        self.config, self.gpu, self.utilisation = config, gpu, utilisation
+        trainer = config.trainer
+        self.followed: dict[bool, Followed] = {}
+        self.layouts: dict[str, tuple[Layout, Followed]] = {}
+        with tqdm(total=2, desc="following a step", unit="pass", leave=False) as bar:
+            for checkpointing in (True, False):
+                self.followed[checkpointing] = follow(config, checkpointing, fused=True)
+                bar.update()
+            ranks = trainer.devices * trainer.num_nodes
+            chosen = (trainer.sharding_size or ranks) if trainer.strategy == "fsdp" else 1
+            self.layouts[str(chosen)] = self.layout(chosen), self.chosen
+            others = {ranks, trainer.devices} - {chosen, 1} if trainer.strategy == "fsdp" else set()
+            bar.total += len(others)
+            for shards in sorted(others):
+                other = replace(config, trainer=replace(trainer, sharding_size=shards))
+                self.layouts[str(shards)] = (
+                    self.layout(shards),
+                    follow(other, trainer.checkpointing, fused=True),
+                )
+                bar.update()
+
+    @property
+    def chosen(self) -> "Followed":
+        return self.followed[self.config.trainer.checkpointing]
+
+    def layout(self, shards: int) -> Layout:
+        return Layout(self.config.trainer.num_nodes, self.config.trainer.devices, shards)
+
+    def time(self, layout: Layout, followed: "Followed") -> StepTime:
+        return step_time(
+            followed.half,
+            followed.single,
+            followed.received,
+            layout,
+            ACCELERATORS[self.gpu],
+            self.utilisation,
+        )
+
+    # ---- presentation ---------------------------------------------------------------------------------------------
+
+    def text(self) -> str:
+        return "\n".join([*self._lines_of_run(), "", *self._lines_of_memory(), "", *self._lines_of_time()])
+
+    def _lines_of_run(self) -> list[str]:
+        from experiments.planning import micro_batch
+        from switti.scales import Pyramid
+
+        config, trainer, chosen = self.config, self.config.trainer, self.chosen
+        tokens, pictures = Pyramid(tuple(config.model.scales)).length, config.data.batch_size
+        ranks = trainer.devices * trainer.num_nodes
+        first = chosen.half + chosen.single
+        where = f"{trainer.num_nodes} × {trainer.devices} {self.gpu}, strategy {trainer.strategy}, {trainer.precision}"
+        per_rank = f"{micro_batch(config)} pictures × {trainer.accumulate} passes a GPU"
+        return [
+            f"{config.name}: {where}",
+            f"parameters  {_spaced(chosen.whole)} trained, {_spaced(chosen.parameters)} of them on each GPU; "
+            f"{_spaced(chosen.frozen)} frozen on each",
+            f"tokens      {tokens} a picture, {_spaced(tokens * pictures)} a step ({pictures} pictures: {per_rank})",
+            f"operations  {first * ranks / TERA:,.4g} TFLOP a step, {first / TERA:.4g} on each GPU, "
+            f"{chosen.single / TERA:.3g} of that in float32",
+        ]
+
+    def _lines_of_memory(self) -> list[str]:
+        """Bytes of a GPU by kind, with and without checkpointing; which of both is configured is marked."""
+        columns = [self.followed[True].memory, self.followed[False].memory]
+        kinds = sorted({kind for column in columns for kind in column}, key=lambda k: -columns[1].get(k, 0))
+        marks = ["*" if self.config.trainer.checkpointing == value else " " for value in (True, False)]
+        lines = [f"{'memory of a GPU, GB':22}{'checkpointing' + marks[0]:>16}{'all kept' + marks[1]:>12}"]
+        for kind in kinds:
+            lines.append(
+                f"  {kind:20}{_giga(columns[0].get(kind, 0)):>15} {_giga(columns[1].get(kind, 0)):>11}"
+            )
+        sums = [sum(column.values()) for column in columns]
+        lines.append(
+            f"  {'at most at a time':20}{_giga(sums[0]):>15} {_giga(sums[1]):>11}    * as configured"
+        )
+        room, needed = ACCELERATORS[self.gpu].memory, self.chosen.peak
+        fits = "leaves" if needed <= room else "does not fit: lacks"
+        lines.append(f"  of {room / GIGA:.0f} GB this {fits} {_giga(abs(room - needed))}")
+        return lines
+
+    def _lines_of_time(self) -> list[str]:
+        trainer = self.config.trainer
+        lines = []
+        for shards, (layout, followed) in self.layouts.items():
+            time = self.time(layout, followed)
+            kind = (
+                "no sharding"
+                if shards == "1"
+                else "full sharding"
+                if layout.shards == layout.ranks
+                else "hybrid"
+            )
+            moved = ", ".join(f"{_giga(size)} GB {name}" for name, size in sorted(followed.received.items()))
+            lines.append(
+                f"{kind + f' ({shards} share a copy)' if shards != '1' else kind}: each GPU receives "
+                f"{moved or 'nothing'} a step; weights, optimizer and average {_giga(_state(followed.memory))} GB"
+            )
+            lines.append(
+                f"  a step: {time.computing:.3g} s computing at {self.utilisation:.0%} of the peak, "
+                f"{time.exchanging:.3g} s exchanging; {time.seconds:.3g} s if both overlap"
+            )
+        ranks = trainer.devices * trainer.num_nodes
+        lines.append(
+            f"{_spaced(trainer.max_steps)} steps as configured: {self.gpu_hours / ranks:.4g} h, "
+            f"{self.gpu_hours:.4g} GPU hours"
+        )
+        return lines
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of the whole run as configured."""
+        layout, followed = next(iter(self.layouts.values()))
+        return self.time(layout, followed).seconds * self.config.trainer.max_steps * layout.ranks / HOUR
+
+    def as_json(self) -> dict[str, Any]:
+        layouts = {
+            shards: {"received": followed.received, **asdict(self.time(layout, followed))}
+            for shards, (layout, followed) in self.layouts.items()
+        }
+        passes = {"checkpointing": self.followed[True], "all_kept": self.followed[False]}
+        return {
+            "config": self.config.name,
+            "gpu": self.gpu,
+            "utilisation": self.utilisation,
+            "passes": {name: asdict(followed) for name, followed in passes.items()},
+            "layouts_by_shards": layouts,
+            "gpu_hours": self.gpu_hours,
+        }
+
+
+def print_measured(config: RunConfig) -> dict[str, Any]:
+    """Two real steps on this machine, and what `follow` says of them."""
+    import torch
+
+    from experiments.planning import follow, measure
+
+    planned = follow(config, config.trainer.checkpointing, fused=torch.cuda.is_available())
+    measured: Measured = measure(config)
+    operations = planned.half + planned.single
+    print(
+        f"\ntwo steps on this machine: {_giga(measured.peak)} GB at most, planned {_giga(planned.peak)} "
+        f"({measured.peak / planned.peak - 1:+.1%}); {measured.operations / TERA:.4g} TFLOP a step, planned "
+        f"{operations / TERA:.4g} ({measured.operations / operations - 1:+.1%})"
+    )
+    return {**asdict(measured), "planned_peak": planned.peak, "planned_operations": operations}
+
+
+def _state(memory: dict[str, int]) -> int:
+    return sum(memory.get(kind, 0) for kind in ("weights", "optimizer", "average"))
+
+
+def _giga(size: float) -> str:
+    return f"{size / GIGA:.3f}" if size < GIGA else f"{size / GIGA:.1f}"
+
+
+def _spaced(number: int) -> str:
+    return f"{number:,}".replace(",", " ")
+
+
+if __name__ == "__main__":
+    run(main)
