@@ -5,7 +5,6 @@ FakeTensorMode) and in a group of processes that are not there (torch's "fake" b
 what would run, for 128 ranks as well as for one.
 """
 
-import copy
 import ctypes
 import warnings
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.flop_counter import FlopCounterMode
 
 from configs.schema import RunConfig
@@ -78,15 +78,22 @@ def follow(config: RunConfig, checkpointing: bool, fused: bool) -> Followed:
             stack.enter_context(_absent_ranks(world_size(config)))
         device, sharded = torch.device("cpu"), config.trainer.strategy == "fsdp"
         generator, tokenizer = build_empty(config.model), _empty_tokenizer(config)
-        sizes = device.type, world_size(config), config.trainer.sharding_size
-        mesh = build_mesh(*sizes) if sharded else None
+        mesh = _mesh(config, device) if sharded else None
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         for module in (generator, tokenizer):
             module.to_empty(device=device)
         if mesh is not None:
-            shard(generator, generator.blocks, mesh, config.trainer.precision == "bf16-mixed")
+            shard(generator, generator.blocks, mesh, _half(config))
         generator.checkpointing = checkpointing
         return _follow(config, generator, tokenizer, device)
+
+
+def _half(config: RunConfig) -> bool:
+    return config.trainer.precision == "bf16-mixed"
+
+
+def _mesh(config: RunConfig, device: torch.device) -> DeviceMesh:
+    return build_mesh(device.type, world_size(config), config.trainer.sharding_size)
 
 
 @contextmanager
@@ -160,7 +167,7 @@ def run_step(
     module = GeneratorModule(
         config.model, tokenizer, config.optimizer, config.loss, config.trainer, seed=0, averaged=False
     )
-    half = config.trainer.precision == "bf16-mixed"
+    half = _half(config)
     for i in range(micro_batches):
         set_accumulating(generator, i + 1 < micro_batches)
         _set_phase(trace, ACTIVATIONS)
@@ -201,17 +208,23 @@ class Measured:
 
 
 def measure(config: RunConfig) -> Measured:
-    """Two real steps of made-up pictures with optimiser and average, as planned for one device."""
+    """Two real steps of made-up pictures with optimiser and average on this process's device.
+
+    With trainer.strategy=fsdp every rank must take part.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def build() -> tuple[ScaleTransformer, RQVAE]:
         generator = ScaleTransformer(config.model).to(device)
         generator.checkpointing = config.trainer.checkpointing
+        if config.trainer.strategy == "fsdp":
+            shard(generator, generator.blocks, _mesh(config, device), _half(config))
         return generator, RQVAE(config.tokenizer).to(device).eval().requires_grad_(False)
 
     def train() -> None:
         generator, tokenizer = build()
-        average = None if config.callbacks.ema_decay is None else copy.deepcopy(generator)
+        averaged = config.callbacks.ema_decay is not None
+        average = [_local(p).detach().clone() for p in generator.parameters() if averaged]
         optimizer, _ = build_optimizer(generator, config.optimizer, config.trainer.max_steps)
         for _ in range(2):
             run_step(config, generator, tokenizer, device, config.trainer.accumulate)
