@@ -2,7 +2,7 @@
 
 What a generator run will need, before paying for it: parameters, tokens, operations a step, memory of each GPU by kind,
 bytes exchanged, time and GPU hours. The run is set up for its nodes and devices on this machine, as in training, but
-with tensors without data; a model of 2.5 B parameters takes about a minute and 2 GB here.
+with tensors without data; a model of 2.5 B parameters takes about half a minute.
 
 Memory and operations come from following a step; whole gradients, before ranks have exchanged them, are working memory.
 Time is an estimate: operations at --utilisation of what the GPU's maker states, or the exchange at the stated
@@ -139,8 +139,8 @@ class Plan:
             f"parameters  {_spaced(chosen.whole)} trained, {_spaced(chosen.parameters)} of them on each GPU; "
             f"{_spaced(chosen.frozen)} frozen on each",
             f"tokens      {tokens} a picture, {_spaced(tokens * pictures)} a step ({pictures} pictures: {per_rank})",
-            f"operations  {first * ranks / TERA:,.4g} TFLOP a step, {first / TERA:.4g} on each GPU, "
-            f"{chosen.single / TERA:.3g} of that in float32",
+            f"operations  {_tera(first * ranks)} TFLOP a step, {_tera(first)} on each GPU, "
+            f"{_tera(chosen.single)} of that in float32",
         ]
 
     def _lines_of_memory(self) -> list[str]:
@@ -235,6 +235,11 @@ def _state(memory: dict[str, int]) -> int:
 
 def _giga(size: float) -> str:
     return f"{size / GIGA:.3f}" if size < GIGA else f"{size / GIGA:.1f}"
+
+
+def _tera(number: float) -> str:
+    tera = number / TERA
+    return _spaced(round(tera)) if tera >= 1000 else f"{tera:.3g}"
 
 
 def _spaced(number: int) -> str:
