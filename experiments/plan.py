@@ -24,7 +24,7 @@ from switti.files import write_json
 from switti.planning.hardware import ACCELERATORS, GIGA, TERA, Layout, StepTime, step_time
 
 if TYPE_CHECKING:
-    from experiments.planning import Followed, Measured
+    from experiments.followed_step import Followed, Measured
 
 HOUR = 3600
 
@@ -79,7 +79,7 @@ class Plan:
     def __init__(self, config: RunConfig, gpu: str, utilisation: float) -> None:
         from tqdm import tqdm
 
-        from experiments.planning import follow
+        from experiments.followed_step import follow
 
         self.config, self.gpu, self.utilisation = config, gpu, utilisation
         trainer = config.trainer
@@ -125,7 +125,7 @@ class Plan:
         return "\n".join([*self._lines_of_run(), "", *self._lines_of_memory(), "", *self._lines_of_time()])
 
     def _lines_of_run(self) -> list[str]:
-        from experiments.planning import micro_batch
+        from experiments.followed_step import micro_batch
         from switti.scales import Pyramid
 
         config, trainer, chosen = self.config, self.config.trainer, self.chosen
@@ -216,7 +216,7 @@ def print_measured(config: RunConfig) -> dict[str, Any]:
     """Two real steps on this machine, and what `follow` says of them."""
     import torch
 
-    from experiments.planning import follow, measure
+    from experiments.followed_step import follow, measure
 
     planned = follow(config, config.trainer.checkpointing, fused=torch.cuda.is_available())
     measured: Measured = measure(config)

@@ -1,247 +1,102 @@
-"""Follows one training step of a generator run, as rank 0 of its processes sees it. Not a command itself.
+"""What a sweep looks at before it starts anything: the states of the runs, and whose folders they are."""
 
-The network is built, divided and run by the code that trains, but with tensors that have no data (torch's
-FakeTensorMode) and in a group of processes that are not there (torch's "fake" backend). So the numbers are those of
-what would run, for 128 ranks as well as for one.
-"""
-
-import ctypes
-import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+import sys
 from typing import Any
-from unittest.mock import patch
 
-import torch
-import torch.distributed
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.device_mesh import DeviceMesh
-from torch.utils.flop_counter import FlopCounterMode
+from configs.loading import from_run
+from configs.study import FORMAT, PlannedRun, Study
+from experiments.train import check_resumable
+from switti.errors import UserError
+from switti.files import read_json, write_json
+from switti.report.runs import RECORD_FORMAT
+from switti.studies import State, alone
 
-from configs.schema import RunConfig
-from lightning_modules.generator import GeneratorModule
-from lightning_modules.optimization import build_optimizer
-from lightning_modules.parallel import build_mesh, end_step, set_accumulating, shard
-from switti.bench.measure import peak_bytes
-from switti.checkpoint import build_empty
-from switti.models import attention
-from switti.models.rqvae import RQVAE
-from switti.models.transformer import ScaleTransformer
-from switti.planning.trace import FUSED_ON_CPU, StepTrace
-
-WEIGHTS, TOKENIZER, AVERAGE, OPTIMIZER = "weights", "frozen tokenizer", "average", "optimizer"
-ACTIVATIONS, WORKING = "activations", "working memory"
-
-
-@dataclass
-class Followed:
-    """One optimiser step of one rank.
-
-    memory: bytes by kind when most is needed. whole: trained parameters of the model, of which this rank keeps
-    `parameters`; frozen: the tokenizer's. half, single: operations in
-    bfloat16 and in float32, which the head computes in; a multiplication with an addition counts as two. received:
-    bytes by collective.
-    """
-
-    memory: dict[str, int]
-    whole: int
-    parameters: int
-    frozen: int
-    half: int
-    single: int
-    received: dict[str, int]
-
-    @property
-    def peak(self) -> int:
-        return sum(self.memory.values())
+ACTIONS: dict[State, str] = {
+    "new": "start",
+    "failed": "retry",
+    "interrupted": "resume",
+    "killed": "resume",
+    "finished": "skip",
+    "running": "skip",
+    "queued": "skip",
+    "pruned": "skip",
+}
+_FILE = "study.json"
+_SAME = ("base", "pair_by")  # of study.json
+_REMEDY = "give this study another name (study=…) or remove the folder"
 
 
-def micro_batch(config: RunConfig) -> int:
-    """Pictures that a rank computes at a time."""
-    return config.data.batch_size // (world_size(config) * config.trainer.accumulate)
+def print_plan(study: Study, states: dict[str, State]) -> None:
+    """One line a run: its state and what happens to it."""
+    width = max(len(planned.name) for planned in study.runs)
+    print(f"study {study.name}: {len(study.runs)} runs in {study.folder}")
+    for planned in study.runs:
+        state = states[planned.name]
+        print(f"  {planned.name:<{width}}  {state:<11}  {ACTIONS[state]}")
+    sys.stdout.flush()
 
 
-def world_size(config: RunConfig) -> int:
-    return config.trainer.devices * config.trainer.num_nodes
-
-
-def follow(config: RunConfig, checkpointing: bool, fused: bool) -> Followed:
-    """The step of a rank. fused: attention runs as it does on a GPU; otherwise as on the CPU of this machine."""
-    with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")  # of sharding, about views that nothing writes to
-        if fused:
-            stack.enter_context(patch.object(attention, "use_products", lambda q: False))
-        if world_size(config) > 1:
-            stack.enter_context(_absent_ranks(world_size(config)))
-        device, sharded = torch.device("cpu"), config.trainer.strategy == "fsdp"
-        generator, tokenizer = build_empty(config.model), _empty_tokenizer(config)
-        mesh = _mesh(config, device) if sharded else None
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        for module in (generator, tokenizer):
-            module.to_empty(device=device)
-        if mesh is not None:
-            shard(generator, generator.blocks, mesh, _half(config))
-        generator.checkpointing = checkpointing
-        return _follow(config, generator, tokenizer, device)
-
-
-def _half(config: RunConfig) -> bool:
-    return config.trainer.precision == "bf16-mixed"
-
-
-def _mesh(config: RunConfig, device: torch.device) -> DeviceMesh:
-    return build_mesh(device.type, world_size(config), config.trainer.sharding_size)
-
-
-@contextmanager
-def _absent_ranks(count: int) -> Iterator[None]:
-    torch.distributed.init_process_group("fake", rank=0, world_size=count)
+def check_same(planned: PlannedRun, state: State) -> None:
+    """UserError if the run's folder holds a run with other settings, which must not be taken for this one."""
+    folder = planned.config.run_dir
+    version = read_json(folder / "record.json", default={}).get("format", RECORD_FORMAT)
+    if version != RECORD_FORMAT:
+        raise UserError(
+            f"{folder} was made by another version (its record.json has format {version}, this one writes "
+            f"{RECORD_FORMAT}): {_REMEDY}"
+        )
+    if not (folder / "config.yaml").is_file():
+        return
     try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()
+        saved = from_run(folder)
+    except UserError as error:
+        raise UserError(f"{folder} was made by another version ({error}): {_REMEDY}") from error
+    check_resumable(planned.config, folder, remedy="another study=…")
+    before, now = saved.trainer.max_steps, planned.config.trainer.max_steps
+    if state == "finished" and before != now:
+        raise UserError(f"{folder} is finished with trainer.max_steps={before}, not {now}: {_REMEDY}")
 
 
-def _empty_tokenizer(config: RunConfig) -> RQVAE:
-    with torch.device("meta"):
-        return RQVAE(config.tokenizer)
+def check_study(study: Study) -> None:
+    """UserError if the folder holds another study."""
+    if (saved := read_json(study.folder / _FILE)) is not None:
+        _check_definition(study, saved, study.as_dict())
 
 
-def _follow(
-    config: RunConfig, generator: ScaleTransformer, tokenizer: RQVAE, device: torch.device
-) -> Followed:
-    trace = StepTrace()
-    parameters = [p for p in generator.parameters() if p.requires_grad]
-    trace.count(generator.parameters(), WEIGHTS)
-    trace.count(tokenizer.parameters(), TOKENIZER)
-    trace.count_gradients(parameters)
-    micro_batches = 2 if _gradients_stay(config) else 1  # of any number, the last finds most
-    with trace:
-        run_step(config, generator, tokenizer, device, micro_batches, trace)
-    own = sum(_local(p).nbytes for p in parameters)
-    # Two moments of AdamW, which fused kernels update in place, like the average.
-    memory = {**trace.peak, OPTIMIZER: 2 * own}
-    if config.callbacks.ema_decay is not None:
-        memory[AVERAGE] = own
-    accumulate = config.trainer.accumulate
-    return Followed(
-        {kind: size for kind, size in memory.items() if size},
-        sum(p.numel() for p in parameters),
-        sum(_local(p).numel() for p in parameters),
-        sum(p.numel() for p in tokenizer.parameters()),
-        *(trace.operations[dtype] * accumulate // micro_batches for dtype in (torch.bfloat16, torch.float32)),
-        _received(config, dict(trace.received), own),
-    )
+def save_study(study: Study) -> None:
+    """Write study.json, or add new values and runs to it."""
+    path, now = study.folder / _FILE, study.as_dict()
+    with alone(study.folder):
+        saved = read_json(path)
+        if saved is not None:
+            _check_definition(study, saved, now)
+            old = saved["vary"]
+            now["vary"] = {name: _union(old.get(name, []), values) for name, values in now["vary"].items()}
+            names = {entry["name"] for entry in now["runs"]}
+            now["runs"] = [entry for entry in saved["runs"] if entry["name"] not in names] + now["runs"]
+            now["points"] = saved.get("points", {}) | now["points"]
+        if saved != now:
+            write_json(path, now)
 
 
-def _gradients_stay(config: RunConfig) -> bool:
-    """Whether gradients of before are there in a backward pass: of other micro-batches, or in DDP's buckets."""
-    ddp = config.trainer.strategy != "fsdp" and world_size(config) > 1
-    return ddp or config.trainer.accumulate > 1
+def _check_definition(study: Study, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    if saved.get("format", FORMAT) != FORMAT:
+        raise UserError(
+            f"{study.folder} was made by another version (its study.json has format {saved['format']}): {_REMEDY}"
+        )
+    pairs = {key: (saved.get(key), now[key]) for key in _SAME}
+    pairs["vary"] = (", ".join(saved["vary"]), ", ".join(now["vary"]))
+    for label, point in saved.get("points", {}).items():
+        if label in now["points"]:
+            pairs[f"runs.{label}"] = (point, now["points"][label])
+    if (before := saved.get("search")) or now["search"]:
+        after = now["search"] or {}
+        for key in ("space", "metric", "direction", "sampler", "storage"):
+            pairs[f"search.{key}"] = ((before or {}).get(key), after.get(key))
+    changed = [f"{key} is {old!r}, not {new!r}" for key, (old, new) in pairs.items() if old != new]
+    if changed:
+        raise UserError(f"{study.folder} holds another study: its {'; its '.join(changed)}; {_REMEDY}")
 
 
-def _received(config: RunConfig, followed: dict[str, int], gradients: int) -> dict[str, int]:
-    """Bytes of a step. DDP, which does not run here, reduces each gradient once."""
-    ranks = world_size(config)
-    if config.trainer.strategy != "fsdp" and ranks > 1:
-        return {"all-reduce": 2 * gradients * (ranks - 1) // ranks}
-    return followed
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def run_step(
-    config: RunConfig,
-    generator: ScaleTransformer,
-    tokenizer: RQVAE,
-    device: torch.device,
-    micro_batches: int,
-    trace: StepTrace | None = None,
-) -> None:
-    """Forward and backward passes of made-up pictures, with gradients left in the parameters."""
-    module = GeneratorModule(
-        config.model, tokenizer, config.optimizer, config.loss, config.trainer, seed=0, averaged=False
-    )
-    half = _half(config)
-    for i in range(micro_batches):
-        set_accumulating(generator, i + 1 < micro_batches)
-        _set_phase(trace, ACTIVATIONS)
-        with torch.autocast(device.type, torch.bfloat16) if half else nullcontext():
-            losses, *_ = module.compute_token_losses(_pictures(config, device), generator, 0.0)
-            loss = losses.mean() / micro_batches
-        del losses, _
-        _set_phase(trace, WORKING)
-        loss.backward()
-        del loss
-    end_step(generator)
-
-
-def _set_phase(trace: StepTrace | None, phase: str) -> None:
-    if trace is not None:
-        trace.phase = phase
-
-
-def _pictures(config: RunConfig, device: torch.device) -> dict[str, Any]:
-    count, side = micro_batch(config), config.tokenizer.resolution
-    text = config.text
-    return {
-        "image": torch.zeros(count, 3, side, side, device=device),
-        "seed": torch.zeros(count, dtype=torch.int64, device=device),
-        "text": torch.zeros(count, text.max_length, text.width, device=device),
-        "text_mask": torch.ones(count, text.max_length, dtype=torch.bool, device=device),
-        "pooled": torch.zeros(count, text.pooled_width, device=device),
-        "crop": torch.zeros(count, 4, dtype=torch.int64, device=device),
-    }
-
-
-@dataclass
-class Measured:
-    """What one device of this machine really needed: bytes at most, operations as torch's own counter counts them."""
-
-    peak: int
-    operations: int
-
-
-def measure(config: RunConfig) -> Measured:
-    """Two real steps of made-up pictures with optimiser and average on this process's device.
-
-    With trainer.strategy=fsdp every rank must take part.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-    def build() -> tuple[ScaleTransformer, RQVAE]:
-        generator = ScaleTransformer(config.model).to(device)
-        generator.checkpointing = config.trainer.checkpointing
-        if config.trainer.strategy == "fsdp":
-            shard(generator, generator.blocks, _mesh(config, device), _half(config))
-        return generator, RQVAE(config.tokenizer).to(device).eval().requires_grad_(False)
-
-    def train() -> None:
-        generator, tokenizer = build()
-        averaged = config.callbacks.ema_decay is not None
-        average = [_local(p).detach().clone() for p in generator.parameters() if averaged]
-        optimizer, _ = build_optimizer(generator, config.optimizer, config.trainer.max_steps)
-        for _ in range(2):
-            run_step(config, generator, tokenizer, device, config.trainer.accumulate)
-            optimizer.step()
-            optimizer.zero_grad()
-        del average
-
-    _allocate_one_by_one()
-    train()  # once without measuring: kernels are loaded and keep what they need
-    peak = peak_bytes(train)
-    with FlopCounterMode(display=False, custom_mapping=FUSED_ON_CPU) as counter:
-        run_step(config, *build(), device, config.trainer.accumulate)
-    return Measured(peak, counter.get_total_flops())
-
-
-def _allocate_one_by_one() -> None:
-    """From now on glibc gives back each freed tensor at once, so that the resident size is that of the tensors."""
-    mmap_threshold = -3
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").mallopt(mmap_threshold, 2**16)
+def _union(old: list[Any], new: list[Any]) -> list[Any]:
+    return [*old, *(value for value in new if value not in old)]

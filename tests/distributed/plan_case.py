@@ -12,7 +12,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from configs.loading import load
-from experiments.planning import measure
+from experiments.followed_step import measure
 
 if __name__ == "__main__":
     out, config, *settings = sys.argv[1:]

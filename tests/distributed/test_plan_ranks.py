@@ -7,7 +7,7 @@ import pytest
 from launching import finish, start
 
 from configs.loading import load
-from experiments.planning import follow
+from experiments.followed_step import follow
 
 pytestmark = pytest.mark.distributed
 CASE = Path(__file__).parent / "plan_case.py"

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from configs.loading import load
 from configs.schema import RunConfig
 from experiments import plan
-from experiments.planning import follow, measure
+from experiments.followed_step import follow, measure
 from switti.bench.flops import head_flops, training_flops
 from switti.errors import UserError
 from switti.models.rqvae import RQVAE
