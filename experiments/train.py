@@ -52,8 +52,12 @@ def main(argv: list[str]) -> int:
     config = load(options.config, options.settings)
     if options.show:
         return show(config)
-    if read_json(config.run_dir / "record.json", default={}).get("status") == "finished":
-        print(f"{config.run_dir} is finished; nothing to do (choose another name=… for a new run)")
+    record = read_json(config.run_dir / "record.json", default={})
+    if record.get("status") == "finished" and record["step"] >= config.trainer.max_steps:
+        print(
+            f"{config.run_dir} is finished at step {record['step']}; nothing to do "
+            "(raise trainer.max_steps to go on, choose another name=… for a new run)"
+        )
         return 0
     train(config)
     return 0

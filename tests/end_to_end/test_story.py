@@ -216,3 +216,15 @@ def test_checkpoint_of_another_architecture_is_refused(story: dict[str, Path]) -
     )
     printed = command(story["root"], "experiments.sample", other, "cat", code=2)
     assert "does not fit" in printed and "[32" in printed
+
+
+def test_a_finished_run_goes_on_when_asked_for_more(story: dict[str, Path]) -> None:
+    """Last here: nothing after it may need the tokenizer run as it was."""
+    shards = [f"data.train={story['data']}/train-*.tar", f"data.validation={story['data']}/validation-*.tar"]
+    train = [story["root"], "experiments.train", "tokenizer/tiny", *shards, f"runs_dir={story['runs']}"]
+    assert "is finished at step" in command(*train)
+    record = story["runs"] / "single" / "tiny" / "record.json"
+    steps = json.loads(record.read_text())["step"]
+    command(*train, f"trainer.max_steps={steps + 2}")
+    longer = json.loads(record.read_text())
+    assert (longer["status"], longer["step"], longer["resumed"]) == ("finished", steps + 2, [steps])
