@@ -22,6 +22,7 @@ from story_command import command
 from test_story import draw_pictures
 
 from callbacks.checkpointing import FOLDER, AtomicCheckpointIO, damage, find_resume, steps_in
+from switti.sampling.pipeline import SwittiPipeline
 
 STEPS = 32
 KILLS = 3
@@ -157,6 +158,30 @@ def test_killed_and_started_again_it_gives_the_same_bits(root: Path, settings: l
         assert_same(found[part], expected[part], part)
     for name in (FOLDER,):
         assert {p.name for p in (cut / name).iterdir()} == {p.name for p in (whole / name).iterdir()}
+    check_consolidated(root, cut, found["state_dict"])
+
+
+def check_consolidated(root: Path, folder: Path, state: dict[str, torch.Tensor]) -> None:
+    """One plain folder of the checkpoint, which the pipeline reads and draws with; refused if a byte is wrong."""
+    out = folder.parent / f"{folder.name}_plain"
+    command(root, "experiments.consolidate", folder, "--out", out)
+    pipeline = SwittiPipeline.from_pretrained(out)
+    for name, weight in pipeline.generator.state_dict().items():
+        assert torch.equal(weight, state[f"ema_generator.{name}"]), name
+    assert pipeline(["a red circle"], seeds=[1], output_type="pt").isfinite().all()
+    checkpoint = find_resume(folder)
+    assert checkpoint is not None
+    largest = max(
+        (p for p in [checkpoint, *checkpoint.rglob("*")] if p.is_file()), key=lambda p: p.stat().st_size
+    )
+    with largest.open("r+b") as stream:
+        stream.seek(largest.stat().st_size // 2)
+        byte = stream.read(1)[0]
+        stream.seek(-1, os.SEEK_CUR)
+        stream.write(bytes([byte ^ 1]))
+    again = out.with_name("refused")
+    printed = command(root, "experiments.consolidate", checkpoint, "--out", again, code=2)
+    assert "cannot be used" in printed and not again.exists()
 
 
 @pytest.mark.slow
