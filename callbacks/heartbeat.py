@@ -1,10 +1,10 @@
 """Where every rank stands, in the run folder; and an end for a run in which nothing moves any more.
 
 heartbeat/rank_<r>.json, written every few seconds by a thread of its own, so that a stuck process still tells where:
-{"format": 1, "rank", "world_size", "host", "pid", "step", "phase", "since", "time", "status"}. phase: starting, data,
-forward, backward, optimizer, callbacks, checkpoint, validation, ending. since: Unix seconds when the phase (or the
+{"format": 1, "rank", "world_size", "host", "pid", "step", "phase", "since", "time", "status"[, "printed"]}. phase: starting,
+data, forward, backward, optimizer, callbacks, checkpoint, validation, ending. since: Unix seconds when the phase (or the
 batch in it) began; time: when the file was written, the sign of life of the process; status: running, finished,
-failed, interrupted or hung.
+failed, interrupted or hung; printed: the stacks of a process that hangs have been printed.
 
 The watchdog compares `since` with the clock. A collective that hangs holds up all ranks; the first one to notice
 leaves heartbeat/hung, upon which all of them print their Python stacks, and the process ends with EXIT_HUNG.
@@ -30,7 +30,8 @@ from switti.files import read_json, temporary_beside, write_json
 FORMAT = 1
 FOLDER = "heartbeat"
 HUNG = "hung"
-_PATIENCE = 4  # times the heartbeat, for the other ranks to print before this one ends
+# For the other ranks to print before this one ends: so many heartbeats and seconds at the most.
+_PATIENCE, _SLOWEST = 4, 10.0
 
 
 class Heartbeat(Callback):
@@ -159,8 +160,21 @@ class Heartbeat(Callback):
         print(f"rank {rank}, Python stacks:", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=2, all_threads=True)  # the descriptor: sys.stderr may be no file
         self._record()
-        time.sleep(_PATIENCE * self.every)
+        self.state["printed"] = True
+        self._write()
+        until = time.monotonic() + _PATIENCE * self.every + _SLOWEST
+        while time.monotonic() < until and not self._all_printed():
+            time.sleep(min(1.0, self.every))
         os._exit(EXIT_HUNG)
+
+    def _all_printed(self) -> bool:
+        """Whether every rank has printed its stacks: the first one that ends makes the launcher end the others."""
+        try:
+            return all(
+                (read_json(self._path(r)) or {}).get("printed") for r in range(self.state["world_size"])
+            )
+        except (OSError, UserError):
+            return False
 
     def standing(self) -> str:
         """One line a rank, as their files say."""

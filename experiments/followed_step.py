@@ -79,6 +79,8 @@ def follow(config: RunConfig, checkpointing: bool, fused: bool) -> Followed:
         device, sharded = torch.device("cpu"), config.trainer.strategy == "fsdp"
         generator, tokenizer = build_empty(config.model), _empty_tokenizer(config)
         mesh = _mesh(config, device) if sharded else None
+        # Autograd looks for devices at its first backward pass, and must not find the GPU that the next line feigns.
+        torch.zeros((), requires_grad=True).backward()
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         for module in (generator, tokenizer):
             module.to_empty(device=device)

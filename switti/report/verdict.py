@@ -6,11 +6,12 @@ from switti.report.statistics import RESAMPLES, Paired
 from switti.report.study import Study, Variant
 from switti.report.values import Difference, difference, metric_names
 
-# What a reader asks first: quality of the model, of the pictures, their fit to the text, and what it costs.
+# What a reader asks first: quality of the model, its stability, quality of the pictures, their fit to the text, cost.
 _HEADLINES = (
     ("validation/loss",),
     ("validation/psnr",),
     ("validation/lpips",),
+    ("norms/last/mean",),
     ("evaluation/fid", "evaluation/fid_inception", "evaluation/fid_alexnet", "metrics/fid_alexnet"),
     (
         "evaluation/pick_score_v1",
@@ -50,9 +51,9 @@ def _summary(found: list[Difference]) -> str:
     judged: dict[str, list[str]] = {}
     for d in found:
         judged.setdefault(_judgement(d), []).append(d.metric.title)
-    order = ("better", "worse", "not told apart", "equal", "not compared")
-    parts = [f"{word} in {_listed(judged[word])}" for word in order[:2] if word in judged]
-    parts += [f"{word}: {_listed(judged[word])}" for word in order[2:] if word in judged]
+    parts = [f"{word} in {_listed(judged[word])}" for word in ("better", "worse") if word in judged]
+    others = ("lower", "higher", "not told apart", "equal", "not compared")
+    parts += [f"{word}: {_listed(judged[word])}" for word in others if word in judged]
     return f"{found[0].variant} against {found[0].reference}: {'; '.join(parts)}.{_weight(found)}"
 
 
@@ -63,7 +64,10 @@ def _judgement(d: Difference) -> str:
         return "equal"
     if not d.paired.one_sided:
         return "not told apart"
-    return "better" if ("higher" if d.paired.mean > 0 else "lower") == d.metric.better else "worse"
+    way = "higher" if d.paired.mean > 0 else "lower"
+    if d.metric.better is None:  # neither way is
+        return way
+    return "better" if way == d.metric.better else "worse"
 
 
 def _weight(found: list[Difference]) -> str:

@@ -27,7 +27,12 @@ Make = Callable[..., Run]
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     def _make(
-        visibility: str, seed: int, loss: float, settings: dict[str, Any] | None = None, **record: Any
+        visibility: str,
+        seed: int,
+        loss: float,
+        settings: dict[str, Any] | None = None,
+        norm: float | None = None,
+        **record: Any,
     ) -> Run:
         name = f"{visibility}-{seed}-{len(list(tmp_path.iterdir()))}"
         config = maker.config(visibility, seed, name)
@@ -38,6 +43,7 @@ def make(tmp_path: Path) -> Make:
             (10, "validation/loss", loss + 1),
             (20, "validation/loss", loss),
             (20, "time/step_seconds", loss),
+            *([(20, "norms/last/mean", norm)] if norm else []),
         ]
         return read_run(maker.write_run(tmp_path / name, config, maker.record(name, seed, **record), points))
 
@@ -213,6 +219,12 @@ def test_verdict_follows_the_numbers(make: Make, gain: float, word: str) -> None
     lead, sentence, *_ = [text.text for text in verdict(study)]
     assert lead.startswith("non_causal against causal: " + word) and "validation loss" in lead
     assert "one pair, no interval" in sentence
+
+
+def test_verdict_calls_norms_neither_better_nor_worse(make: Make) -> None:
+    study = group([make("causal", 0, 2.0, norm=80.0), make("non_causal", 0, 1.0, norm=100.0)])
+    lead = verdict(study)[0].text
+    assert "better in validation loss and time of a step; higher: last block's activation norm, mean;" in lead
 
 
 def test_verdict_does_not_tell_apart_what_disagrees(make: Make) -> None:
