@@ -1,10 +1,10 @@
 """Where every rank stands, in the run folder; and an end for a run in which nothing moves any more.
 
 heartbeat/rank_<r>.json, written every few seconds by a thread of its own, so that a stuck process still tells where:
-{"format": 1, "rank", "world_size", "host", "pid", "step", "phase", "since", "time", "status"[, "printed"]}. phase: starting,
-data, forward, backward, optimizer, callbacks, checkpoint, validation, ending. since: Unix seconds when the phase (or the
-batch in it) began; time: when the file was written, the sign of life of the process; status: running, finished,
-failed, interrupted or hung; printed: the stacks of a process that hangs have been printed.
+{"format": 1, "rank", "world_size", "host", "pid", "step", "phase", "since", "time", "status"[, "printed"]}. phase:
+starting, data, forward, backward, optimizer, callbacks, checkpoint, validation, ending. since: Unix seconds when the
+phase (or the batch in it) began; time: when the file was written, the sign of life of the process; status: running,
+finished, failed, interrupted or hung; printed: the stacks of a process that hangs have been printed.
 
 The watchdog compares `since` with the clock. A collective that hangs holds up all ranks; the first one to notice
 leaves heartbeat/hung, upon which all of them print their Python stacks, and the process ends with EXIT_HUNG.
