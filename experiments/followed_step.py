@@ -40,9 +40,8 @@ class Followed:
     """One optimiser step of one rank.
 
     memory: bytes by kind when most is needed. whole: trained parameters of the model, of which this rank keeps
-    `parameters`; frozen: the tokenizer's. half, single: operations in
-    bfloat16 and in float32, which the head computes in; a multiplication with an addition counts as two. received:
-    bytes by collective.
+    `parameters`; frozen: the tokenizer's. half, single: operations in bfloat16 and in float32, which the head computes
+    in; a multiplication with an addition counts as two. received: bytes by collective.
     """
 
     memory: dict[str, int]
