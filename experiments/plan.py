@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="the same numbers for other programs")
     parser.add_argument("--measure", action="store_true", help="train two steps here and compare")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     if options.gpu not in ACCELERATORS:
         raise UserError(f"--gpu {options.gpu}: there are {', '.join(ACCELERATORS)}")
     if not 0 < options.utilisation <= 1:

@@ -170,7 +170,7 @@ def test_shards_on_several_nodes_share_the_nodes_cards() -> None:
 def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "plan.json"
     assert (
-        plan.main(["generator/tiny", "data.batch_size=16", *HYBRID, "--gpu", "a100-40gb", "--json", str(out)])
+        plan.main(["generator/tiny", "--gpu", "a100-40gb", "data.batch_size=16", *HYBRID, "--json", str(out)])
         == 0
     )
     text = capsys.readouterr().out
