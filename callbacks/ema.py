@@ -4,14 +4,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from callbacks.skipped_steps import was_skipped
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+from switti.optimizer_state import local_part
 
 
 class ExponentialMovingAverage(Callback):
@@ -38,6 +33,6 @@ class ExponentialMovingAverage(Callback):
             return
         weight = 1.0 - min(self.decay, (1 + step) / (10 + step))
         for average, source in pl_module.averaged_pairs():
-            averages = [_local(p) for p in average.parameters()]
-            sources = [_local(p) for p in source.parameters()]
+            averages = [local_part(p) for p in average.parameters()]
+            sources = [local_part(p) for p in source.parameters()]
             torch._foreach_lerp_(averages, sources, weight)

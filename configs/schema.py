@@ -75,7 +75,7 @@ class RunConfig:
                 f"data.resolution={self.data.resolution} must be null or {self.tokenizer.resolution} px, the finest of "
                 f"tokenizer.scales={self.tokenizer.scales} times its down-sampling by {self.tokenizer.downsampling}"
             )
-        parts = self.trainer.devices * self.trainer.num_nodes * self.trainer.accumulate
+        parts = self.trainer.world_size * self.trainer.accumulate
         if self.data.batch_size % parts:
             raise UserError(
                 f"data.batch_size={self.data.batch_size} must be a multiple of "

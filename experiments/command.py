@@ -4,9 +4,11 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from switti.errors import UserError
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 EXIT_FAILURE = 1  # the machine's fault: no permission, a full disk
 EXIT_USER_ERROR = 2  # the same code as argparse's
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
@@ -37,13 +39,19 @@ def keep_freed_memory() -> None:
     A training step on a CPU allocates the same hundreds of blocks again and again; fetching their pages anew took 10 to
     20 % of its time. Elsewhere than under glibc nothing happens.
     """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    trim_threshold, mmap_threshold, most = -1, -3, 2**31 - 1
-    mallopt(mmap_threshold, most)
-    mallopt(trim_threshold, most)
+    most = 2**31 - 1
+    _mallopt(_MMAP_THRESHOLD, most)
+    _mallopt(_TRIM_THRESHOLD, most)
+
+
+def hand_back_freed_memory() -> None:
+    """The opposite: the resident size is that of the tensors from now on. For measuring it."""
+    _mallopt(_MMAP_THRESHOLD, 2**16)
+
+
+def _mallopt(option: int, value: int) -> None:
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").mallopt(option, value)
 
 
 def split_prompts(words: list[str]) -> tuple[list[str], list[str]]:

@@ -5,22 +5,21 @@ FakeTensorMode) and in a group of processes that are not there (torch's "fake" b
 what would run, for 128 ranks as well as for one.
 """
 
-import ctypes
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
 import torch
 import torch.distributed
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.flop_counter import FlopCounterMode
 
 from configs.schema import RunConfig
+from experiments.command import hand_back_freed_memory
 from lightning_modules.generator import GeneratorModule
 from lightning_modules.optimization import build_optimizer
 from lightning_modules.parallel import build_mesh, end_step, set_accumulating, shard
@@ -29,6 +28,7 @@ from switti.checkpoint import build_empty
 from switti.models import attention
 from switti.models.rqvae import RQVAE
 from switti.models.transformer import ScaleTransformer
+from switti.optimizer_state import local_part
 from switti.planning.trace import FUSED_ON_CPU, StepTrace
 
 WEIGHTS, TOKENIZER, AVERAGE, OPTIMIZER = "weights", "frozen tokenizer", "average", "optimizer"
@@ -59,11 +59,7 @@ class Followed:
 
 def micro_batch(config: RunConfig) -> int:
     """Pictures that a rank computes at a time."""
-    return config.data.batch_size // (world_size(config) * config.trainer.accumulate)
-
-
-def world_size(config: RunConfig) -> int:
-    return config.trainer.devices * config.trainer.num_nodes
+    return config.data.batch_size // (config.trainer.world_size * config.trainer.accumulate)
 
 
 def follow(config: RunConfig, checkpointing: bool, fused: bool) -> Followed:
@@ -73,8 +69,8 @@ def follow(config: RunConfig, checkpointing: bool, fused: bool) -> Followed:
         warnings.simplefilter("ignore")  # of sharding, about views that nothing writes to
         if fused:
             stack.enter_context(patch.object(attention, "use_products", lambda q: False))
-        if world_size(config) > 1:
-            stack.enter_context(_absent_ranks(world_size(config)))
+        if config.trainer.world_size > 1:
+            stack.enter_context(_absent_ranks(config.trainer.world_size))
         device, sharded = torch.device("cpu"), config.trainer.strategy == "fsdp"
         generator, tokenizer = build_empty(config.model), _empty_tokenizer(config)
         mesh = _mesh(config, device) if sharded else None
@@ -94,7 +90,7 @@ def _half(config: RunConfig) -> bool:
 
 
 def _mesh(config: RunConfig, device: torch.device) -> DeviceMesh:
-    return build_mesh(device.type, world_size(config), config.trainer.sharding_size)
+    return build_mesh(device.type, config.trainer.world_size, config.trainer.sharding_size)
 
 
 @contextmanager
@@ -122,7 +118,7 @@ def _follow(
     micro_batches = 2 if _gradients_stay(config) else 1  # of any number, the last finds most
     with trace:
         run_step(config, generator, tokenizer, device, micro_batches, trace)
-    own = sum(_local(p).nbytes for p in parameters)
+    own = sum(local_part(p).nbytes for p in parameters)
     # Two moments of AdamW, which fused kernels update in place, like the average.
     memory = {**trace.peak, OPTIMIZER: 2 * own}
     if config.callbacks.ema_decay is not None:
@@ -131,7 +127,7 @@ def _follow(
     return Followed(
         {kind: size for kind, size in memory.items() if size},
         sum(p.numel() for p in parameters),
-        sum(_local(p).numel() for p in parameters),
+        sum(local_part(p).numel() for p in parameters),
         sum(p.numel() for p in tokenizer.parameters()),
         *(trace.operations[dtype] * accumulate // micro_batches for dtype in (torch.bfloat16, torch.float32)),
         _received(config, dict(trace.received), own),
@@ -140,20 +136,16 @@ def _follow(
 
 def _gradients_stay(config: RunConfig) -> bool:
     """Whether gradients of before are there in a backward pass: of other micro-batches, or in DDP's buckets."""
-    ddp = config.trainer.strategy != "fsdp" and world_size(config) > 1
+    ddp = config.trainer.strategy != "fsdp" and config.trainer.world_size > 1
     return ddp or config.trainer.accumulate > 1
 
 
 def _received(config: RunConfig, followed: dict[str, int], gradients: int) -> dict[str, int]:
     """Bytes of a step. DDP, which does not run here, reduces each gradient once."""
-    ranks = world_size(config)
+    ranks = config.trainer.world_size
     if config.trainer.strategy != "fsdp" and ranks > 1:
         return {"all-reduce": 2 * gradients * (ranks - 1) // ranks}
     return followed
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def run_step(
@@ -225,7 +217,7 @@ def measure(config: RunConfig) -> Measured:
     def train() -> None:
         generator, tokenizer = build()
         averaged = config.callbacks.ema_decay is not None
-        average = [_local(p).detach().clone() for p in generator.parameters() if averaged]
+        average = [local_part(p).detach().clone() for p in generator.parameters() if averaged]
         optimizer, _ = build_optimizer(generator, config.optimizer, config.trainer.max_steps)
         for _ in range(2):
             run_step(config, generator, tokenizer, device, config.trainer.accumulate)
@@ -233,16 +225,9 @@ def measure(config: RunConfig) -> Measured:
             optimizer.zero_grad()
         del average
 
-    _allocate_one_by_one()
+    hand_back_freed_memory()
     train()  # once without measuring: kernels are loaded and keep what they need
     peak = peak_bytes(train)
     with FlopCounterMode(display=False, custom_mapping=FUSED_ON_CPU) as counter:
         run_step(config, *build(), device, config.trainer.accumulate)
     return Measured(peak, counter.get_total_flops())
-
-
-def _allocate_one_by_one() -> None:
-    """From now on glibc gives back each freed tensor at once, so that the resident size is that of the tensors."""
-    mmap_threshold = -3
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").mallopt(mmap_threshold, 2**16)

@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
 def check(config: RunConfig, measure: bool) -> None:
     if config.task != "generator":
         raise UserError(f"task={config.task}: a plan is made for generators")
-    devices = config.trainer.devices * config.trainer.num_nodes
+    devices = config.trainer.world_size
     if measure and (devices > 1 or config.trainer.strategy == "fsdp"):
         raise UserError(
             f"--measure runs one device of this machine, but trainer.devices × num_nodes={devices} with "
@@ -89,7 +89,7 @@ class Plan:
             for checkpointing in (True, False):
                 self.followed[checkpointing] = follow(config, checkpointing, fused=True)
                 bar.update()
-            ranks = trainer.devices * trainer.num_nodes
+            ranks = trainer.world_size
             chosen = (trainer.sharding_size or ranks) if trainer.strategy == "fsdp" else 1
             self.layouts[str(chosen)] = self.layout(chosen), self.chosen
             others = {ranks, trainer.devices} - {chosen, 1} if trainer.strategy == "fsdp" else set()
@@ -130,7 +130,7 @@ class Plan:
 
         config, trainer, chosen = self.config, self.config.trainer, self.chosen
         tokens, pictures = Pyramid(tuple(config.model.scales)).length, config.data.batch_size
-        ranks = trainer.devices * trainer.num_nodes
+        ranks = trainer.world_size
         first = chosen.half + chosen.single
         where = f"{trainer.num_nodes} × {trainer.devices} {self.gpu}, strategy {trainer.strategy}, {trainer.precision}"
         per_rank = f"{micro_batch(config)} pictures × {trainer.accumulate} passes a GPU"
@@ -165,25 +165,18 @@ class Plan:
     def _lines_of_time(self) -> list[str]:
         trainer = self.config.trainer
         lines = []
-        for shards, (layout, followed) in self.layouts.items():
+        for layout, followed in self.layouts.values():
             time = self.time(layout, followed)
-            kind = (
-                "no sharding"
-                if shards == "1"
-                else "full sharding"
-                if layout.shards == layout.ranks
-                else "hybrid"
-            )
             moved = ", ".join(f"{_giga(size)} GB {name}" for name, size in sorted(followed.received.items()))
             lines.append(
-                f"{kind + f' ({shards} share a copy)' if shards != '1' else kind}: each GPU receives "
+                f"{layout.kind}: each GPU receives "
                 f"{moved or 'nothing'} a step; weights, optimizer and average {_giga(_state(followed.memory))} GB"
             )
             lines.append(
                 f"  a step: {time.computing:.3g} s computing at {self.utilisation:.0%} of the peak, "
                 f"{time.exchanging:.3g} s exchanging; {time.seconds:.3g} s if both overlap"
             )
-        ranks = trainer.devices * trainer.num_nodes
+        ranks = trainer.world_size
         lines.append(
             f"{_spaced(trainer.max_steps)} steps as configured: {self.gpu_hours / ranks:.4g} h, "
             f"{self.gpu_hours:.4g} GPU hours"

@@ -75,6 +75,11 @@ class TrainerConfig:
     log_every: int = 10
     deterministic: bool = True
 
+    @property
+    def world_size(self) -> int:
+        """Ranks of the run."""
+        return self.devices * self.num_nodes
+
     def validate(self, path: str) -> None:
         for name in ("max_steps", "devices", "num_nodes", "accumulate", "validate_every", "log_every"):
             if getattr(self, name) < 1:
@@ -85,8 +90,8 @@ class TrainerConfig:
             return
         if self.strategy != "fsdp":
             raise UserError(f"{path}.sharding_size={self.sharding_size} belongs to {path}.strategy=fsdp")
-        world_size = self.devices * self.num_nodes
-        if self.sharding_size < 1 or world_size % self.sharding_size:
+        if self.sharding_size < 1 or self.world_size % self.sharding_size:
             raise UserError(
-                f"{path}.sharding_size={self.sharding_size} must divide {path}.devices × {path}.num_nodes={world_size}"
+                f"{path}.sharding_size={self.sharding_size} must divide "
+                f"{path}.devices × {path}.num_nodes={self.world_size}"
             )

@@ -15,6 +15,7 @@ from lightning_modules.config import LossConfig, OptimizerConfig, TrainerConfig
 from lightning_modules.finite_steps import FiniteSteps
 from lightning_modules.optimization import build_optimizer
 from lightning_modules.parallel import ShardedStrategy, gathered, shard
+from lightning_modules.whole_steps import whole
 from switti.checkpoint import build_empty, fill
 from switti.errors import UserError
 from switti.losses import by_scale, token_losses
@@ -194,7 +195,7 @@ class GeneratorModule(LightningModule):
         """Clips by the global norm over all ranks and logs the norm before. If it is not finite, no step is taken."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val or float("inf"))
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        norm = whole(norm)
         self.finite_steps.settle(norm, parameters)
         self.log("train/gradient_norm", norm)
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"])

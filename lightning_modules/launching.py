@@ -21,7 +21,7 @@ def check_launch(config: TrainerConfig, environment: Mapping[str, str] = os.envi
 
     A single process with several devices on one node is fine: it starts the others itself.
     """
-    wanted = config.devices * config.num_nodes
+    wanted = config.world_size
     launcher = find_launcher(environment)
     if launcher is not None and launcher[1] != wanted:
         raise UserError(

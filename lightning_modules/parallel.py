@@ -127,7 +127,7 @@ def sharded_units(model: nn.Module) -> list[FSDPModule]:
 
 def build_strategy(config: TrainerConfig) -> Strategy | str:
     """Lightning's name or object for trainer.strategy."""
-    world_size = config.devices * config.num_nodes
+    world_size = config.world_size
     if config.strategy == "fsdp":
         return ShardedStrategy(config.sharding_size or world_size, world_size)
     if config.strategy == "ddp" or world_size > 1:

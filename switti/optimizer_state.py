@@ -71,6 +71,11 @@ def fields_of(tensors: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key.removeprefix(f"{name}."): tensors[key] for key in tensors if key.rpartition(".")[0] == name}
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor that is divided; any other one as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def part_of(value: Tensor, like: Tensor) -> Tensor:
     """A whole tensor that every rank has, divided as a parameter `like` of its shape is; any other one as it is."""
     if not isinstance(like, DTensor) or value.shape != like.shape:

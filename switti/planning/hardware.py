@@ -44,6 +44,14 @@ class Layout:
         return self.nodes * self.devices
 
     @property
+    def kind(self) -> str:
+        """What is shared by whom, in words."""
+        if self.shards == 1:
+            return "no sharding"
+        name = "full sharding" if self.shards == self.ranks else "hybrid"
+        return f"{name} ({self.shards} share a copy)"
+
+    @property
     def shards_cross_nodes(self) -> bool:
         return self.shards > self.devices
 

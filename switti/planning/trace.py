@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
+from switti.optimizer_state import local_part
+
 GATHERED, GRADIENTS = "gathered weights", "gradients"
 
 Shape = tuple[int, ...]
@@ -63,8 +65,7 @@ class StepTrace(TorchDispatchMode):
     def count(self, tensors: Iterable[Tensor], kind: str) -> None:
         """Counts these under `kind` from now on."""
         for tensor in tensors:
-            local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-            self._set(local.untyped_storage(), kind)
+            self._set(local_part(tensor).untyped_storage(), kind)
 
     def count_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Counts each gradient as one from the moment at which it is complete."""
