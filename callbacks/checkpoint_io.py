@@ -1,6 +1,5 @@
 """Writing of checkpoints: aside, synced, then renamed; in the background if the caller sees to the end of it."""
 
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ import torch.distributed as dist
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from switti.errors import UserError
-from switti.files import sync_file, temporary_beside
+from switti.files import free_space, sync_file, temporary_beside
 from switti.sharded import (
     holds_shards,
     is_sharded,
@@ -99,7 +98,7 @@ class AtomicCheckpointIO(CheckpointIO):
                     write_file(checkpoint, work)
             except Exception as error:  # in a thread, where nobody else would see it
                 self.failure = (
-                    f"cannot write checkpoint {path}: {reason(error)} ({_free_space(path.parent)} free); "
+                    f"cannot write checkpoint {path}: {reason(error)} ({free_space(path.parent)} free); "
                     "make room and start the run again, it goes on from the previous checkpoint"
                 )
 
@@ -127,10 +126,3 @@ def write_file(checkpoint: Mapping[str, Any], work: Path) -> None:
     except BaseException:
         work.unlink(missing_ok=True)
         raise
-
-
-def _free_space(folder: Path) -> str:
-    try:
-        return f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB"
-    except OSError:
-        return "unknown space"
