@@ -66,6 +66,7 @@ class RunConfig:
             ("model.code_width", "tokenizer.code_width"),
             ("model.text_width", "text.width"),
             ("model.pooled_width", "text.pooled_width"),
+            ("model.crop_base", "data.crop_base"),
         ):
             mine, other = _get(self, ours), _get(self, theirs)
             if self.task == "generator" and mine != other:
@@ -95,4 +96,5 @@ LINKS = {
     "model.code_width": "${tokenizer.code_width}",
     "model.text_width": "${text.width}",
     "model.pooled_width": "${text.pooled_width}",
+    "model.crop_base": "${data.crop_base}",
 }

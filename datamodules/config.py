@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from switti.errors import UserError
+from switti.models.config import MAX_CROP_BASE
 
 STREAMS = ("pipe:", "http:", "https:")
 
@@ -16,7 +17,8 @@ class DataConfig:
       (`train-{000000..000009}.tar`) or a stream (`pipe:…`, `http(s)://…`: resampled, not exactly resumable).
     resolution: side of the square pictures in px (None: the tokenizer's).
     crop: of the training pictures; validation pictures are always cropped in the centre.
-    crop_base: the crop condition is told in pixels of a picture whose shorter side has this length.
+    crop_base: the crop condition counts in pixels of an image whose shorter side has this length; model.crop_base
+      follows it, so that sampling and exports know it.
     batch_size: samples of one optimizer step, over all ranks and accumulated batches. A rank reads
       batch_size / (world size · trainer.accumulate) at a time.
     workers: reading processes a rank; 0 reads in the training process.
@@ -51,6 +53,8 @@ class DataConfig:
         for name in ("crop_base", "batch_size", "shuffle_window_shards"):
             if getattr(self, name) < 1:
                 raise UserError(f"{path}.{name}={getattr(self, name)} must be positive")
+        if self.crop_base > MAX_CROP_BASE:
+            raise UserError(f"{path}.crop_base={self.crop_base} must be at most {MAX_CROP_BASE}")
         if self.resolution is not None and self.resolution < 1:
             raise UserError(
                 f"{path}.resolution={self.resolution} must be positive, or null for the tokenizer's"

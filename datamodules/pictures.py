@@ -3,7 +3,6 @@
 import io
 import struct
 import warnings
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -77,18 +76,10 @@ def encode_jpeg(image: Image.Image, quality: int = 95) -> bytes:
     return buffer.getvalue()
 
 
-@dataclass(frozen=True)
-class Crop:
-    """A square crop. `box` is in the pixels of the resized picture; `condition` = (height, width, top, left) in
-    pixels after the shorter side has become `crop_base`, which is what the model is told (SDXL's scheme)."""
+def square_crop(width: int, height: int, side: int, where: tuple[float, float]) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the crop of an image whose shorter side is `side`.
 
-    box: tuple[int, int, int, int]
-    condition: tuple[int, int, int, int]
-
-
-def square_crop(width: int, height: int, side: int, base: int, where: tuple[float, float]) -> Crop:
-    """The crop of a picture whose shorter side is `side`; `where` = (vertical, horizontal) share in [0, 1]."""
+    where: (vertical, horizontal) share in [0, 1].
+    """
     top, left = round((height - side) * where[0]), round((width - side) * where[1])
-    factor = base / side
-    condition = (round(height * factor), round(width * factor), round(top * factor), round(left * factor))
-    return Crop((left, top, left + side, top + side), condition)
+    return left, top, left + side, top + side

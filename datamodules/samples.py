@@ -3,7 +3,6 @@
 Shape suffixes: B samples, H, W pixels.
 """
 
-import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,8 +13,11 @@ from torch import Tensor
 from datamodules.embeddings import EmbeddingStore
 from datamodules.hashing import stable_fraction
 from datamodules.pictures import decode, resize_shorter, square_crop
+from switti.files import parse_json
+from switti.models.crop import crop_condition
 
 Batch = dict[str, Any]
+MAX_SIDE = 1 << 24  # px; float32 counts no further
 DAMAGED = "damaged"  # key under which a batch carries what could not be read; the loader takes it out
 
 
@@ -85,29 +87,49 @@ def make_sample(
     where = (0.5, 0.5)
     if framing.random_crop:
         where = stable_fraction(f"{seed}/crop/top"), stable_fraction(f"{seed}/crop/left")
-    crop = square_crop(image.width, image.height, framing.side, framing.crop_base, where)
+    box = square_crop(image.width, image.height, framing.side, where)
+    size = original_size(meta, (decoded.height, decoded.width))
     dropped = stable_fraction(f"{seed}/drop") < framing.caption_dropout
     return Sample(
-        picture=np.asarray(image.crop(crop.box)),
+        picture=np.asarray(image.crop(box)),
         caption="" if dropped else caption,
         key=key,
-        size=original_size(meta) or (decoded.height, decoded.width),
-        crop=crop.condition,
+        size=size,
+        crop=condition_of(size, where, framing.crop_base),
         seed=seed,
         dropped=dropped,
         enlarged=min(decoded.size) < framing.side,
     )
 
 
-def original_size(meta: bytes | None) -> tuple[int, int] | None:
-    """(height, width) before preparation shrank the picture, if the sample's json tells it."""
-    if meta is None:
-        return None
+def condition_of(size: tuple[int, int], where: tuple[float, float], base: int) -> tuple[int, int, int, int]:
+    """Crop condition (height, width, top, left) of one original image, see `crop_condition`."""
+    height_1, width_1 = torch.tensor([size[0]]), torch.tensor([size[1]])
+    height, width, top, left = crop_condition(height_1, width_1, torch.tensor([where]), base)[0].tolist()
+    return height, width, top, left
+
+
+def original_size(meta: bytes | None, stored: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the image before preparation shrank it, if the sample's json says so; else as stored.
+
+    The json may come from another program: sizes that the stored image cannot be a smaller copy of are ignored.
+    """
     try:
-        content = json.loads(meta)
-        return int(content["height"]), int(content["width"])
+        content = parse_json(meta or b"")
+        height, width = content["height"], content["width"]
     except (ValueError, KeyError, TypeError):
-        return None  # json of another maker
+        return stored
+    if (
+        type(height) is not int
+        or type(width) is not int
+        or min(height, width) < 1
+        or max(height, width) > MAX_SIDE
+    ):
+        return stored
+    # Of the stored sides each may be off by one pixel through rounding.
+    low, high = stored[0] - 1, stored[0] + 1
+    same_shape = (stored[1] - 1) * height <= width * high and width * low <= (stored[1] + 1) * height
+    return (height, width) if same_shape else stored
 
 
 def collate(samples: list[Sample | Damage], store: EmbeddingStore | None) -> Batch:

@@ -6,6 +6,8 @@ from typing import Literal
 
 from switti.errors import UserError
 
+MAX_CROP_BASE = 1 << 20  # px; the condition is computed in float32
+
 
 def _validate_scales(scales: list[int], path: str) -> None:
     if not scales or scales[0] < 1 or any(b <= a for a, b in pairwise(scales)):
@@ -51,7 +53,10 @@ class RQVAEConfig:
 
 @dataclass
 class GeneratorConfig:
-    """Scale transformer. The ladder of Figures 3 and 4 is `norms`, `head_precision`, `ffn`, `visibility`."""
+    """Scale transformer. The ladder of Figures 3 and 4 is `norms`, `head_precision`, `ffn`, `visibility`.
+
+    crop_base: the crop condition counts in pixels of an image whose shorter side has this length.
+    """
 
     visibility: Literal["causal", "non_causal"] = "non_causal"
     head_precision: Literal["float32", "bfloat16"] = "float32"
@@ -67,15 +72,27 @@ class GeneratorConfig:
     text_width: int = 2048
     pooled_width: int = 1280
     crop_condition: bool = True
+    crop_base: int = 512
     rope: bool = True
     rope_theta: float = 10_000.0
     rope_size: float = 128.0
 
     def validate(self, path: str) -> None:
         _validate_scales(self.scales, path)
-        for name in ("depth", "width", "heads", "codebook_size", "code_width", "text_width", "pooled_width"):
+        for name in (
+            "depth",
+            "width",
+            "heads",
+            "codebook_size",
+            "code_width",
+            "text_width",
+            "pooled_width",
+            "crop_base",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"{path}.{name}={getattr(self, name)} must be at least 1")
+        if self.crop_base > MAX_CROP_BASE:
+            raise UserError(f"{path}.crop_base={self.crop_base} must be at most {MAX_CROP_BASE}")
         if self.width % self.heads:
             raise UserError(f"{path}.width={self.width} must be a multiple of {path}.heads={self.heads}")
         if (self.width // self.heads) % 4:

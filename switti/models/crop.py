@@ -10,16 +10,23 @@ import torch
 from torch import Tensor, nn
 
 
-def center_crop_condition(height_B: Tensor, width_B: Tensor, base: int = 512) -> Tensor:
-    """(height, width, top, left) of a centre crop after the shorter side is scaled to `base`, int32 [B, 4].
+def crop_condition(height_B: Tensor, width_B: Tensor, where_B2: Tensor, base: int) -> Tensor:
+    """(height, width, top, left) of a square crop after the shorter side is scaled to `base` px, int32 [B, 4].
 
-    Float32 truncation, as the released weights were trained with: some sizes give base − 1.
+    height_B, width_B: of the original image, in pixels. where_B2: (vertical, horizontal) position in [0, 1]; 0.5 is a
+    center crop. Sizes are truncated in float32, as the released weights were trained with: some give base − 1.
+    Offsets are rounded, halves down, which for a center crop is the released floor((size − base) / 2).
     """
     height, width = height_B.float(), width_B.float()
     ratio = base / torch.minimum(height, width)
-    sizes = [torch.trunc(height * ratio), torch.trunc(width * ratio)]
-    offsets = [torch.clamp(torch.floor((size - base) / 2), min=0) for size in sizes]
-    return torch.stack([*sizes, *offsets], dim=1).to(torch.int32)
+    size_B2 = torch.stack([torch.trunc(height * ratio), torch.trunc(width * ratio)], dim=1)
+    offset_B2 = torch.ceil((size_B2 - base) * where_B2.float() - 0.5).clamp_min(0)
+    return torch.cat([size_B2, offset_B2], dim=1).to(torch.int32)
+
+
+def center_crop_condition(height_B: Tensor, width_B: Tensor, base: int = 512) -> Tensor:
+    """`crop_condition` of a center crop, int32 [B, 4]."""
+    return crop_condition(height_B, width_B, torch.full((len(height_B), 2), 0.5), base)
 
 
 class FourierFeatures(nn.Module):

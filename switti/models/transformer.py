@@ -140,19 +140,22 @@ class ScaleTransformer(nn.Module):
     # ---- conditioning -------------------------------------------------------------------------------------------
 
     def embed_caption(self, pooled_BP: Tensor, crop_B4: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Pooled caption and crop condition as vectors of the model's width, each [B, D]."""
+        """Pooled caption and crop condition as vectors of the model's width, each [B, D].
+
+        crop_B4: (height, width, top, left), see `crop_condition`; None: a square of config.crop_base px, not cropped.
+        """
         condition = self.text_pooler(pooled_BP.to(self.text_pooler.weight.dtype))
         if not self.config.crop_condition:
             return condition, None
         if crop_B4 is None:
-            side = 512
-            crop_B4 = torch.tensor([[side, side, 0, 0]], device=condition.device).expand(len(condition), -1)
+            base = self.config.crop_base
+            crop_B4 = torch.tensor([[base, base, 0, 0]], device=condition.device).expand(len(condition), -1)
         return condition, self.crop_proj(self.crop_embed(crop_B4).to(self.crop_proj.weight.dtype))
 
     def prepare(
         self, text_BTC: Tensor, mask_BT: Tensor | None, pooled_BP: Tensor, crop_B4: Tensor | None = None
     ) -> Condition:
-        """What sampling needs of the caption at every scale. crop_B4 defaults to an uncropped 512 px square."""
+        """What sampling needs of the caption at every scale. crop_B4 defaults to an uncropped square."""
         condition, crop = self.embed_caption(pooled_BP, crop_B4)
         text = text_BTC.to(condition.dtype)
         return Condition(

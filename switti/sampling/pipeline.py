@@ -116,7 +116,7 @@ class SwittiPipeline:
         negative_prompt: str | Sequence[str] = "",
         switch_prompts: str | Sequence[str] | None = None,
         switch_scale: int | None = None,
-        crop: tuple[int, int, int, int] = (512, 512, 0, 0),
+        crop: tuple[int, int, int, int] | None = None,
         batch_size: int = 8,
         output_type: Literal["pil", "pt", "latent"] = "pil",
         callback_on_scale_end: Callable[[ScaleTrace], None] | None = None,
@@ -129,7 +129,8 @@ class SwittiPipeline:
         …). generator: a CPU generator a picture, or a single one for all: each draws a seed a picture and so moves on.
         sampling: instead of the pipeline's; **changes: single fields of it, such as guidance=6.0 or top_k=100.
         negative_prompt: what guidance leads away from, one for all or one a prompt. switch_prompts: the captions that
-        are followed from scale `switch_scale` on (Section 3.4). crop: (height, width, top, left) of the crop condition.
+        are followed from scale `switch_scale` on (Section 3.4). crop: (height, width, top, left) of the crop condition
+        (None: a square that was not cropped).
         Returns PIL pictures; with output_type "pt" a tensor [B, 3, H, W] in [0, 1], with "latent" what the tokenizer
         decodes, [B, C, H, W]. Raises UserError for lists of different lengths and settings out of range.
         """
@@ -160,7 +161,7 @@ class SwittiPipeline:
                     self._null(negative[part]),
                     settings,
                     PictureNoise(sources[part], self.device),
-                    torch.tensor([crop], device=self.device).expand(len(text), -1),
+                    None if crop is None else torch.tensor([crop], device=self.device).expand(len(text), -1),
                     callback_on_scale_end,
                     switch,
                 )

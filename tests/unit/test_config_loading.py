@@ -43,6 +43,8 @@ def test_links_follow_the_tokenizer_and_the_text_encoder(small: Path) -> None:
         config.text.pooled_width,
     )
     assert load(small, ["tokenizer.scales=[1,3]"]).model.scales == [1, 3]
+    assert load(small, ["data.crop_base=100"]).model.crop_base == 100
+    assert "model.crop_base=5 must equal data.crop_base=512" in refusal(small, "model.crop_base=5")
 
 
 def test_later_sources_win_and_bases_are_relative(tmp_path: Path, small: Path) -> None:

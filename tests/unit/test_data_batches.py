@@ -10,13 +10,15 @@ import pytest
 import torch
 from data_shards import make_set, make_shard, png
 from PIL import Image
+from safetensors.torch import load_file
 
 from datamodules.config import DataConfig
 from datamodules.datamodule import ShardDataModule
 from datamodules.hashing import sample_seed
 from datamodules.pictures import decode, resize_shorter, square_crop
-from datamodules.samples import Framing, make_sample
+from datamodules.samples import Framing, condition_of, make_sample
 from switti.errors import UserError
+from switti.models.crop import center_crop_condition
 
 
 def module(folder, rank=0, world_size=1, seed=5, accumulate=1, resolution=8, **settings) -> ShardDataModule:
@@ -72,8 +74,8 @@ def test_batch_is_what_the_shard_holds(folder):
         expected = torch.from_numpy(small.astype(np.float64) / 127.5 - 1).permute(2, 0, 1)
         torch.testing.assert_close(batch["image"][i].double(), expected, atol=1e-6, rtol=0)
         assert batch["size"][i].tolist() == [100, 120]  # as the json says
-        # The shorter side becomes 100: 10 px → 125, one pixel off the left → 12.5 → 12.
-        assert batch["crop"][i].tolist() == [100, 125, 0, 12]
+        # By the original's size, not by that of the small copy, whose ratio is rounded.
+        assert batch["crop"][i].tolist() == [100, 120, 0, 10]
         assert int(batch["seed"][i]) == sample_seed(5, 0, key)
     assert "text" not in batch and "damaged" not in batch
 
@@ -171,9 +173,60 @@ def test_dropping_has_its_probability_and_crops_fill_the_range():
     assert {sample.size for sample in made} == {(8, 16)}
 
 
-def test_crop_condition_follows_the_base():
-    crop = square_crop(width=96, height=64, side=64, base=512, where=(0.0, 1.0))
-    assert crop.box == (32, 0, 96, 64) and crop.condition == (512, 768, 0, 256)
+def test_crop_box_and_condition_agree_in_place():
+    assert square_crop(width=96, height=64, side=64, where=(0.0, 1.0)) == (32, 0, 96, 64)
+    assert condition_of((64, 96), (0.0, 1.0), base=512) == (512, 768, 0, 256)
+
+
+@pytest.mark.parametrize("base", [512, 1024])
+def test_crop_condition_of_a_training_sample_is_the_published_one(base, golden_crops):
+    """Golden sizes and conditions of the released weights, through the function that makes training samples."""
+    sizes, conditions = golden_crops[base]
+    framing = Framing(8, base, random_crop=False, caption_dropout=0.0)
+    elsewhere = 0
+    for (height, width), expected in zip(sizes, conditions, strict=True):
+        scale = min(1.0, 64 / min(height, width))
+        picture = png(0, max(1, round(width * scale)), max(1, round(height * scale)))
+        meta = json.dumps({"height": height, "width": width}).encode()
+        sample = make_sample(picture, "c", meta, "k", 0, framing)
+        assert sample.size == (height, width)
+        assert list(sample.crop) == expected
+        factor = base / min(height, width)
+        elsewhere += expected[:2] != [round(height * factor), round(width * factor)]
+    assert elsewhere, "rounding instead of truncating would pass"
+    # Known cases of float32 truncation to base − 1.
+    assert condition_of((41, 41), (0.5, 0.5), 512)[:2] == (511, 511)
+
+
+@pytest.fixture
+def golden_crops(root):
+    tensors = load_file(root / "tests/data/parity/functions.safetensors")
+    sizes = tensors["crop.hw"].tolist()
+    return {base: (sizes, tensors[f"crop.cond_base{base}"].tolist()) for base in (512, 1024)}
+
+
+def test_center_offset_is_the_released_floor_for_all_sizes():
+    longer = torch.arange(512, 8192)
+    found = center_crop_condition(torch.full_like(longer, 512), longer, 512)
+    torch.testing.assert_close(found[:, 3].long(), (longer - 512) // 2)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        None, b"", b"[]", b"3", b"{", b'{"height": 5}', b'{"height": -5, "width": 4}', b'{"height": 0, "width": 0}',
+        b'{"height": Infinity, "width": 1}', b'{"height": NaN, "width": 1}', b'{"height": 1e30, "width": 1e30}',
+        b'{"height": "16", "width": "8"}', b'{"height": true, "width": true}', b'{"height": [1], "width": {}}',
+        b'{"height": 160, "width": 80}', b'{"height": 80, "width": 800}', b"[" * 5000, b"\xff\xfe",
+        b'{"height": 100000000000000000000, "width": 200000000000000000000}',
+    ],
+)  # fmt: skip
+def test_a_told_size_that_cannot_be_the_original_is_ignored(told):
+    framing = Framing(8, 512, random_crop=False, caption_dropout=0.0)
+    sample = make_sample(png(0, 16, 8), "c", told, "k", 0, framing)
+    assert sample.size == (8, 16) and sample.crop == (512, 1024, 0, 256)
+    believed = make_sample(png(0, 16, 8), "c", b'{"height": 403, "width": 800}', "k", 0, framing)
+    assert believed.size == (403, 800)
 
 
 @pytest.mark.parametrize("size", [(50, 31), (31, 50), (7, 300), (20, 20)])
@@ -211,7 +264,7 @@ def test_validation_is_whole_centred_and_repeatable(folder, workers):
     ]
     for batch in passes[0]:
         assert not batch["dropped"].any() and all(batch["caption"])
-        assert batch["crop"].tolist() == [[512, 640, 0, 64]] * len(batch["key"])
+        assert batch["crop"].tolist() == [[512, 614, 0, 51]] * len(batch["key"])
 
 
 def test_validation_among_ranks(folder):

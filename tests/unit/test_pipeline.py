@@ -41,7 +41,7 @@ class Letters:
         return TextEmbedding(torch.stack([r[0] for r in rows]), mask, torch.stack([r[1] for r in rows]))
 
 
-def build(visibility: str = "non_causal") -> SwittiPipeline:
+def build(visibility: str = "non_causal", **model_settings: Any) -> SwittiPipeline:
     torch.manual_seed(0)
     tokenizer = RQVAE(
         RQVAEConfig(
@@ -51,7 +51,7 @@ def build(visibility: str = "non_causal") -> SwittiPipeline:
     model = ScaleTransformer(
         GeneratorConfig(
             visibility=visibility, depth=2, width=32, heads=2, scales=SCALES, codebook_size=48, code_width=8,
-            text_width=WIDTH, pooled_width=POOLED,
+            text_width=WIDTH, pooled_width=POOLED, **model_settings,
         )
     )  # fmt: skip
     with torch.no_grad():
@@ -213,6 +213,26 @@ def test_a_saved_pipeline_gives_the_same_bits(visibility: str, tmp_path: Path) -
         "out/generator/config.json", "out/generator/model.safetensors", "out/model_index.json",
         "out/text_encoder/config.json", "out/tokenizer/config.json", "out/tokenizer/model.safetensors",
     ]  # fmt: skip
+
+
+def test_the_crop_base_of_training_is_that_of_sampling_and_exports(tmp_path: Path) -> None:
+    """A square at the base that the model was trained with; folders of before that setting mean 512."""
+    pipe = build(crop_base=100)
+    plain = pipe(["a"], output_type="latent")
+    assert torch.equal(plain, pipe(["a"], crop=(100, 100, 0, 0), output_type="latent"))
+    assert not close(plain, pipe(["a"], crop=(512, 512, 0, 0), output_type="latent"))
+    pipe.save_pretrained(tmp_path / "out")
+    again = SwittiPipeline.from_pretrained(tmp_path / "out", text_encoder=Letters())
+    assert again.generator.config.crop_base == 100
+    assert torch.equal(again(["a"], output_type="latent"), plain)
+    config = tmp_path / "out" / "generator" / "config.json"
+    settings = json.loads(config.read_text())
+    del settings["crop_base"]
+    config.write_text(json.dumps(settings))
+    older = SwittiPipeline.from_pretrained(tmp_path / "out", text_encoder=Letters())
+    assert torch.equal(
+        older(["a"], output_type="latent"), pipe(["a"], crop=(512, 512, 0, 0), output_type="latent")
+    )
 
 
 def test_half_precision_on_disk(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """RQ-VAE: golden tensors of the published model, published key tables, consistency of its routes."""
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -20,18 +21,9 @@ SMALL = RQVAEConfig(
 )
 
 
-def find_golden() -> Path | None:
-    root = Path(__file__).parents[2]
-    folders = (root.parent / "shared" / "parity", root / "tests" / "data" / "parity")
-    return next((folder for folder in folders if (folder / "vae.io.safetensors").is_file()), None)
-
-
 @pytest.fixture
-def parity_dir() -> Path:
-    folder = find_golden()
-    if folder is None:
-        pytest.skip("no golden tensors of the RQ-VAE in tests/data/parity")
-    return folder
+def parity_dir(root: Path) -> Path:
+    return root / "tests" / "data" / "parity"
 
 
 @pytest.fixture
@@ -64,12 +56,10 @@ def test_golden_check_can_fail(parity_dir: Path, meta: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("size", [512, 1024])
-def test_released_key_tables(parity_dir: Path, size: int) -> None:
+def test_released_key_tables(root: Path, size: int) -> None:
     """Same keys, shapes and order as the full-size state dicts, without allocating them."""
-    path = parity_dir / "released_configs" / f"VQVAEHF_{size}.json"
-    if not path.is_file():
-        pytest.skip(f"{path.name} is not among the golden files")
-    table = json.loads(path.read_text())
+    packed = (root / "tests" / "data" / "released_keys" / "tables.json.gz").read_bytes()
+    table = json.loads(gzip.decompress(packed))[f"VQVAEHF_{size}"]
     with torch.device("meta"):
         model = RQVAE(RQVAEConfig(scales=table["patch_nums"]))
     found = {
