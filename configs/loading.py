@@ -16,12 +16,16 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from configs.foreign_names import FOREIGN
 from configs.schema import LINKS, RunConfig
-from configs.settings import Setting, nearest, walk
+from configs.settings import Setting, walk
 from switti.errors import UserError
+from switti.suggestions import did_you_mean, not_found, shortened
 
 CONFIGS = Path(__file__).parent
 SETTINGS: dict[str, Setting] = {setting.name: setting for setting in walk(RunConfig)}
+_GROUPS = {name.rpartition(".")[0] for name in SETTINGS} - {""}
+_LARGEST = 1 << 63  # no setting needs an integer of more bits
 
 
 def load(config: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -55,24 +59,39 @@ def get(config: RunConfig, name: str) -> Any:
     return value
 
 
-def find(config: str | Path, folder: Path = CONFIGS) -> Path:
-    """The file meant by a path or by a name below `folder`; `.yaml` may be left out."""
+def find(config: str | Path, folder: Path = CONFIGS, kind: str = "config") -> Path:
+    """The file meant by a path or by a name below `folder`; `.yaml` may be left out. kind: what a message calls it."""
     tried = [Path(config), Path(f"{config}.yaml"), folder / config, folder / f"{config}.yaml"]
     for path in tried:
         if path.is_file():
             return path
-    names = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
-    near = nearest(str(config).removesuffix(".yaml"), names)
-    hint = f"; did you mean {near!r}?" if near else f"; there are: {', '.join(names) or 'none'}"
-    raise UserError(f"no config {str(config)!r}, neither as a path nor below {folder}{hint}")
+    raise UserError(
+        not_found(kind, str(config).removesuffix(".yaml"), f"below {_shown(folder)}/", names_below(folder))
+    )
+
+
+def names_below(folder: Path) -> list[str]:
+    """The configs in a folder, by the names that `find` takes."""
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def _shown(folder: Path) -> str:
+    """A folder of the checkout as a user of it would write it."""
+    return str(folder.relative_to(CONFIGS.parent)) if folder.is_relative_to(CONFIGS.parent) else str(folder)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """One file as plain containers, interpolations untouched. Duplicate keys and broken YAML are UserErrors."""
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except (
+        yaml.YAMLError,
+        OmegaConfBaseException,
+        ValueError,
+    ) as error:  # ValueError: no UTF-8, or endless digits
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deeply") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     if not isinstance(content, dict):
@@ -96,12 +115,11 @@ def _chain(path: Path, above: tuple[Path, ...]) -> Iterator[list[tuple[str, Any,
 
 
 def _leaves(content: dict[Any, Any], prefix: str, source: str) -> Iterator[tuple[str, Any, str]]:
-    groups = {name.rpartition(".")[0] for name in SETTINGS}
     for key, value in content.items():
         name = f"{prefix}{key}"
-        if name in groups and isinstance(value, dict):
+        if name in _GROUPS and isinstance(value, dict):
             yield from _leaves(value, f"{name}.", source)
-        elif name in groups:
+        elif name in _GROUPS:
             raise UserError(f"{source}{name}={_show(value)}: {name} is a group of settings, not one")
         else:
             yield check_name(name, source), value, source
@@ -111,8 +129,15 @@ def check_name(name: str, source: str = "") -> str:
     """`name` itself if there is such a setting, otherwise UserError with the nearest valid one."""
     if name in SETTINGS:
         return name
-    near = nearest(name, list(SETTINGS))
-    raise UserError(f"{source}unknown setting {name!r}" + (f"; did you mean {near!r}?" if near else ""))
+    hint = did_you_mean(name.lstrip("+~"), SETTINGS, FOREIGN)
+    group = name.rpartition(".")[0]
+    if group in SETTINGS:
+        hint = f"; {group} is {SETTINGS[group].words}"
+    elif not hint and group in _GROUPS:
+        members = [other.removeprefix(f"{group}.") for other in SETTINGS if other.startswith(f"{group}.")]
+        hint = f"; {group} has {', '.join(members)}"
+    every = "; `python -m experiments.train CONFIG --show` prints all settings"
+    raise UserError(f"{source}unknown setting {shortened(name)!r}{hint or every}")
 
 
 def _parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Any, str]]:
@@ -120,7 +145,7 @@ def _parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Any, str]]:
     for item in overrides:
         name, equals, text = item.partition("=")
         if not equals or not name or name.startswith("-") or name != name.strip():
-            raise UserError(f"cannot read {item!r}: settings are key=value, such as model.depth=4")
+            raise UserError(f"cannot read {shortened(item)!r}: settings are key=value, such as model.depth=4")
         if any(known.startswith(f"{name}.") for known in SETTINGS):
             raise UserError(f"{item}: {name} is a group of settings; set one of them, {name}.<setting>=value")
         leaves.append((check_name(name), _parse_value(text, SETTINGS[name], item), ""))
@@ -128,11 +153,21 @@ def _parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Any, str]]:
 
 
 def parse_yaml(text: str) -> Any:
-    """The value that `text` stands for on the command line; text that is no YAML stands for itself."""
+    """The value that `text` stands for on the command line; text that is no YAML, or too much, stands for itself."""
     try:
-        return OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)["value"]  # type: ignore[index, call-overload]
-    except (yaml.YAMLError, OmegaConfBaseException):
+        value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)["value"]  # type: ignore[index, call-overload]
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError):
         return text
+    return text if _is_too_large(value) else value
+
+
+def _is_too_large(value: Any) -> bool:
+    """Whether an integer in it is larger than any setting can use: Python would not even print some of them."""
+    if isinstance(value, dict):
+        return any(map(_is_too_large, (*value, *value.values())))
+    if isinstance(value, list):
+        return any(map(_is_too_large, value))
+    return isinstance(value, int) and abs(value) >= _LARGEST
 
 
 def text_of(value: Any) -> str:
@@ -144,9 +179,40 @@ def _parse_value(text: str, setting: Setting, item: str) -> Any:
     value = parse_yaml(text)
     if setting.kind is str and value is not None and not isinstance(value, str):
         return text  # `name=007` and `name=2e5` mean what is written, not a number
+    if value is None and not text and not setting.optional:
+        if setting.takes_text:
+            return ""
+        raise UserError(
+            f"{item} has no value: {setting.name} is {setting.words}, such as {_example(setting)}"
+        )
     if value is text and not setting.takes_text:
-        raise UserError(f"{item} is not {setting.words}")
+        raise UserError(_not_a(setting, text))
     return value
+
+
+def _example(setting: Setting) -> str:
+    """The setting with the value that it has by default."""
+    return f"{setting.name}={text_of(get(RunConfig(), setting.name))}"
+
+
+def _not_a(setting: Setting, value: Any) -> str:
+    """The message about a value of the wrong kind."""
+    return f"{setting.name}={shortened(_show(value))} is not {setting.words}{_meant(setting, value)}"
+
+
+def _meant(setting: Setting, value: Any) -> str:
+    """What may have been meant by it, as the end of the message."""
+    several = value if isinstance(value, list) else str(value).split(",")
+    if setting.kind in (int, float, bool) and len(several) > 1:
+        values = ", ".join(str(part).strip() for part in several)
+        return f"; for a run of each: experiments.sweep base=… vary.{setting.name}=[{shortened(values)}]"
+    if setting.kind is int and isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST:
+        return f"; write {int(value)}"
+    if setting.kind is int and str(value).lstrip("+-").isdigit():
+        return " of 64 bits"
+    if setting.kind in (int, float) and not setting.optional:
+        return f", such as {_example(setting)}"
+    return did_you_mean(str(value), setting.choices)
 
 
 def _compose(sources: list[list[tuple[str, Any, str]]], default_name: str) -> RunConfig:
@@ -154,10 +220,12 @@ def _compose(sources: list[list[tuple[str, Any, str]]], default_name: str) -> Ru
     for name, link in LINKS.items():
         OmegaConf.update(tree, name, link, merge=False)
     for name, value, source in (leaf for leaves in sources for leaf in leaves):
+        if _is_too_large(value):
+            raise UserError(f"{source}{name} holds an integer beyond 64 bits")
         try:
             OmegaConf.update(tree, name, value, merge=False)
         except OmegaConfBaseException as error:
-            raise UserError(f"{source}{name}={_show(value)} is not {SETTINGS[name].words}") from error
+            raise UserError(source + _not_a(SETTINGS[name], value)) from error
     _resolve(tree)
     config = cast(RunConfig, OmegaConf.to_object(tree))
     config.name = config.name or default_name

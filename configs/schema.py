@@ -16,6 +16,7 @@ from switti.models.config import GeneratorConfig, RQVAEConfig
 from switti.models.text.config import TextConfig
 from switti.sampling.config import SamplingConfig
 
+_SEEDS = 1 << 32  # what NumPy's generators take
 _FOLDER_NAME = re.compile(r"[^/\\\0\s][^/\\\0]*")
 
 
@@ -58,8 +59,8 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and (value in (".", "..") or not _FOLDER_NAME.fullmatch(value)):
                 raise UserError(f"{name}={value!r} must be usable as a folder name")
-        if self.seed < 0:
-            raise UserError(f"seed={self.seed} must not be negative")
+        if not 0 <= self.seed < _SEEDS:
+            raise UserError(f"seed={self.seed} must lie in [0, {_SEEDS})")
         for ours, theirs in (
             ("model.scales", "tokenizer.scales"),
             ("model.codebook_size", "tokenizer.codebook_size"),

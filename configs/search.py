@@ -28,12 +28,24 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from configs.loading import SETTINGS, check_name, load, text_of
-from configs.settings import nearest
 from switti.errors import UserError
+from switti.suggestions import did_you_mean
 
 Sampler = Literal["tpe", "random", "grid"]
 Pruner = Literal["none", "median", "successive_halving", "hyperband"]
 Direction = Literal["minimize", "maximize"]
+# What Optuna's users and other sweepers call these keys.
+FOREIGN = {
+    **dict.fromkeys(("n_trials", "num_trials", "max_trials", "budget", "count"), "trials"),
+    **dict.fromkeys(("objective", "monitor", "target", "goal_metric"), "metric"),
+    **dict.fromkeys(("goal", "mode", "study_direction"), "direction"),
+    **dict.fromkeys(("search_space", "params", "parameters", "distributions"), "space"),
+    **dict.fromkeys(("n_startup_trials",), "startup_trials"),
+    **dict.fromkeys(("n_warmup_steps",), "warmup_steps"),
+    **dict.fromkeys(("algorithm", "method", "search_alg"), "sampler"),
+    **dict.fromkeys(("early_stopping", "early_terminate", "scheduler"), "pruner"),
+    **dict.fromkeys(("database", "url", "storage_url"), "storage"),
+}
 _METRIC = re.compile(r"(train|validation|metrics|norms|time|memory)/\S+")
 _STORAGE = re.compile(r"(sqlite|postgresql|mysql)(\+\w+)?://.+")
 _CORNERS = 64  # combinations of ends and choices that are checked before anything starts
@@ -97,8 +109,7 @@ def read_search(content: Any, path: Path | str, base: str, shared: Sequence[str]
         raise UserError(f"{path}: search must hold {', '.join(known)}")
     for key in content:
         if key not in known:
-            near = nearest(str(key), known)
-            hint = f"; did you mean {near!r}?" if near else f"; there are {', '.join(known)}"
+            hint = did_you_mean(str(key), known, FOREIGN) or f"; there are {', '.join(known)}"
             raise UserError(f"{path}: unknown key 'search.{key}'{hint}")
     space = content.get("space")
     if not isinstance(space, dict) or not space:

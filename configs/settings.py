@@ -3,7 +3,6 @@
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
-from difflib import SequenceMatcher
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 _SINGULAR = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
@@ -13,7 +12,6 @@ _LISTS = {
     str: "texts, such as [a, b]",
 }
 _UNIONS = (Union, types.UnionType)
-_CLOSE = 0.6  # similarity from which a name is offered as what was meant
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,11 @@ class Setting:
     def takes_text(self) -> bool:
         """Whether any text is a value."""
         return self.kind is str or (get_origin(self.kind) in _UNIONS and str in get_args(self.kind))
+
+    @property
+    def choices(self) -> list[str]:
+        """The values of a setting that takes one of a few; [] for any other."""
+        return [str(choice) for choice in get_args(self.kind)] if get_origin(self.kind) is Literal else []
 
     @property
     def words(self) -> str:
@@ -63,15 +66,3 @@ def walk(schema: type, prefix: str = "") -> Iterator[Setting]:
             yield from walk(kind, f"{name}.")
         else:
             yield Setting(name, kind, optional)
-
-
-def nearest(name: str, names: list[str]) -> str | None:
-    """The name most likely meant: the same or a similar last part counts as much as a similar whole."""
-
-    def similarity(candidate: str) -> float:
-        whole = SequenceMatcher(None, name, candidate).ratio()
-        last = SequenceMatcher(None, name.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
-        return max(whole, 0.99 * last) + 0.01 * whole
-
-    best = max(names, key=similarity, default=None)
-    return best if best is not None and similarity(best) >= _CLOSE else None

@@ -27,9 +27,19 @@ from configs.loading import CONFIGS, check_name, find, load, parse_yaml, read_ya
 from configs.schema import RunConfig
 from configs.search import Search, check_variable, read_search
 from switti.errors import UserError
+from switti.suggestions import did_you_mean
 
 FORMAT = 1  # of study.json
 _KEYS = ("name", "base", "vary", "pair_by", "overrides", "runs", "search")
+_FOREIGN = {  # what other sweepers call these keys
+    **dict.fromkeys(("grid", "matrix", "parameters", "params", "sweep", "sweeps", "product"), "vary"),
+    **dict.fromkeys(("config", "defaults", "program", "from"), "base"),
+    **dict.fromkeys(("settings", "common", "shared", "fixed", "set", "override"), "overrides"),
+    **dict.fromkeys(("points", "experiments", "variants", "configs"), "runs"),
+    **dict.fromkeys(("pair", "paired_by", "block_by", "group_by"), "pair_by"),
+    **dict.fromkeys(("study", "title", "id"), "name"),
+    **dict.fromkeys(("optuna", "tune", "hpo"), "search"),
+}
 _GROUPS = ("vary", "search")
 COMMAND_LINE = "the command line"
 
@@ -87,7 +97,7 @@ def load_study(study: str | Path | None, overrides: Sequence[str] = ()) -> Study
     `key=value` for all runs, besides those that define the study; `study=` (re)names it.
     Raises UserError for an empty grid, a duplicate, an unknown setting, a run whose settings are not valid.
     """
-    path: Path | str = find(study, CONFIGS / "studies") if study is not None else COMMAND_LINE
+    path: Path | str = find(study, CONFIGS / "studies", "study") if study is not None else COMMAND_LINE
     content, overrides = _define(read_yaml(path) if isinstance(path, Path) else {}, overrides)
     source, name = _check_head(content, overrides, path)
     named, search = content.get("runs"), None
@@ -124,7 +134,8 @@ def _check_head(content: dict[str, Any], overrides: list[str], path: Path | str)
     """(base as `experiments.train` takes it from anywhere, name of the study or "" if an override gives it)."""
     for key in content:
         if key not in _KEYS:
-            raise UserError(f"{path}: unknown key {key!r}; a study has {', '.join(_KEYS)}")
+            hint = did_you_mean(str(key), _KEYS, _FOREIGN) or f"; a study has {', '.join(_KEYS)}"
+            raise UserError(f"{path}: unknown key {key!r}{hint}")
     base = content.get("base")
     if not isinstance(base, str):
         raise UserError(f"{path}: base must name a config, such as generator/demo")

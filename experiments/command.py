@@ -22,6 +22,10 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         sys.stdout.flush()
     except UserError as error:
         code = _report(str(error), EXIT_USER_ERROR)
+    except SystemExit as leaving:  # argparse has said what it does not like
+        if leaving.code == EXIT_USER_ERROR and (hint := _setting_with_dashes(sys.argv[1:])):
+            print(hint, file=sys.stderr)
+        raise
     except KeyboardInterrupt:
         code = _report("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
@@ -58,6 +62,21 @@ def split_prompts(words: list[str]) -> tuple[list[str], list[str]]:
     """(prompts, settings) of a command line that mixes them: a setting has an = and no space."""
     settings = [word for word in words if "=" in word and " " not in word]
     return [word for word in words if word not in settings], settings
+
+
+def _setting_with_dashes(words: list[str]) -> str:
+    """What to say to somebody who has written a setting as an option; "" if nobody has."""
+    from configs.foreign_names import FOREIGN
+    from configs.loading import SETTINGS
+    from switti.suggestions import did_you_mean
+
+    for word in words:
+        name, _, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and name in SETTINGS:
+            return f"settings are key=value without dashes: {name}={value or '…'}"
+        if word.startswith("--") and (meant := did_you_mean(name, SETTINGS, FOREIGN)):
+            return f"settings are key=value without dashes{meant}"
+    return ""
 
 
 def _report(message: str, code: int) -> int:

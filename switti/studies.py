@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from switti.errors import UserError
 from switti.files import read_json
+from switti.suggestions import not_found
 
 State = Literal["new", "queued", "running", "finished", "failed", "interrupted", "killed", "pruned"]
 
@@ -47,7 +48,7 @@ def find_study(study: str, runs_dir: str | Path = "runs") -> Path:
         if folder.is_dir():
             return folder
     known = sorted(path.name for path in Path(runs_dir).glob("*") if path.is_dir())
-    raise UserError(f"no study {study!r} below {runs_dir}/; there are: {', '.join(known) or 'none'}")
+    raise UserError(not_found("study", study, f"below {runs_dir}/", known))
 
 
 def state_of(run_dir: str | Path, held: bool = False) -> State:

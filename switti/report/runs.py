@@ -1,7 +1,6 @@
 """Run folders into dataclasses. This is the only place of the report that opens a run's files."""
 
 import csv
-import difflib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 
 from switti.errors import UserError
 from switti.report import fields
+from switti.suggestions import did_you_mean, not_found
 
 RECORD_FORMAT = 1
 _RECORD, _CONFIG, _METRICS, _EVALUATION = "record.json", "config.yaml", "metrics.csv", "evaluation.json"
@@ -100,9 +100,7 @@ class Run:
     def setting(self, key: str) -> Any:
         """Value of a dotted config key; a wrong name is the user's (it came from --vary or --pair-by)."""
         if key not in self.config:
-            near = difflib.get_close_matches(key, self.config, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise UserError(f"run {self.path} has no setting '{key}'{hint}")
+            raise UserError(f"run {self.path} has no setting '{key}'{did_you_mean(key, self.config)}")
         return self.config[key]
 
 
@@ -112,7 +110,8 @@ def find_runs(targets: list[str], runs_dir: str | Path = "runs") -> list[Path]:
     for target in targets:
         folder = next((path for path in (Path(target), Path(runs_dir) / target) if path.is_dir()), None)
         if folder is None:
-            raise UserError(f"'{target}' is neither a folder nor a study below '{runs_dir}'")
+            known = sorted(path.name for path in Path(runs_dir).glob("*") if path.is_dir())
+            raise UserError(not_found("study", target, f"below {runs_dir}/", known))
         inside = (
             [folder]
             if (folder / _RECORD).is_file()

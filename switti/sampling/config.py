@@ -4,6 +4,27 @@ from dataclasses import dataclass
 
 from switti.errors import UserError
 
+_ONE_STEP_A_SCALE = (
+    "an image takes one step a scale, so that the number of steps follows from the model's scales"
+)
+_SIZE = "images have the size that belongs to the model's finest scale"
+# What these settings are called in diffusers' pipelines and in the published implementation → the name here, or a
+# sentence where there is no such setting.
+FOREIGN: dict[str, str] = {
+    **dict.fromkeys(("guidance_scale", "cfg_scale", "cfg", "guidance_weight", "cfg_strength"), "guidance"),
+    **dict.fromkeys(("turn_on_cfg_start_si", "cfg_start", "guidance_start_scale"), "guidance_start"),
+    **dict.fromkeys(("turn_off_cfg_start_si", "cfg_stop", "guidance_end", "cfg_end"), "guidance_stop"),
+    **dict.fromkeys(("last_scale_temp", "temperature"), "late_temperature"),
+    **dict.fromkeys(("more_smooth", "smooth", "gumbel_softmax"), "gumbel"),
+    **dict.fromkeys(("smooth_start_si", "smooth_start", "gumbel_start_scale"), "gumbel_start"),
+    **dict.fromkeys(("topk",), "top_k"),
+    **dict.fromkeys(("topp", "nucleus"), "top_p"),
+    **dict.fromkeys(
+        ("num_inference_steps", "inference_steps", "sampling_steps", "denoising_steps"), _ONE_STEP_A_SCALE
+    ),
+    **dict.fromkeys(("height", "target_size", "original_size"), _SIZE),
+}
+
 
 @dataclass
 class SamplingConfig:

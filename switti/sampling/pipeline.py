@@ -1,9 +1,9 @@
 """Prompts to pictures in one call."""
 
+import inspect
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +18,11 @@ from switti.models.rqvae import RQVAE
 from switti.models.text.base import TextEmbedding, TextEncoder, build_text_encoder
 from switti.models.text.config import TextConfig
 from switti.models.transformer import ScaleTransformer
-from switti.sampling.config import SamplingConfig
+from switti.sampling.config import FOREIGN, SamplingConfig
 from switti.sampling.exported import Parts, read_parts, write_parts
 from switti.sampling.pictures import to_pil
 from switti.sampling.sampler import PictureNoise, PromptSwitch, ScaleTrace, sample_latent
+from switti.suggestions import did_you_mean
 
 Seed = int | torch.Generator
 
@@ -146,7 +147,7 @@ class SwittiPipeline:
         negative = _one_each(negative_prompt, len(prompts), num_images_per_prompt, "negative_prompt")
         later = self._later(switch_prompts, switch_scale, len(prompts), num_images_per_prompt)
         sources = _sources(seeds, generator, len(captions))
-        settings = changed(self.sampling if sampling is None else sampling, changes)
+        settings = changed(self.sampling if sampling is None else sampling, changes, _ARGUMENTS)
         starts = range(0, len(captions), batch_size)
         results = []
         for start in tqdm(starts, unit="batch", disable=not progress, desc="sampling"):
@@ -193,6 +194,9 @@ class SwittiPipeline:
         return _one_each(prompts, count, repeats, "switch_prompts")
 
 
+_ARGUMENTS = inspect.getfullargspec(SwittiPipeline.__call__).kwonlyargs
+
+
 def _one_each(given: str | Sequence[str], count: int, repeats: int, name: str) -> list[str]:
     """One text a picture: one for all, or one a prompt."""
     texts = [given] * count if isinstance(given, str) else list(given)
@@ -225,13 +229,17 @@ def _sources(
     return found
 
 
-def changed(sampling: SamplingConfig, changes: dict[str, Any]) -> SamplingConfig:
-    """Settings with some fields replaced. UserError for a name that is none, or a value out of range."""
+def changed(
+    sampling: SamplingConfig, changes: dict[str, Any], others: Collection[str] = ()
+) -> SamplingConfig:
+    """Settings with some fields replaced; others: arguments of the caller that may have been meant.
+
+    Raises UserError for a name that is not a setting, or a value out of range.
+    """
     names = [item.name for item in fields(SamplingConfig)]
     for name in changes:
         if name not in names:
-            near = get_close_matches(name, names, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; sampling has {', '.join(names)}"
+            hint = did_you_mean(name, [*names, *others], FOREIGN) or f"; sampling has {', '.join(names)}"
             raise UserError(f"unknown argument {name!r}{hint}")
     settings = replace(sampling, **changes)
     settings.validate("sampling")

@@ -80,14 +80,17 @@ def test_values_are_typed_and_text_stays_text(small: Path) -> None:
         ("model.visiblity=causal", "unknown setting 'model.visiblity'; did you mean 'model.visibility'?"),
         ("visibility=causal", "unknown setting 'visibility'; did you mean 'model.visibility'?"),
         ("training.max_step=3", "unknown setting 'training.max_step'; did you mean 'trainer.max_steps'?"),
-        ("model.scales.0=3", "unknown setting 'model.scales.0'; did you mean 'model.scales'?"),
-        ("model.width=abc", "model.width=abc is not an integer"),
-        ("model.width=1.5", "model.width=1.5 is not an integer"),
-        ("model.width=", "model.width=null is not an integer"),
-        ("seed=[", "seed=[ is not an integer"),
-        ("seed=true", "seed=true is not an integer"),
+        ("model.scales.0=3", "unknown setting 'model.scales.0'; model.scales is a list of integers, such as [1, 2]"),
+        ("model.width=abc", "model.width=abc is not an integer, such as model.width=1920"),
+        ("model.width=1.5", "model.width=1.5 is not an integer, such as model.width=1920"),
+        ("model.width=", "model.width= has no value: model.width is an integer, such as model.width=1920"),
+        ("seed=", "seed= has no value: seed is an integer, such as seed=0"),
+        ("seed=[", "seed=[ is not an integer, such as seed=0"),
+        ("seed=true", "seed=true is not an integer, such as seed=0"),
+        ("trainer.max_steps=1e5", "trainer.max_steps=100000.0 is not an integer; write 100000"),
+        ("seed=0,1", "seed=0,1 is not an integer; for a run of each: experiments.sweep base=… vary.seed=[0, 1]"),
         ("model.scales=[1, x]", "model.scales=[1, 'x'] is not a list of integers, such as [1, 2]"),
-        ("model.visibility=casual", "model.visibility=casual is not one of causal, non_causal"),
+        ("model.visibility=casual", "model.visibility=casual is not one of causal, non_causal; did you mean 'causal'?"),
         ("trainer.deterministic=maybe", "trainer.deterministic=maybe is not true or false"),
         ("optimizer.learning_rate=.nan", "optimizer.learning_rate=nan is not a finite number"),
         ("sampling.guidance_stop=x", "sampling.guidance_stop=x is not an integer (or null)"),
@@ -95,13 +98,29 @@ def test_values_are_typed_and_text_stays_text(small: Path) -> None:
         ("model.scales=[1,2]", "model.scales=[1, 2] must equal tokenizer.scales=[1, 2, 4]"),
         ("name=../x", "name='../x' must be usable as a folder name"),
         ("study=..", "study='..' must be usable as a folder name"),
-        ("seed=-1", "seed=-1 must not be negative"),
+        ("seed=-1", "seed=-1 must lie in [0, 4294967296)"),
+        ("seed=4294967296", "seed=4294967296 must lie in [0, 4294967296)"),
+        ("seed=18446744073709551616", "seed=18446744073709551616 is not an integer of 64 bits"),
         ("callbacks.ema_decay=1", "callbacks.ema_decay=1.0 must lie in (0, 1), or be null for no average"),
         ("callbacks.keep_last=0", "callbacks.keep_last=0 must be at least 1"),
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_named_in_one_line(small: Path, override: str, message: str) -> None:
     assert refusal(small, override) == message
+
+
+@pytest.mark.parametrize(
+    "value", ["9" * 5000, "0x" + "f" * 5000, "[" * 50_000, "[" + "9" * 5000 + "]", "{a: " + "9" * 5000 + "}"]
+)
+def test_a_value_without_end_is_refused_in_a_short_line(small: Path, tmp_path: Path, value: str) -> None:
+    """Python prints no integer of more than 4300 digits, and reads none."""
+    assert len(refusal(small, f"seed={value}")) < 200
+    assert len(refusal(small, f"model.scales={value}")) < 200
+    endless = tmp_path / "endless.yaml"
+    endless.write_text(f"base: {small.name}\nseed: {value}\n")
+    with pytest.raises(UserError) as caught:
+        load(endless)
+    assert len(str(caught.value)) < 400 + len(str(endless))
 
 
 @pytest.mark.parametrize("override", ["model.width", "--model.width=3", "=3", "model.width =3", ""])

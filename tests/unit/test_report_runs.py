@@ -65,7 +65,9 @@ def test_no_runs(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no runs found in .*empty.*record\.json"):
         find_runs([str(tmp_path / "empty")])
-    with pytest.raises(UserError, match="'nowhere' is neither a folder nor a study"):
+    with pytest.raises(
+        UserError, match=r"no study 'nowhere', neither as a path nor below .*; there are: empty"
+    ):
         find_runs(["nowhere"], tmp_path)
 
 

@@ -199,7 +199,9 @@ def test_status_shows_each_run_with_its_last_losses(study: Path, capsys) -> None
     assert "4.2500" in rows["seed=0"]
     assert "4.7500" in rows["seed=0"]
     assert "failed: ValueError: loss is not finite" in rows["seed=1"]
-    with pytest.raises(UserError, match="there are: seeds"):
+    with pytest.raises(
+        UserError, match="no study 'sedes', neither as a path nor below runs/; did you mean 'seeds'"
+    ):
         status.main(["sedes"])
 
 
