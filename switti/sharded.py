@@ -8,11 +8,12 @@ Tensors are named state_dict.<parameter> and optimizer_<i>.<parameter>.<field>, 
 number of ranks, or by one process as a whole. All functions that write are collectives of `group`'s ranks.
 """
 
+import io
 import os
-import pickle
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +23,31 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     set_model_state_dict,
 )
 from torch.distributed.tensor import DTensor
+from torch.futures import Future
 
 from switti.checkpoint import WeightsError, mismatches, read_torch
 from switti.errors import UserError
-from switti.files import read_json, sha256_file, sync_file, sync_folder, temporary_beside, write_json
+from switti.files import (
+    open_regular,
+    read_json,
+    sha256_file,
+    sync_file,
+    sync_folder,
+    temporary_beside,
+    write_json,
+)
 from switti.optimizer_state import empty_state, fields_of, fill_state, ordered_names, part_of
+from switti.sharded_contents import read_contents
 
 MANIFEST, STATE = "manifest.json", "state.pt"
 MODEL = "state_dict"
-_PLAIN = {
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    ("pathlib", "PosixPath"),
-    ("pathlib", "WindowsPath"),
-}
 Group = Any  # a process group, or None for the default one
 
 
@@ -214,31 +220,45 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
     }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*assuming the intent is to load in a single process.*")
-        dcp.load(wanted, storage_reader=reader, no_dist=True)
+        _load(path, wanted, reader, single=True)
     return {name.removeprefix(prefix): value for name, value in wanted.items()}
 
 
 class _Reader(dcp.FileSystemReader):
-    """PyTorch's, except that a list of contents which wants to call something is refused."""
+    """PyTorch's, except that nothing in the files is called, and that nothing outside the folder is read."""
 
     def read_metadata(self, *arguments: Any, **options: Any) -> Metadata:
-        with (Path(self.path) / ".metadata").open("rb") as stream:
-            metadata: Metadata = _PlainUnpickler(stream).load()
-        metadata.storage_meta = metadata.storage_meta or StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
+        metadata = read_contents(Path(self.path))
+        metadata.storage_meta = StorageMeta(load_id=self.load_id)
         return metadata
 
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Fill the planned tensors, part by part in the order of the files' bytes."""
+        places = [(self.storage_data[item.storage_index], item) for item in plan.items]
+        for place, item in sorted(places, key=lambda pair: (pair[0].relative_path, pair[0].offset)):
+            with open_regular(Path(self.path) / place.relative_path) as stream:
+                stream.seek(place.offset)
+                content = stream.read(place.length)
+            part = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            part = part[tuple(map(slice, item.storage_offsets, map(add, item.storage_offsets, item.lengths)))]
+            target = planner.resolve_tensor(item).detach()
+            if target.shape != part.shape:
+                raise UserError(
+                    f"a part of {item.dest_index.fqn} has another size than the list of contents says"
+                )
+            target.copy_(part)
+            planner.commit_tensor(item, target)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Knows what PyTorch's list of contents is made of, and nothing else."""
 
-    def find_class(self, module: str, name: str) -> Any:
-        known = module.startswith("torch.distributed.checkpoint.") or (module, name) in _PLAIN
-        if not known and not isinstance(getattr(torch, name, None), torch.dtype):
-            raise UserError(
-                f"a sharded checkpoint that would run code ({module}.{name}) when read is refused"
-            )
-        return super().find_class(module, name)
+def _load(path: Path, wanted: dict[str, Any], reader: _Reader, single: bool = False) -> None:
+    """Fill `wanted`. Raises UserError, on all ranks, if one of them cannot read its part."""
+    try:
+        dcp.load(wanted, storage_reader=reader, no_dist=single)
+    except CheckpointException as error:
+        raise UserError(f"{path} cannot be read: {_first_failure(error)}; copy it again") from error
 
 
 def _entries(metadata: Metadata) -> dict[str, TensorStorageMetadata]:
@@ -284,7 +304,7 @@ def load_into(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Opt
     found = {name: torch.empty(e.size, device="meta") for name, e in entries.items()}
     if problems := mismatches(tensors, found):
         raise WeightsError(str(path), problems)
-    dcp.load(tensors, storage_reader=reader)
+    _load(path, tensors, reader)
     set_model_state_dict(model, {name: tensors[f"{MODEL}.{name}"] for name in get_model_state_dict(model)})
     for optimizer, state, groups in zip(optimizers, states, rest.pop("optimizer_groups"), strict=True):
         fill_state(model, optimizer, state, groups)
