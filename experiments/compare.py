@@ -6,12 +6,16 @@ Overwrites nothing but an earlier report.
 """
 
 import argparse
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 from experiments.command import run
+from switti.errors import UserError
+from switti.escape import printable
 from switti.report.build import write_report
 from switti.report.formatting import plural
-from switti.report.runs import find_runs, read_run
+from switti.report.runs import Run, find_runs, folders_without_record, read_run
 from switti.report.study import group
 
 RUNS_DIR = "runs"
@@ -44,12 +48,38 @@ def default_folder(paths: list[Path]) -> Path:
     return (paths[0].parent if len(folders) == 1 else Path(RUNS_DIR)) / "report"
 
 
+def read_runs(paths: list[Path], named: set[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
+    """(runs, (folder, why) of those that cannot be read). One that the user has named must be readable.
+
+    Raises UserError if there is nothing to compare.
+    """
+    runs, skipped = [], []
+    for path in paths:
+        try:
+            runs.append(read_run(path))
+        except (UserError, OSError) as error:
+            if path.resolve() in named:
+                raise
+            skipped.append((path, str(error)))
+    for folder in sorted({path.parent for path in paths if path.resolve() not in named}):
+        skipped += [(path, "it has no record.json") for path in folders_without_record(folder)]
+    if not runs:
+        raise UserError(skipped[0][1])
+    return runs, skipped
+
+
 def main(arguments: list[str]) -> None:
     options = parser().parse_args(arguments)
     paths = find_runs(options.runs, RUNS_DIR)
-    study = group([read_run(path) for path in paths], options.pair_by, options.vary)
+    named = {path.resolve() for text in options.runs for path in (Path(text), Path(RUNS_DIR) / text)}
+    runs, skipped = read_runs(paths, named)
+    study = group(runs, options.pair_by, options.vary)
+    study = replace(study, skipped=tuple((path.name, reason) for path, reason in skipped))
     page = write_report(study, options.out or default_folder(paths))
-    print(f"{plural(len(study.runs), 'run')}, {plural(len(study.variants), 'variant')}: {page}")
+    for path, reason in skipped:
+        print(printable(f"skipped {path}: {reason}"), file=sys.stderr)
+    counts = f"{plural(len(study.runs), 'run')}, {plural(len(study.variants), 'variant')}"
+    print(printable(f"{counts}: {page}"))
 
 
 if __name__ == "__main__":

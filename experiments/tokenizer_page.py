@@ -7,6 +7,7 @@ from html import escape
 from io import BytesIO
 from pathlib import Path
 
+from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from experiments.tokenizer_tables import comparison, in_words
 from switti.files import atomic_write
 from switti.metrics.tokenizer_quality import TokenizerReport, reconstruct
 from switti.models.rqvae import RQVAE
-from switti.report.template import PAGE, STYLE
+from switti.report.template import page
 from switti.sampling.pictures import captioned_grid, to_pil
 
 AMPLIFIED = 4  # differences are drawn so many times as strong
@@ -81,12 +82,12 @@ def write_page(
         "<p>Lowest PSNR first, as a mean over the tokenizers.</p>"
         f'<div style="--columns: {columns}">{rows}</div></section>'
     )
-    text = PAGE.substitute(
-        title=f"Tokenizers: {escape(', '.join(reports))}",
-        style=STYLE + _ROWS,
-        lead="".join(f"<p>{escape(note)}</p>" for note in notes),
-        contents='<a href="#table">Table</a> <a href="#pictures">Pictures</a>',
-        sections=sections,
+    text = page(
+        f"Tokenizers: {', '.join(reports)}",
+        Markup("").join(Markup("<p>{}</p>").format(note) for note in notes),
+        [("table", "Table"), ("pictures", "Pictures")],
+        Markup(sections),
+        _ROWS,
     )
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -6,7 +6,7 @@ from pathlib import Path
 from switti.errors import UserError
 from switti.files import atomic_write
 from switti.report import html, markdown, plots, sheets, tables
-from switti.report.document import Block, Document, Figure, Pictures, Text
+from switti.report.document import Block, Document, Figure, Pictures, Text, cleaned, code
 from switti.report.formatting import plural
 from switti.report.norms_section import norms_section
 from switti.report.picture_sections import caption_section, conventions_section, samples_section
@@ -26,6 +26,9 @@ def document(study: Study) -> Document:
     lead: list[Block] = [Text(_subject(study))]
     if unfinished := [run for run in study.runs if not run.finished]:
         text = f"Preliminary: {plural(len(unfinished), 'run')} of {len(study.runs)} not finished (see Runs)."
+        lead.append(Text(text, "warning"))
+    if study.skipped:
+        text = f"{plural(len(study.skipped), 'run folder')} could not be read and stand apart (see Runs)."
         lead.append(Text(text, "warning"))
     lead += verdict(study)
     sections = [
@@ -47,17 +50,17 @@ def document(study: Study) -> Document:
     title = labels if len(labels) <= _TITLE else f"{len(study.variants)} variants"
     if len(study.runs) == 1:
         title = study.runs[0].name
-    return Document(f"{study.name}: {title}", lead, sections)
+    return cleaned(Document(f"{study.name}: {title}", lead, sections))
 
 
 def _subject(study: Study) -> str:
-    varied = ", ".join(f"`{key}`" for key in study.vary)
+    varied = ", ".join(code(key) for key in study.vary)
     counts = ", ".join(f"{variant.label} ({plural(len(variant.runs), 'run')})" for variant in study.variants)
     what = f"Compared by {varied}: {counts}" if varied else f"One variant: {plural(len(study.runs), 'run')}"
     if len(study.vary) > 2:
         what += "; a name tells only what differs from the most frequent settings (all are under Settings that differ)"
     made = f"Made {datetime.now():%Y-%m-%d %H:%M} from the run folders alone."
-    return f"{what}; paired by `{study.pair_by}` ({_pairs(study)}). {made}"
+    return f"{what}; paired by {code(study.pair_by)} ({_pairs(study)}). {made}"
 
 
 def _pairs(study: Study) -> str:

@@ -3,12 +3,17 @@
 Text may mark code with `backticks`; it is otherwise plain and is escaped by whoever renders it.
 """
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
+
+from switti.escape import printable
+
+_CODE = re.compile(r"`([^`]*)`")
 
 
 @dataclass(frozen=True)
@@ -99,3 +104,24 @@ class Document:
     title: str
     lead: list[Block]
     sections: list[Section]
+
+
+def code(value: Any) -> str:
+    """A name from elsewhere, marked as code in a text: its own backticks become apostrophes."""
+    return f"`{str(value).replace('`', chr(39))}`"
+
+
+def segments(text: str) -> list[tuple[bool, str]]:
+    """The text in pieces, (is it code, piece), without the backticks and without empty pieces."""
+    return [(i % 2 == 1, piece) for i, piece in enumerate(_CODE.split(text)) if piece]
+
+
+def cleaned(value: Any) -> Any:
+    """A document, or any part of one, in which every text is one printable line."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list | tuple):
+        return type(value)(map(cleaned, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{item.name: cleaned(getattr(value, item.name)) for item in fields(value)})
+    return value

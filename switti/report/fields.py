@@ -6,6 +6,8 @@ from typing import Any
 
 from switti.errors import UserError
 
+_LARGEST = 1e300  # a whole number beyond it is not a float
+
 
 def mapping(tree: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
     """The object under `key`, {} if there is none. Raises UserError for anything else, as do the others."""
@@ -26,10 +28,14 @@ def items(tree: dict[str, Any], key: str, path: Path, kind: type) -> list[Any]:
 
 
 def number(tree: dict[str, Any], key: str, path: Path) -> float | None:
-    """The number under `key`, None if there is none."""
+    """The number under `key`, None if there is none or if it is not finite."""
     value = tree.get(key)
-    if value is None or _is(float, value):
+    if value is None:
+        return None
+    if _is(float, value) and abs(value) < _LARGEST:
         return value
+    if isinstance(value, float):
+        return None
     raise _wrong(path, key, "a number", value)
 
 

@@ -53,7 +53,7 @@ def interval(paired: Paired) -> str:
 
 def duration(seconds: float | None) -> str:
     """Seconds in the two largest units."""
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return DASH
     if seconds < 60:
         return f"{number(seconds, 3)} s"

@@ -1,6 +1,9 @@
-"""The document as Markdown, for a paper's repository or an issue: tables as text, plots and pictures as files."""
+"""The document as Markdown, for a paper's repository or an issue: tables as text, plots and images as files."""
 
-from switti.report.document import Block, Definitions, Document, Figure, Pictures, Table, Text
+import re
+
+from switti.escape import markdown_code, markdown_text
+from switti.report.document import Block, Definitions, Document, Figure, Pictures, Table, Text, segments
 from switti.report.sheets import COLUMNS
 
 _MARKS = {
@@ -15,53 +18,82 @@ _MARKS = {
 
 def render(document: Document) -> str:
     """Markdown text; figures are linked as files beside it, which `plots.save_figure` writes."""
-    parts = [f"# {document.title}"]
-    for block in document.lead:
-        parts.append(_block(block))
+    parts = [f"# {markdown_text(document.title)}"]
+    parts += _blocks(document.lead)
     for section in document.sections:
-        parts += [f"## {section.title}", *map(_block, section.blocks)]
-    text = "\n\n".join(part for part in parts if part) + "\n"
-    return text.replace("\n\n- ", "\n- ").replace("\n- ", "\n\n- ", 1)
+        parts += [f"## {markdown_text(section.title)}", *_blocks(section.blocks)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _blocks(blocks: list[Block]) -> list[str]:
+    """Neighbouring verdict sentences become one list."""
+    parts: list[str] = []
+    before = None
+    for block in blocks:
+        kind = block.kind if isinstance(block, Text) else None
+        if kind == before == "verdict":
+            parts[-1] += "\n" + _block(block)
+        else:
+            parts.append(_block(block))
+        before = kind
+    return parts
 
 
 def _block(block: Block) -> str:
     if isinstance(block, Text):
-        return _MARKS[block.kind] + block.text
+        mark = _MARKS[block.kind]
+        return mark + _inline(block.text, paragraph=True)
     if isinstance(block, Table):
         return _table(block)
     if isinstance(block, Figure):
         title = ", ".join(panel.title for panel in block.panels[:4])
-        return f"![{_cell(title)}]({block.name}.png)\n\n*{block.caption}*"
+        return _image(title, block.name, block.caption)
     if isinstance(block, Definitions):
-        return "\n".join(
-            f"- **{term}** (`{'`, `'.join(names)}`): {text}" for term, names, text in block.items
-        )
+        return "\n".join(_definition(*item) for item in block.items)
     return _pictures(block)
+
+
+def _inline(text: str, paragraph: bool = False) -> str:
+    return "".join(
+        markdown_code(piece) if is_code else markdown_text(piece, paragraph and i == 0)
+        for i, (is_code, piece) in enumerate(segments(text))
+    )
+
+
+def _image(title: str, name: str, caption: str) -> str:
+    """A file beside the page; a bracket in its title would end the title."""
+    title = re.sub(r"(?<!\\)[\[\]]", r"\\\g<0>", markdown_text(title))
+    return f"![{title}]({name}.png)" + _caption(caption)
+
+
+def _caption(text: str) -> str:
+    return f"\n\n*{_inline(text).strip()}*" if text else ""
+
+
+def _definition(term: str, names: tuple[str, ...], text: str) -> str:
+    return f"- **{markdown_text(term)}** ({', '.join(map(markdown_code, names))}): {_inline(text)}"
 
 
 def _table(table: Table) -> str:
     align = ["---" if i in table.words else "---:" for i in range(len(table.header))]
-    lines = [_row(table.header), _row(align), *(_row(_code(table, row)) for row in table.rows)]
-    return "\n".join(lines) + (f"\n\n*{table.caption}*" if table.caption else "")
+    rows = [[_cell(table, i, cell) for i, cell in enumerate(row)] for row in table.rows]
+    lines = [_row([markdown_text(cell) for cell in table.header]), _row(align), *map(_row, rows)]
+    return "\n".join(lines) + _caption(table.caption)
 
 
-def _row(cells: tuple[str, ...] | list[str]) -> str:
-    return "| " + " | ".join(map(_cell, cells)) + " |"
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _code(table: Table, row: tuple[str, ...]) -> list[str]:
-    return [f"`{cell}`" if i in table.code and cell else cell for i, cell in enumerate(row)]
+def _cell(table: Table, column: int, text: str) -> str:
+    if column not in table.code:
+        return markdown_text(text)
+    return markdown_code(text).replace("|", "\\|")  # a bar ends a cell even inside code
 
 
 def _pictures(block: Pictures) -> str:
     """The sheet that `sheets.save_sheet` writes, and what is on it."""
     captions = "; ".join(f"{prompt} (seed {seed})" for prompt, seed, _ in block.rows[:COLUMNS])
     rest = f" {len(block.rows) - COLUMNS} more are in `index.html`." if len(block.rows) > COLUMNS else ""
-    text = (
-        f"{block.title}; from top to bottom {', '.join(block.columns)}; from left to right: {captions}.{rest}"
-    )
-    return f"![{_cell(block.title)}]({block.name}.png)\n\n*{text}*"
+    text = f"{block.title}; from top to bottom {', '.join(block.columns)}; from left to right: {captions}."
+    return _image(block.title, block.name, text.replace("`", "'") + rest)

@@ -1,11 +1,13 @@
 """Sections about pictures: the grid of samples, and how well pictures follow their captions."""
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
 
-from switti.report.document import Block, Definitions, Picture, Pictures, Section, Table, Text
+from switti.report.document import Block, Definitions, Picture, Pictures, Section, Table, Text, code
 from switti.report.formatting import DASH, interval, number, plus_minus, signed
+from switti.report.images import ABSENT, problem_of
 from switti.report.metric_names import EARLY, ONLINE, describe
 from switti.report.runs import Run, Samples
 from switti.report.statistics import paired_bootstrap
@@ -13,6 +15,7 @@ from switti.report.study import Study, show, sort_values
 from switti.report.values import final, metric_names, summary
 
 _SCORE = "mini_clip_score"
+_NAME = 60  # characters of a pairing value in a file's name
 _ROWS = 24  # pictures shown for one training seed
 Key = tuple[str, int]
 
@@ -26,7 +29,7 @@ def samples_section(study: Study) -> Section:
         if len(runs) == 1 and len(study.variants) > 1 and len(values) > 1 and not runs[0].samples:
             continue
         section.blocks += _grid(study, runs, value, opened=value == values[0])
-    if without := [f"`{run.name}`" for run in study.runs if not run.samples]:
+    if without := [code(run.name) for run in study.runs if not run.samples]:
         text = f'No samples in {", ".join(without)}: `python -m experiments.sample RUN "prompt"` or training with '
         section.blocks.append(Text(text + "`callbacks.samples_every` above 0 makes them.", "missing"))
     return section
@@ -42,18 +45,31 @@ def _grid(study: Study, runs: list[Run], value: Any, opened: bool) -> list[Block
     common = [key for key in tables[0] if all(key in table for table in tables[1:])]
     notes = _notes([samples for _, samples in drawn], tables, common, title)
     columns = tuple(f"{study.variant_of(run).label}, step {samples.step}" for run, samples in drawn)
-    rows = []
+    rows, broken = [], list[str]()
     for prompt, seed in common[:_ROWS]:
         cells = []
         for (run, _), table in zip(drawn, tables, strict=True):
             place = table[prompt, seed]
             alt = f"{study.variant_of(run).label}, picture seed {seed}: {prompt}"
-            cells.append(Picture(place if place.is_file() else None, alt))
+            problem = problem_of(place, run.path)
+            if problem and problem != ABSENT:
+                broken.append(f"{code(run.name)}: {code(place.name)} {problem}")
+            cells.append(Picture(None if problem else place, alt))
         rows.append((prompt, seed, tuple(cells)))
     if len(common) > _ROWS:
         notes.append(Text(f"{title}: the first {_ROWS} of {len(common)} common pictures.", "note"))
-    name = "pictures_" + re.sub(r"[^\w.+-]+", "-", f"{study.pair_by}_{show(value)}")
+    if broken:
+        notes.append(Text(f"Not shown – {'; '.join(broken)}.", "warning"))
+    name = "pictures_" + _slug(f"{study.pair_by}_{show(value)}")
     return [*notes, Pictures(name, title, columns, tuple(rows), opened)] if rows else notes
+
+
+def _slug(text: str) -> str:
+    """A part of a file name; different texts keep different ones."""
+    slug = re.sub(r"[^A-Za-z0-9_.+-]+", "-", text)
+    if slug == text and len(slug) <= _NAME:
+        return slug
+    return f"{slug[:_NAME]}-{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:8]}"
 
 
 def _by_key(samples: Samples) -> dict[Key, Path]:

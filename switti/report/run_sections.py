@@ -2,7 +2,7 @@
 
 import math
 
-from switti.report.document import Section, Table, Text
+from switti.report.document import Section, Table, Text, code
 from switti.report.formatting import DASH, duration, moment
 from switti.report.runs import Run
 from switti.report.study import MISSING, Study, Variant, differing, exchanged_contents, show
@@ -71,18 +71,20 @@ def _status(run: Run) -> str:
 
 
 def _flags(study: Study) -> list[Text]:
-    flags = []
+    flags = [f"{code(name)} is left out of this report: {reason}." for name, reason in study.skipped]
     for run in study.runs:
         if not run.finished:
             status = run.record.get("status") or "of unknown status"
             life = f" (last sign of life {moment(run.record.get('updated'))})" if status == "running" else ""
             reason = f": {run.record['error']}" if run.record.get("error") else ""
-            flags.append(f"`{run.name}` is {status}{life}, not finished{reason}.")
+            flags.append(f"{code(run.name)} is {status}{life}, not finished{reason}.")
         if diverged := [
             n for n, s in run.series.items() if n.endswith("/loss") and not math.isfinite(s.values[-1])
         ]:
-            flags.append(f"`{run.name}` diverged: the last {' and '.join(diverged)} is not a finite number.")
-    if dirty := [f"`{run.name}`" for run in study.runs if run.record.get("dirty")]:
+            flags.append(
+                f"{code(run.name)} diverged: the last {' and '.join(diverged)} is not a finite number."
+            )
+    if dirty := [code(run.name) for run in study.runs if run.record.get("dirty")]:
         flags.append(f"Uncommitted changes were in the code of {', '.join(dirty)}.")
     if len({run.record.get("commit") for run in study.runs}) > 1:
         flags.append("The runs come from different commits.")
@@ -90,16 +92,16 @@ def _flags(study: Study) -> list[Text]:
     for run in study.runs:
         if changed := [split for split in ("train", "validation") if "+" in (run.contents(split) or "")]:
             flags.append(
-                f"The contents of data.{' and data.'.join(changed)} changed while `{run.name}` lasted."
+                f"The contents of data.{' and data.'.join(changed)} changed while {code(run.name)} lasted."
             )
-    if unpaired := [f"`{run.name}`" for run in study.unpaired]:
+    if unpaired := [code(run.name) for run in study.unpaired]:
         flags.append(f"Without a partner, hence not in any difference: {', '.join(unpaired)}.")
     return [Text(flag, "warning") for flag in flags]
 
 
 def _exchanged(key: str, groups: list[list[Run]]) -> str:
     """That one setting has meant several data, and for which runs."""
-    parts = [", ".join(f"`{run.name}`" for run in runs) for runs in groups]
+    parts = [", ".join(code(run.name) for run in runs) for runs in groups]
     return (
         f"{key} is the same setting with other contents (made anew in between?) in: {'; in: '.join(parts)}."
     )
@@ -132,7 +134,7 @@ def settings_section(study: Study) -> Section:
     )
     loose = [key for key in keys if key not in (*study.vary, study.pair_by) and _within_variants(study, key)]
     if loose:
-        names = ", ".join(f"`{key}`" for key in loose)
+        names = ", ".join(code(key) for key in loose)
         section.blocks.insert(0, Text(f"{names} differ within a variant: its mean mixes them.", "warning"))
     return section
 

@@ -282,3 +282,17 @@ def _samples(folder: Path) -> Samples | None:
         tuple(folder / _SAMPLES / name for name in files),
         fields.mapping(value, "sampling", index),
     )
+
+
+def folders_without_record(study: Path) -> list[Path]:
+    """Folders of a study in which a run was begun, or is to begin, and which hold no record; sorted."""
+    begun = (_CONFIG, _METRICS, "output.log", "checkpoints")
+    return sorted(
+        folder
+        for folder in study.iterdir()
+        if folder.is_dir()
+        and not folder.name.startswith(".")
+        and folder.name != "report"
+        and not (folder / _RECORD).exists()
+        and (any((folder / name).exists() for name in begun) or not any(folder.iterdir()))
+    )

@@ -1,7 +1,7 @@
 """The report's sections of numbers and curves: metrics, curves, cost."""
 
 from switti.report.comparison import comparison_tables, refusals
-from switti.report.document import Figure, Section, Text
+from switti.report.document import Figure, Section, Text, code
 from switti.report.figures import (
     by_scale_figure,
     curves_figure,
@@ -31,7 +31,7 @@ def metrics_section(study: Study) -> Section:
     section = Section("metrics", "Final metrics", [*comparison_tables(study, names, ratio=False)])
     last = max(run.record.get("step") or 0 for run in study.runs)
     if early := [
-        f"`{run.name}` ({run.record.get('step')})" for run in study.runs if run.record.get("step") != last
+        f"{code(run.name)} ({run.record.get('step')})" for run in study.runs if run.record.get("step") != last
     ]:
         text = f"Ended before step {last}: {', '.join(early)}. Means take each run at its own end, differences do not."
         section.blocks.append(Text(text, "warning"))
@@ -127,7 +127,7 @@ def _clocks(study: Study) -> list[Text]:
     ]
     together = overlapping(study.runs)
     if together:
-        names = "; ".join(f"`{a.name}` and `{b.name}`" for a, b in together[:3])
+        names = "; ".join(f"{code(a.name)} and {code(b.name)}" for a, b in together[:3])
         more = f" and {len(together) - 3} more pairs" if len(together) > 3 else ""
         text = f"Trained at the same time on one host, so that their times are not their own: {names}{more}."
         notes.append(Text(text, "warning"))

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from switti.files import atomic_write
 from switti.report.document import Pictures
-from switti.report.html import open_picture
+from switti.report.images import open_image
 
 COLUMNS = 8
 _SIDE, _GAP, _LABEL = 128, 6, 22  # pixels
@@ -35,7 +35,7 @@ def save_sheet(block: Pictures, folder: Path) -> None:
 
 def _square(path: Path) -> Image.Image:
     """Fitted into a square: small pictures by whole pixels, large ones smoothly."""
-    picture = open_picture(path)
+    picture = open_image(path)
     scale = _SIDE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     picture = picture.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS)

@@ -31,13 +31,17 @@ class Variant:
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared. `variants[0]` is the reference: differences are variant − reference."""
+    """What is compared. `variants[0]` is the reference: differences are variant − reference.
+
+    skipped: (name, why) of run folders that could not be read.
+    """
 
     name: str
     runs: tuple[Run, ...]
     variants: tuple[Variant, ...]
     vary: tuple[str, ...]
     pair_by: str
+    skipped: tuple[tuple[str, str], ...] = ()
 
     def pairs(self, variant: Variant) -> list[tuple[Any, Run, Run]]:
         """(pair value, reference run, variant run) for every value of `pair_by` that both have."""

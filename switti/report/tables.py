@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from switti.escape import spreadsheet_cell
 from switti.files import atomic_write
 from switti.report.study import Study, differing, show
 from switti.report.values import difference, final, metric_names
@@ -80,8 +81,7 @@ def paired_rows(study: Study) -> list[list[Any]]:
 
 
 def write_csv(path: Path, header: Sequence[str], table: list[list[Any]]) -> None:
-    """None becomes an empty cell; floats keep all their digits."""
+    """None becomes an empty cell, floats keep all their digits, text that would be a formula gets an apostrophe."""
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(table)
+        writer.writerows([spreadsheet_cell(cell) for cell in row] for row in (header, *table))

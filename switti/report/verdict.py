@@ -1,6 +1,6 @@
 """The answer in sentences, each computed from the paired differences of one metric."""
 
-from switti.report.document import Text
+from switti.report.document import Text, code
 from switti.report.formatting import interval, number, percent, plural, signed
 from switti.report.statistics import RESAMPLES, Paired
 from switti.report.study import Study, Variant
@@ -114,7 +114,7 @@ def pairs_note(study: Study) -> str:
     shared = "share data order, caption dropping, sampling noise and, where the architectures agree, initial weights"
     seeds = f" Runs of one seed {shared}." if study.pair_by == "seed" else ""
     text = (
-        f"Differences are variant − {study.variants[0].label}, paired by `{study.pair_by}`.{seeds} "
+        f"Differences are variant − {study.variants[0].label}, paired by {code(study.pair_by)}.{seeds} "
         f"Intervals: percentile bootstrap over pairs, {RESAMPLES} resamples, 95 %. A curve's final value is its last "
         "one; training curves use the mean of the last tenth, speed the median. Runs of unequal length are compared "
         "at their last common step."

@@ -18,7 +18,7 @@ from PIL import Image
 from experiments import compare
 from switti.errors import UserError
 from switti.report.formatting import duration, number, plus_minus
-from switti.report.html import data_uri
+from switti.report.images import data_uri
 from switti.report.metric_names import describe
 from switti.report.statistics import spread
 
@@ -87,7 +87,7 @@ def test_page_is_whole_and_self_contained(report: Path) -> None:
     assert all(link.startswith(("#", "data:")) for link in page.links)
     assert all(link[1:] in page.ids for link in page.links if link.startswith("#"))
     assert (
-        "http" not in text
+        not re.search("https?:", text)
         and "script" not in page.tags
         and "@import" not in text
         and not re.search(r"url\([^#]", text)
@@ -177,20 +177,35 @@ def test_nothing_but_a_report_is_overwritten(tmp_path: Path) -> None:
         compare.main([str(run), "--out", str(tmp_path / "out")])
 
 
-def test_a_run_of_another_version_leaves_the_old_report_alone(tmp_path: Path) -> None:
+def test_runs_that_cannot_be_read_are_named_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = tmp_path / "s"
+    for i, name in enumerate(("a", "b", "other", "half", "damaged")):
+        maker.write_run(study / name, maker.config("causal", i, name), maker.record(name, i))
+    (study / "other" / "record.json").write_text(json.dumps(maker.record("other", 2, format=2)))
+    (study / "half" / "record.json").unlink()
+    (study / "damaged" / "metrics.csv").write_bytes(b"\xff\x00\n")
+    (study / "empty").mkdir()
+    (study / ".locks").mkdir()
+    compare.main([str(study)])
+    said = capsys.readouterr()
+    assert said.out.startswith("2 runs, 1 variant")
+    lines = said.err.splitlines()
+    assert len(lines) == 4 and all(line.startswith(f"skipped {study}/") for line in lines)
+    page = re.sub(r"</?code>", "", (study / "report" / "index.html").read_text())
+    assert "4 run folders could not be read and stand apart" in page
+    for name in ("other", "half", "damaged", "empty"):
+        assert f"{name} is left out of this report" in page
+
+    before = (study / "report" / "index.html").read_bytes()
+    with pytest.raises(UserError, match=r"other/record\.json has format 2; this version reads format 1"):
+        compare.main([str(study / "a"), str(study / "other"), "--out", str(study / "report")])
     for name in ("a", "b"):
-        maker.write_run(
-            tmp_path / "s" / name, maker.config("causal", "ab".index(name), name), maker.record(name, 0)
-        )
-    compare.main([str(tmp_path / "s")])
-    page = tmp_path / "s" / "report" / "index.html"
-    before = page.read_bytes()
-    (tmp_path / "s" / "b" / "record.json").write_text(json.dumps(maker.record("b", 1, format=2)))
-    with pytest.raises(
-        UserError, match=r"b/record\.json has format 2; this version reads format 1 only.*without it"
-    ):
-        compare.main([str(tmp_path / "s")])
-    assert page.read_bytes() == before
+        (study / name / "record.json").write_text("[]")
+    with pytest.raises(UserError, match=r"record\.json must hold a JSON object"):
+        compare.main([str(study)])
+    assert (study / "report" / "index.html").read_bytes() == before
 
 
 def test_markdown_tables_have_equal_columns(report: Path) -> None:
@@ -283,7 +298,7 @@ def test_picture_bytes(tmp_path: Path) -> None:
     )
     assert back(data_uri(tmp_path / "large.png")).size == (256, 128)
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"broken\.png is not a readable picture"):
+    with pytest.raises(UserError, match=r"broken\.png is not a readable image"):
         data_uri(tmp_path / "broken.png")
 
 
