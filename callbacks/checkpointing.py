@@ -17,12 +17,12 @@ from callbacks.config import CallbacksConfig
 from switti.agreement import gathered, largest
 from switti.errors import UserError
 from switti.files import read_json, write_json
+from switti.run_folder import CHECKPOINTS
 from switti.sharded import damage as shard_damage
 from switti.sharded import remove
 
 log = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"
 _NAME = re.compile(r"step_(\d+)\.ckpt")
 
 
@@ -197,7 +197,7 @@ def _link(link: Path, target: Path) -> None:
 def build_checkpoint_callback(config: CallbacksConfig, run_dir: str | Path) -> RunCheckpoint:
     """The run's checkpoint callback."""
     return RunCheckpoint(
-        Path(run_dir) / FOLDER,
+        Path(run_dir) / CHECKPOINTS,
         config.checkpoint_every,
         config.keep_last,
         config.keep_every,
@@ -229,7 +229,7 @@ def find_resume(run_dir: str | Path, thorough: bool = True) -> Path | None:
     thorough: compare the bytes of sharded ones with their checksums. Of many ranks only rank zero needs to, whose
     choice counts; the others look at names and sizes.
     """
-    folder = Path(run_dir) / FOLDER
+    folder = Path(run_dir) / CHECKPOINTS
     for step in sorted(steps_in(folder), reverse=True):
         path = folder / f"step_{step:06d}.ckpt"
         reason = damage(path, thorough)

@@ -10,10 +10,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from switti.agreement import gathered, summed
 from switti.files import atomic_write
+from switti.run_folder import DAMAGED
 
 log = logging.getLogger(__name__)
 
-LIST = "damaged.csv"
 COLUMNS = ("step", "kind", "shard", "key", "reason")
 LISTED = 10_000  # more are counted, not listed
 
@@ -27,7 +27,7 @@ class DataDamage(Callback):
     """
 
     def __init__(self, run_dir: str | Path) -> None:
-        self.path = Path(run_dir) / LIST
+        self.path = Path(run_dir) / DAMAGED
         self.read = self.bad = (
             0  # of the order's samples; those that never had a place there are judged beforehand
         )

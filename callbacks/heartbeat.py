@@ -25,11 +25,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.stopping import EXIT_HUNG
 from switti.errors import UserError
-from switti.files import read_json, temporary_beside, write_json
+from switti.files import read_json_object, temporary_beside
+from switti.run_folder import FORMAT, HEARTBEAT, HUNG, rank_file, read_record, write_record
 
-FORMAT = 1
-FOLDER = "heartbeat"
-HUNG = "hung"
 # For the other ranks to print before this one ends: so many heartbeats and seconds at the most.
 _PATIENCE, _SLOWEST = 4, 10.0
 
@@ -41,7 +39,7 @@ class Heartbeat(Callback):
     """
 
     def __init__(self, run_dir: str | Path, every: float, watchdog: float) -> None:
-        self.folder = Path(run_dir) / FOLDER
+        self.folder = Path(run_dir) / HEARTBEAT
         self.every, self.watchdog = every, watchdog
         self.state: dict[str, Any] = {}
         self._trainer: Trainer | None = None
@@ -56,7 +54,7 @@ class Heartbeat(Callback):
         self._trainer = trainer
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for path in (*self.folder.glob("rank_*.json"), self.folder / HUNG):
+            for path in (*self.folder.glob(rank_file("*")), self.folder / HUNG):
                 path.unlink(missing_ok=True)  # of another attempt, perhaps with more ranks
         trainer.strategy.barrier()
         self.state = {
@@ -147,7 +145,7 @@ class Heartbeat(Callback):
             temporary.replace(path)
 
     def _path(self, rank: int) -> Path:
-        return self.folder / f"rank_{rank}.json"
+        return self.folder / rank_file(rank)
 
     def _give_up(self) -> None:
         """Say where all ranks stand, print the stacks of this one, wait for the others to do so, and end."""
@@ -171,7 +169,7 @@ class Heartbeat(Callback):
         """Whether every rank has printed its stacks: the first one that ends makes the launcher end the others."""
         try:
             return all(
-                (read_json(self._path(r)) or {}).get("printed") for r in range(self.state["world_size"])
+                read_json_object(self._path(r)).get("printed") for r in range(self.state["world_size"])
             )
         except (OSError, UserError):
             return False
@@ -181,7 +179,7 @@ class Heartbeat(Callback):
         now, lines = time.time(), []
         for other in range(self.state["world_size"]):
             try:
-                found = read_json(self._path(other)) or {}
+                found = read_json_object(self._path(other))
                 lines.append(
                     f"  rank {other} ({found['host']}, pid {found['pid']}): step {found['step']}, {found['phase']} "
                     f"for {now - found['since']:.0f} s, last seen {now - found['time']:.0f} s ago"
@@ -191,11 +189,11 @@ class Heartbeat(Callback):
         return "\n".join(lines)
 
     def _record(self) -> None:
-        """The main thread is stuck, so that nobody else will tell record.json."""
-        path = self.folder.parent / "record.json"
+        """The main thread is stuck, so that nobody else will tell the record."""
+        run_dir = self.folder.parent
         with suppress(OSError, UserError):
-            if self.state["rank"] == 0 and path.exists():
-                write_json(path, read_json(path) | {"status": "failed", "error": hung_message(self.watchdog)})
+            if self.state["rank"] == 0 and (record := read_record(run_dir)):
+                write_record(run_dir, record | {"status": "failed", "error": hung_message(self.watchdog)})
 
 
 def hung_message(seconds: float) -> str:

@@ -1,6 +1,5 @@
 """metrics.csv: every logged number of a run as one row, in a form that a spreadsheet and a report can both read."""
 
-import csv
 import time
 from argparse import Namespace
 from collections.abc import Mapping
@@ -11,9 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from switti.files import atomic_write
-
-COLUMNS = ("step", "epoch", "metric", "value", "time")
+from switti.run_folder import METRICS, Row, append_metrics, check_metric, rewind_metrics
 
 
 class MetricsCSV(Logger):
@@ -26,7 +23,8 @@ class MetricsCSV(Logger):
 
     def __init__(self, run_dir: str | Path) -> None:
         super().__init__()
-        self.path = Path(run_dir) / "metrics.csv"
+        self.path = Path(run_dir) / METRICS
+        self._names: set[str] = set()
         self._trainer: Trainer | None = None
         self._epoch = 0
 
@@ -49,13 +47,7 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def rewind(self, step: int) -> None:
         """Drop the rows after `step`: a resumed run writes them again. Other rows stay byte for byte."""
-        if not self.path.is_file():
-            return
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and _is_kept(line, step)]
-        if kept != lines:
-            with atomic_write(self.path) as temporary:
-                temporary.write_text("".join(kept), encoding="utf-8")
+        rewind_metrics(self.path.parent, step)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -64,20 +56,14 @@ class MetricsCSV(Logger):
         self._epoch = int(values.pop("epoch", self._epoch))
         if self._trainer is not None:
             step, self._epoch = self._trainer.global_step, self._trainer.current_epoch
-        now = f"{time.time():.3f}"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8", newline="") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            if stream.tell() == 0:
-                writer.writerow(COLUMNS)
-            writer.writerows(
-                (step, self._epoch, name, repr(float(value)), now) for name, value in values.items()
-            )
+        if not self._names:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        for name in values.keys() - self._names:
+            check_metric(name, len(self._names))
+            self._names.add(name)
+        now = time.time()
+        rows = [Row(step or 0, self._epoch, name, float(value), now) for name, value in values.items()]
+        append_metrics(self.path.parent, rows)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: the run folder's config.yaml holds them."""
-
-
-def _is_kept(line: str, step: int) -> bool:
-    first = line.split(",", 1)[0]
-    return first == COLUMNS[0] or (first.isdigit() and int(first) <= step)

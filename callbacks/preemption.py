@@ -20,9 +20,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks.stopping import EXIT_REQUEUE, MARKER, PREEMPTING, Interrupted, StopSignals
+from callbacks.stopping import EXIT_REQUEUE, PREEMPTING, Interrupted, StopSignals
 from switti.agreement import largest
 from switti.files import write_json
+from switti.run_folder import PREEMPTED
 
 REQUEUING = (signal.SIGUSR1, signal.SIGUSR2)
 
@@ -38,7 +39,7 @@ class Preemption(Callback):
     """
 
     def __init__(self, run_dir: str | Path, grace_seconds: float, requeue: bool = True) -> None:
-        self.marker = Path(run_dir) / MARKER
+        self.marker = Path(run_dir) / PREEMPTED
         self.grace_seconds, self.requeue = grace_seconds, requeue
         self._signals = StopSignals(self._start_clock)
         self._clock: threading.Timer | None = None

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from switti.studies import PRUNE
+from switti.run_folder import PRUNE
 
 _SECONDS = 1.0  # between two looks
 

@@ -19,11 +19,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.metrics_log import MetricsCSV
-from switti.files import read_json, write_json
+from switti.errors import UserError
+from switti.run_folder import FORMAT, read_record, write_record
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
 HEARTBEAT_SECONDS = 10.0
 _PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "transformers", "omegaconf", "numpy")
 
@@ -46,7 +46,7 @@ class RunRecord(Callback):
         seed: int,
         tokens_per_image: int,
     ) -> None:
-        self.path = Path(run_dir) / "record.json"
+        self.run_dir = Path(run_dir)
         self.record: dict[str, Any] = {
             "format": FORMAT,
             "name": name,
@@ -62,7 +62,7 @@ class RunRecord(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        self._previous = read_json(self.path, default={})
+        self._previous = read_record(self.run_dir) or {}
         self.record |= {
             "status": "running",
             "error": None,
@@ -115,7 +115,7 @@ class RunRecord(Callback):
             "error": None if interrupted else last_line(exception),
             "ended": _now(),
         }
-        with suppress(OSError):  # the disk may be what failed; the first error is the one to report
+        with suppress(UserError):  # the disk may be what failed; the first error is the one to report
             self._write(trainer, pl_module)
 
     def _heartbeat(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -136,7 +136,7 @@ class RunRecord(Callback):
             "train_seconds": round(seconds, 3),
             "peak_memory_bytes": peak_memory(pl_module.device),
         }
-        write_json(self.path, self.record)
+        write_record(self.run_dir, self.record)
 
 
 def _now() -> str:

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from switti.files import write_json
 from switti.models.text.base import TextEmbedding
+from switti.run_folder import LATEST_SAMPLES, SAMPLES, SAMPLES_INDEX
 from switti.sampling.config import SamplingConfig
 from switti.sampling.pictures import captioned_grid, to_pil
 
@@ -31,7 +32,7 @@ class SampleGrids(Callback):
         seeds: list[int],
         sampling: SamplingConfig,
     ) -> None:
-        self.folder = Path(run_dir) / "samples"
+        self.folder = Path(run_dir) / SAMPLES
         self.every = every
         self.prompts = prompts
         self.text = text
@@ -66,7 +67,7 @@ class SampleGrids(Callback):
                 self._write_latest(pictures, step)
 
     def _write_latest(self, pictures: list, step: int) -> None:
-        latest = self.folder / "latest"
+        latest = self.folder.parent / LATEST_SAMPLES
         latest.mkdir(parents=True, exist_ok=True)
         files = [f"{i:02d}.png" for i in range(len(pictures))]
         for name, picture in zip(files, pictures, strict=True):
@@ -78,4 +79,4 @@ class SampleGrids(Callback):
             "seeds": self.seeds,
             "files": files,
         }
-        write_json(latest / "index.json", index)
+        write_json(latest / SAMPLES_INDEX, index)

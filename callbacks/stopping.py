@@ -10,7 +10,6 @@ from typing import Any
 # sysexits.h EX_TEMPFAIL: nothing is wrong, try again. Schedulers are told to start a run again that ends with it.
 EXIT_REQUEUE = 75
 EXIT_HUNG = 76  # worth another start, too, but not without end
-MARKER = "preempted.json"  # in the folder of a run that ended with EXIT_REQUEUE: torchrun hides the code
 PREEMPTING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 

@@ -20,6 +20,7 @@ from configs.foreign_names import FOREIGN
 from configs.schema import LINKS, RunConfig
 from configs.settings import Setting, walk
 from switti.errors import UserError
+from switti.run_folder import CONFIG
 from switti.suggestions import did_you_mean, not_found, shortened
 
 CONFIGS = Path(__file__).parent
@@ -40,9 +41,9 @@ def load(config: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def from_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The settings saved in a run folder's config.yaml."""
-    path = Path(run_dir) / "config.yaml"
+    path = Path(run_dir) / CONFIG
     if not path.is_file():
-        raise UserError(f"{run_dir} is not a run folder: it has no config.yaml")
+        raise UserError(f"{run_dir} is not a run folder: it has no {CONFIG}")
     return _compose([*_chain(path, ()), _parse_overrides(overrides)], default_name=Path(run_dir).name)
 
 

@@ -20,8 +20,8 @@ from configs.loading import SETTINGS, from_run, get
 from configs.schema import RunConfig
 from experiments.status import average_speed, read_rows
 from switti.errors import UserError
-from switti.files import read_json
-from switti.studies import run_folders, state_of
+from switti.run_folder import CONFIG, read_record
+from switti.studies import read_study, run_folders, state_of
 
 FOLDER = "board"  # below the study's
 _IDENTITY = ("name", "study", "runs_dir")
@@ -34,7 +34,7 @@ class Board:
 
     def __init__(self, study: Path) -> None:
         self.study, self.folder = study, study / FOLDER
-        if (self.folder / "config.yaml").is_file():
+        if (self.folder / CONFIG).is_file():
             raise UserError(f"{self.folder} is a run; rename it, TensorBoard's extra files are kept there")
         for path in self.folder.rglob("events.out.tfevents.*"):
             path.unlink()
@@ -46,7 +46,7 @@ class Board:
         """Write what has changed since the last call."""
         configs = {}
         for path in run_folders(self.study):
-            if (path / "config.yaml").is_file():
+            if (path / CONFIG).is_file():
                 configs[path.name] = from_run(path)
         finals = {name: final_values(self.study / name) for name in configs}
         layout = chart_layout(
@@ -55,9 +55,7 @@ class Board:
         if (content := layout.SerializeToString()) != self._layout:
             self._layout = content
             self._add("", layout_summary(content), 0)
-        for name, varied in varied_settings(
-            configs, read_json(self.study / "study.json", default={})
-        ).items():
+        for name, varied in varied_settings(configs, read_study(self.study)).items():
             self._write_session(name, varied, finals[name])
 
     def close(self) -> None:
@@ -67,7 +65,7 @@ class Board:
     def _write_session(self, name: str, varied: dict[str, Any], values: dict[str, float]) -> None:
         """One row of the HParams table: what was varied, and the newest values."""
         state = state_of(self.study / name)
-        step = int(read_json(self.study / name / "record.json")["step"])
+        step = (read_record(self.study / name) or {}).get("step", 0)
         if (now := (varied, values, state)) == self._written.get(name):
             return
         if self._written.get(name, (None,))[0] != varied:
@@ -88,9 +86,8 @@ class Board:
 
 def final_values(run_dir: Path) -> dict[str, float]:
     """Metric → newest value, of those that the table shows; with the speed of the whole training."""
-    rows = read_rows(run_dir / "metrics.csv")
-    values = {metric: value for _, metric, value, _ in rows if _FINAL.fullmatch(metric)}
-    speed = average_speed(read_json(run_dir / "record.json"))
+    values = {row.metric: row.value for row in read_rows(run_dir) if _FINAL.fullmatch(row.metric)}
+    speed = average_speed(read_record(run_dir) or {})
     return values | ({"time/steps_per_second": speed} if speed else {})
 
 
@@ -98,9 +95,9 @@ def varied_settings(configs: dict[str, RunConfig], study: dict[str, Any]) -> dic
     """Run → the settings that the study varies or in which the runs differ, as what TensorBoard can show."""
     space = (study.get("search") or {}).get("space", {})
     planned = {
-        *study.get("vary", {}),
+        *(study.get("vary") or {}),
         *space,
-        *(name for point in study.get("points", {}).values() for name in point),
+        *(name for point in (study.get("points") or {}).values() for name in point),
     }
     names = [
         name

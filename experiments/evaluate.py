@@ -28,6 +28,7 @@ from experiments.command import run
 from switti.errors import UserError
 from switti.files import write_json
 from switti.report.runs import find_runs
+from switti.run_folder import CONFIG, EVALUATION
 
 if TYPE_CHECKING:
     from configs.schema import RunConfig
@@ -91,9 +92,9 @@ def main(argv: list[str]) -> int:
     for result, timings in zip(results, time_runs(runs), strict=True):
         result |= timings
     for trained, result in zip(runs, results, strict=True):
-        write_json(trained.folder / "evaluation.json", result)
+        write_json(trained.folder / EVALUATION, result)
         show(result)
-        print(trained.folder / "evaluation.json")
+        print(trained.folder / EVALUATION)
     return 0
 
 
@@ -114,7 +115,7 @@ def split_words(words: list[str]) -> tuple[list[Path], list[str]]:
         if word in settings:
             continue
         path = Path(word)
-        known = path.is_file() or (path / "config.yaml").is_file()
+        known = path.is_file() or (path / CONFIG).is_file()
         targets += [path] if known else find_runs([word])
     if not targets:
         raise UserError(f"no run is given besides the settings {' '.join(settings)}")

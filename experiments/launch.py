@@ -12,10 +12,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from callbacks.stopping import EXIT_HUNG, EXIT_REQUEUE, MARKER
+from callbacks.stopping import EXIT_HUNG, EXIT_REQUEUE
 from configs.study import PlannedRun
-from switti.files import read_json
-from switti.studies import PRUNE
+from switti.errors import UserError
+from switti.run_folder import PREEMPTED, PRUNE, read_record
 
 TRAIN = ["-m", "experiments.train"]  # what Python is given, before a run's arguments
 REQUEUE = (EXIT_REQUEUE, EXIT_HUNG)  # ends of a run that is worth another start
@@ -199,12 +199,12 @@ def goes_on(outcome: Outcome, steps: dict[str, int]) -> bool:
     job = outcome.job
     if outcome.code == 0 or (job.folder / PRUNE).is_file():
         return False
-    if outcome.code not in REQUEUE and not (job.folder / MARKER).is_file():
+    if outcome.code not in REQUEUE and not (job.folder / PREEMPTED).is_file():
         return False
-    before, now = (
-        steps.get(job.name, 0),
-        int(read_json(job.folder / "record.json", default={}).get("step") or 0),
-    )
+    try:
+        before, now = steps.get(job.name, 0), (read_record(job.folder) or {}).get("step", 0)
+    except UserError:  # the next start says what is wrong with it
+        return False
     steps[job.name] = now
     return now > before
 

@@ -16,7 +16,7 @@ from typing import IO
 from configs.study import PlannedRun
 from experiments.launch import TRAIN, Job, Outcome, last_state, tail_of, torchrun
 from switti.errors import UserError
-from switti.studies import LOG
+from switti.run_folder import LOG
 
 _TAIL_BYTES = 1 << 16
 

@@ -25,7 +25,7 @@ from configs.study import PlannedRun
 from experiments.launch import TRAIN, Job, Outcome, tail_of
 from switti.errors import UserError
 from switti.files import write_json
-from switti.studies import LOG, QUEUED
+from switti.run_folder import LOG, QUEUED
 
 try:
     import submitit

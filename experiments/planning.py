@@ -7,9 +7,9 @@ from configs.loading import from_run
 from configs.study import FORMAT, PlannedRun, Study
 from experiments.train import check_resumable
 from switti.errors import UserError
-from switti.files import read_json, write_json
-from switti.report.runs import RECORD_FORMAT
-from switti.studies import State, alone
+from switti.files import write_json
+from switti.run_folder import CONFIG, STUDY, read_record
+from switti.studies import State, alone, read_study
 
 ACTIONS: dict[State, str] = {
     "new": "start",
@@ -21,7 +21,6 @@ ACTIONS: dict[State, str] = {
     "queued": "skip",
     "pruned": "skip",
 }
-_FILE = "study.json"
 _SAME = ("base", "pair_by")  # of study.json
 _REMEDY = "give this study another name (study=…) or remove the folder"
 
@@ -39,13 +38,11 @@ def print_plan(study: Study, states: dict[str, State]) -> None:
 def check_same(planned: PlannedRun, state: State) -> None:
     """UserError if the run's folder holds a run with other settings, which must not be taken for this one."""
     folder = planned.config.run_dir
-    version = read_json(folder / "record.json", default={}).get("format", RECORD_FORMAT)
-    if version != RECORD_FORMAT:
-        raise UserError(
-            f"{folder} was made by another version (its record.json has format {version}, this one writes "
-            f"{RECORD_FORMAT}): {_REMEDY}"
-        )
-    if not (folder / "config.yaml").is_file():
+    try:
+        read_record(folder)
+    except UserError as error:
+        raise UserError(f"run {planned.name}: {error}") from error
+    if not (folder / CONFIG).is_file():
         return
     try:
         saved = from_run(folder)
@@ -59,16 +56,16 @@ def check_same(planned: PlannedRun, state: State) -> None:
 
 def check_study(study: Study) -> None:
     """UserError if the folder holds another study."""
-    if (saved := read_json(study.folder / _FILE)) is not None:
+    if saved := read_study(study.folder):
         _check_definition(study, saved, study.as_dict())
 
 
 def save_study(study: Study) -> None:
     """Write study.json, or add new values and runs to it."""
-    path, now = study.folder / _FILE, study.as_dict()
+    path, now = study.folder / STUDY, study.as_dict()
     with alone(study.folder):
-        saved = read_json(path)
-        if saved is not None:
+        saved = read_study(study.folder)
+        if saved:
             _check_definition(study, saved, now)
             old = saved["vary"]
             now["vary"] = {name: _union(old.get(name, []), values) for name, values in now["vary"].items()}

@@ -19,7 +19,8 @@ from experiments.launch import Job, Outcome, job_of
 from experiments.planning import ACTIONS
 from switti.errors import UserError
 from switti.files import write_json
-from switti.studies import PRUNE, alone, claim, metric_values, state_of
+from switti.run_folder import PRUNE, metric_values
+from switti.studies import alone, claim, state_of
 
 try:
     import optuna

@@ -8,8 +8,6 @@ On a terminal the table is shown again every few seconds until Ctrl-C; elsewhere
 """
 
 import argparse
-import csv
-import os
 import shutil
 import sys
 import time
@@ -19,18 +17,16 @@ from typing import Any
 
 from experiments.command import run
 from switti.errors import UserError
-from switti.files import read_json
-from switti.studies import find_study, heartbeat_age, state_of
+from switti.files import read_json_object
+from switti.run_folder import HEARTBEAT, LOG, RECORD, Row, rank_file, read_metrics, read_record
+from switti.studies import find_study, heartbeat_age, read_study, state_of
 
-_TAIL_BYTES = (
-    1 << 20
-)  # of metrics.csv: enough for the last value of what is logged often, and of most that is not
+# Of the metrics: enough for the last value of what is logged often, and of most that is not.
+_TAIL_BYTES = 1 << 20
 _LOSSES = {"train/loss": "train loss", "validation/loss": "validation loss"}
 _METRICS = "metrics/"
 _RECENT = 20  # logged values over which the speed of a run is taken
 _HOME, _CLEAR_LINE, _CLEAR_REST, _CLEAR = "\x1b[H", "\x1b[K", "\x1b[J", "\x1b[2J"
-
-Rows = list[tuple[int, str, float, float]]  # step, metric, value, Unix time
 
 
 def main(arguments: list[str]) -> int:
@@ -70,43 +66,48 @@ def table(folder: Path) -> str:
     runs = planned_runs(folder)
     if not runs:
         return f"no run in {folder} has started"
-    found = {name: read_rows(folder / name / "metrics.csv") for name in runs}
-    last = {name: {metric: value for _, metric, value, _ in rows} for name, rows in found.items()}
+    found: dict[str, list[Row]] = {}
+    cells: dict[str, list[str]] = {}
+    problems = []
+    for name in runs:
+        try:
+            found[name] = read_rows(folder / name)
+            cells[name] = [*_progress(folder / name, found[name]), _age(folder / name)]
+        except UserError as error:  # a damaged run must not hide the others
+            found[name], cells[name] = [], ["unreadable", "–", "–", "–", "–"]
+            problems.append(str(error))
+    last = {name: {row.metric: row.value for row in rows} for name, rows in found.items()}
     metrics = sorted({metric for values in last.values() for metric in values if metric.startswith(_METRICS)})
     shown = [*_LOSSES, *metrics]
     head = [_LOSSES.get(metric, metric.removeprefix(_METRICS)) for metric in shown]
     lines = [["run", "state", "step", "steps/s", "left", *head, "seen"]]
     for name in runs:
-        try:
-            cells, seen = _progress(folder / name, found[name]), _age(folder / name)
-        except UserError:  # a damaged record must not hide the other runs
-            cells, seen = ["unreadable", "–", "–", "–"], "–"
         values = [f"{last[name][metric]:.4f}" if metric in last[name] else "–" for metric in shown]
-        lines.append([name, *cells, *values, seen])
+        *progress, seen = cells[name]
+        lines.append([name, *progress, *values, seen])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
     ]
-    return "\n".join([*(line.rstrip() for line in padded), "", _counts([line[1] for line in lines[1:]])])
+    counts = _counts([line[1] for line in lines[1:]])
+    return "\n".join([*(line.rstrip() for line in padded), "", counts, *problems])
 
 
 def planned_runs(folder: Path) -> list[str]:
     """Names of the runs that study.json plans, then of others that have a folder."""
-    planned = [entry["name"] for entry in read_json(folder / "study.json", default={}).get("runs", [])]
-    started = sorted(
-        path.parent.name for name in ("record.json", "output.log") for path in folder.glob(f"*/{name}")
-    )
+    planned = [entry["name"] for entry in read_study(folder).get("runs") or []]
+    started = sorted(path.parent.name for name in (RECORD, LOG) for path in folder.glob(f"*/{name}"))
     return list(dict.fromkeys([*planned, *started]))
 
 
-def _progress(run_dir: Path, rows: Rows) -> list[str]:
+def _progress(run_dir: Path, rows: list[Row]) -> list[str]:
     """State, step, speed, time left."""
-    record: dict[str, Any] = read_json(run_dir / "record.json", default={})
+    record = read_record(run_dir)
     state = str(state_of(run_dir))
     if not record:
         return [state, "–", "–", "–"]
-    step, steps = record["step"], record["max_steps"]
-    step = max([step, *(row[0] for row in rows[-1:])]) if state == "running" else step
+    step, steps = record.get("step", 0), record.get("max_steps", 0)
+    step = max([step, *(row.step for row in rows[-1:])]) if state == "running" else step
     speed = (recent_speed(rows, record) if state == "running" else None) or average_speed(record)
     left = (steps - step) / speed if speed and state == "running" else None
     if state == "failed" and record.get("error"):
@@ -116,10 +117,10 @@ def _progress(run_dir: Path, rows: Rows) -> list[str]:
     return [state, f"{step}/{steps}", f"{speed:.2f}" if speed else "–", duration(left)]
 
 
-def recent_speed(rows: Rows, record: dict[str, Any]) -> float | None:
+def recent_speed(rows: list[Row], record: dict[str, Any]) -> float | None:
     """Steps a second over the last logged values; before a run was resumed they say nothing."""
     begun = max(record.get("resumed", []), default=0)
-    points = [(step, moment) for step, metric, _, moment in rows if metric == "train/loss" and step > begun]
+    points = [(row.step, row.time) for row in rows if row.metric == "train/loss" and row.step > begun]
     if len(points) < 2:
         return None
     (first, start), (last, end) = points[-_RECENT:][0], points[-1]
@@ -128,13 +129,13 @@ def recent_speed(rows: Rows, record: dict[str, Any]) -> float | None:
 
 def average_speed(record: dict[str, Any]) -> float | None:
     """Steps a second of the whole training."""
-    seconds = record.get("train_seconds")
-    return record["step"] / seconds if seconds and record["step"] else None
+    seconds, step = record.get("train_seconds"), record.get("step")
+    return step / seconds if seconds and step else None
 
 
 def _phase(run_dir: Path) -> str | None:
-    with suppress(UserError, AttributeError):
-        return (read_json(run_dir / "heartbeat" / "rank_0.json") or {}).get("phase")
+    with suppress(UserError):
+        return read_json_object(run_dir / HEARTBEAT / rank_file(0)).get("phase")
     return None
 
 
@@ -149,16 +150,9 @@ def _counts(states: list[str]) -> str:
     return ", ".join(f"{plain.count(state)} {state}" for state in dict.fromkeys(plain))
 
 
-def read_rows(path: Path) -> Rows:
-    """The last part of a metrics.csv; empty if there is no such file yet."""
-    if not path.is_file():
-        return []
-    with path.open("rb") as stream:
-        stream.seek(max(0, os.path.getsize(path) - _TAIL_BYTES))
-        text = stream.read().decode(errors="replace")
-    lines = text[: text.rfind("\n") + 1].splitlines()  # the last one may be being written
-    rows = (row for row in csv.reader(lines) if len(row) == 5 and row[0].isdigit())
-    return [(int(step), metric, float(value), float(moment)) for step, _epoch, metric, value, moment in rows]
+def read_rows(run_dir: Path) -> list[Row]:
+    """The newest rows of a run's metrics."""
+    return read_metrics(run_dir, last_bytes=_TAIL_BYTES)
 
 
 def duration(seconds: float | None) -> str:

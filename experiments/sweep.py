@@ -24,7 +24,7 @@ from experiments.launch import REQUEUE, Job, Launcher, Outcome, Source, drive, j
 from experiments.launch_local import LocalLauncher
 from experiments.planning import ACTIONS, check_same, check_study, print_plan, save_study
 from switti.errors import UserError
-from switti.files import read_json
+from switti.run_folder import read_record
 from switti.studies import claim, state_of
 
 
@@ -163,7 +163,7 @@ def _is_interrupted(outcome: Outcome) -> bool:
 
 def _why(outcome: Outcome) -> str:
     """The error in a line: from the record, or what a command says last when a user is to blame."""
-    if error := read_json(outcome.job.folder / "record.json", default={}).get("error"):
+    if error := (read_record(outcome.job.folder) or {}).get("error"):
         return error
     said = [line.removeprefix("error: ") for line in outcome.tail if line.startswith("error: ")]
     return said[-1] if said else f"exit code {outcome.code}"

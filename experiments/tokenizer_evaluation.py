@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from datamodules.config import DataConfig
 from switti.errors import UserError
+from switti.run_folder import CONFIG
 
 if TYPE_CHECKING:
     import torch
@@ -154,7 +155,7 @@ def open_tokenizer(source: str, scales: list[int] | None) -> "RQVAE":
     from switti.loading import load_tokenizer
 
     folder = Path(source)
-    if not (folder / "config.yaml").is_file():
+    if not (folder / CONFIG).is_file():
         return load_tokenizer(source, scales=scales)
     config = from_run(folder)
     if config.task == "generator":

@@ -19,7 +19,8 @@ from configs.schema import RunConfig
 from experiments.command import run
 from lightning_modules.launching import check_launch
 from switti.errors import UserError
-from switti.files import atomic_write, read_json
+from switti.files import atomic_write
+from switti.run_folder import CONFIG, read_record
 
 # What may change when a run is resumed: where and how fast it runs, what is watched, and the end. With another
 # max_steps the rest of the schedule is another one, too.
@@ -52,8 +53,8 @@ def main(argv: list[str]) -> int:
     config = load(options.config, options.settings)
     if options.show:
         return show(config)
-    record = read_json(config.run_dir / "record.json", default={})
-    if record.get("status") == "finished" and record["step"] >= config.trainer.max_steps:
+    record = read_record(config.run_dir) or {}
+    if record.get("status") == "finished" and record.get("step", 0) >= config.trainer.max_steps:
         print(
             f"{config.run_dir} is finished at step {record['step']}; nothing to do "
             "(raise trainer.max_steps to go on, choose another name=… for a new run)"
@@ -110,7 +111,7 @@ def train(config: RunConfig) -> None:
     """Fit from the start or from the newest whole checkpoint."""
     folder = config.run_dir
     check_launch(config.trainer)
-    if (folder / "config.yaml").is_file():
+    if (folder / CONFIG).is_file():
         check_resumable(config, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +136,7 @@ def train(config: RunConfig) -> None:
     module = build_module(config, fresh=checkpoint is None)
     trainer = build_trainer(config, build_callbacks(config, datamodule, encoder))
     if trainer.is_global_zero:
-        with atomic_write(folder / "config.yaml") as temporary:
+        with atomic_write(folder / CONFIG) as temporary:
             temporary.write_text(to_yaml(config), encoding="utf-8")
         print(f"{folder}: " + (f"resuming from {checkpoint.name}" if checkpoint else "starting"), flush=True)
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=False)

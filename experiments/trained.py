@@ -20,6 +20,7 @@ from switti.models.rqvae import RQVAE, check_codes
 from switti.models.text.base import build_text_encoder
 from switti.models.transformer import ScaleTransformer
 from switti.published import GENERATORS
+from switti.run_folder import CONFIG
 from switti.sampling.pipeline import SwittiPipeline, changed
 from switti.sharded import STATE, is_sharded, read_tensors
 
@@ -31,11 +32,11 @@ def find_run(target: Path) -> tuple[Path, Path]:
     """(run folder, checkpoint) of a run folder or of one of its checkpoints."""
     if is_checkpoint(target):
         folder = target.parent.parent
-        if not (folder / "config.yaml").is_file():
-            raise UserError(f"{target} lies in no run folder: {folder} has no config.yaml")
+        if not (folder / CONFIG).is_file():
+            raise UserError(f"{target} lies in no run folder: {folder} has no {CONFIG}")
         return folder, target
-    if not (target / "config.yaml").is_file():
-        raise UserError(f"{target} is neither a checkpoint nor a run folder (no config.yaml in it)")
+    if not (target / CONFIG).is_file():
+        raise UserError(f"{target} is neither a checkpoint nor a run folder (no {CONFIG} in it)")
     checkpoint = find_resume(target)
     if checkpoint is None:
         raise UserError(f"{target} has no whole checkpoint yet; train it with `python -m experiments.train`")
@@ -50,7 +51,7 @@ def is_checkpoint(target: Path) -> bool:
 def is_run(target: Path) -> bool:
     """Whether `target` is a run folder or one of its checkpoints, rather than exported or published weights."""
     folder = target.parent.parent if is_checkpoint(target) else target
-    return (folder / "config.yaml").is_file()
+    return (folder / CONFIG).is_file()
 
 
 def averaged_state(checkpoint: Path, averaged: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -163,7 +164,7 @@ def _read_initial(source: str) -> tuple[GeneratorConfig, dict[str, Tensor], Mapp
     if not is_run(path):
         plain = path.is_file() and not path.with_name("config.json").is_file()
         if plain and path.suffix == ".ckpt":
-            raise UserError(f"init_from={source} lies in no run folder, whose config.yaml says what it is")
+            raise UserError(f"init_from={source} lies in no run folder, whose {CONFIG} says what it is")
         return *read_generator(source), known_codes(source)
     folder, checkpoint = find_run(path)
     before = from_run(folder)

@@ -92,17 +92,18 @@ def free_space(folder: Path) -> str:
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path, parents: bool = True) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success fsync it and move it over `path`, on any failure remove it.
 
-    A reader (or a crash, or a full disk) sees the old file or the new one, never a part. Parent folders are made.
-    Several writers at once do not disturb each other: the last one to finish wins. Raises UserError if `path` is
-    anything but a regular file, or if it cannot be written.
+    A reader (or a crash, or a full disk) sees the old file or the new one, never a part. parents: make the folders
+    above it; otherwise a missing one is an error. Several writers at once do not disturb each other: the last one to
+    finish wins. Raises UserError if `path` is anything but a regular file, or if it cannot be written.
     """
     target = check_target(path)
     temporary = unique_temporary(target)
     with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if parents:
+            target.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
             sync_file(temporary)
@@ -133,9 +134,9 @@ def sync_folder(path: Path) -> None:
         _fsync(path, os.O_RDONLY)
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
-    with atomic_write(path) as temporary:
+def write_json(path: str | Path, value: Any, parents: bool = True) -> None:
+    """Write `value` as indented JSON, atomically. parents: as for `atomic_write`."""
+    with atomic_write(path, parents) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -5,7 +5,6 @@ running from the moment in which it is started until the last of its processes h
 A run that waits in a cluster's queue has a `queued.json`; one that a search has given up a `prune.json`.
 """
 
-import csv
 import fcntl
 import os
 import shutil
@@ -14,32 +13,55 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from switti.errors import UserError
-from switti.files import read_json
+from switti.files import read_json_object
+from switti.run_folder import (
+    HEARTBEAT,
+    LOG,
+    PRUNE,
+    QUEUED,
+    RECORD,
+    STUDY,
+    rank_file,
+    read_record,
+    seconds_since,
+)
 from switti.suggestions import not_found
 
 State = Literal["new", "queued", "running", "finished", "failed", "interrupted", "killed", "pruned"]
 
-LOG = "output.log"  # in the run folder: what the run printed, of all its attempts
-QUEUED = "queued.json"
-PRUNE = "prune.json"
 _SILENT_SECONDS = 600.0  # a run on another host that has given no sign of life for this long counts as killed
 _CLOCKS_DIFFER = 5.0  # seconds between two ways to tell the time
 _LOCKS = ".locks"
 _STOPPED = b"error: interrupted\n"  # the last words of a command after Ctrl-C
 _ALL = ".study"  # beside the locks of the runs
 _CLAIM_ATTEMPTS, _CLAIM_PAUSE = 5, 0.02  # a reader of the state holds the lock for an instant
+_RESTORE = "restore the file, or remove it: the next sweep writes it again"
 _SQUEUE_SECONDS = 5  # how long an answer of the cluster's queue is believed
 
 
 def run_folders(study: str | Path) -> Iterator[Path]:
     """The runs of a study folder, runs/<study>, in the order of their names."""
-    yield from sorted(path.parent for path in Path(study).glob("*/record.json"))
+    yield from sorted(path.parent for path in Path(study).glob(f"*/{RECORD}"))
+
+
+def read_study(study: str | Path) -> dict[str, Any]:
+    """study.json, which a sweep writes, checked as far as its parts are used; {} if the study has none."""
+    path = Path(study) / STUDY
+    content = read_json_object(path)
+    for key, kind in (("vary", dict), ("points", dict), ("search", dict), ("runs", list)):
+        if not isinstance(content.get(key) or kind(), kind):
+            raise UserError(
+                f"{path}: {key} must be {kind.__name__}, not {str(content[key])[:60]!r}; {_RESTORE}"
+            )
+    for run in content.get("runs") or []:
+        if not isinstance(run, dict) or not isinstance(run.get("name"), str):
+            raise UserError(f"{path}: each of runs must have a name, unlike {str(run)[:60]!r}; {_RESTORE}")
+    return content
 
 
 def find_study(study: str, runs_dir: str | Path = "runs") -> Path:
@@ -57,7 +79,7 @@ def state_of(run_dir: str | Path, held: bool = False) -> State:
     held: the caller holds the run's lock, so that it says nothing.
     """
     folder = Path(run_dir)
-    state = state_of_record(read_json(folder / "record.json"))
+    state = state_of_record(read_record(folder))
     if state in ("finished", "running"):
         return state
     if is_queued(folder):
@@ -88,10 +110,10 @@ def state_of_record(record: dict[str, Any] | None) -> State:
 
 def _is_alive(record: dict[str, Any]) -> bool:
     if record.get("host") != socket.gethostname():
-        return seconds_since(record["updated"]) < _SILENT_SECONDS
+        return "updated" in record and seconds_since(record["updated"]) < _SILENT_SECONDS
     try:
         os.kill(record["pid"], 0)  # signal 0 asks only whether the process is there
-    except ProcessLookupError:
+    except (KeyError, ProcessLookupError):
         return False
     except PermissionError:
         pass
@@ -110,19 +132,16 @@ def _is_another(pid: int, record: dict[str, Any]) -> bool:
     return state in "ZX" or ("updated" in record and age + _CLOCKS_DIFFER < seconds_since(record["updated"]))
 
 
-def seconds_since(moment: str) -> float:
-    """Seconds from an ISO time with zone, as in record.json, to now."""
-    return (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()
-
-
 def heartbeat_age(run_dir: str | Path) -> float | None:
     """Seconds since the most silent rank's sign of life: one that hangs is what one wants to see. None: no sign."""
     ages = []
-    for path in Path(run_dir).glob("heartbeat/rank_*.json"):
-        with suppress(UserError, KeyError, TypeError, ValueError):  # a file of another version says nothing
-            moment = read_json(path)["time"]
+    for path in (Path(run_dir) / HEARTBEAT).glob(rank_file("*")):
+        with suppress(
+            UserError, OSError, KeyError, TypeError, ValueError
+        ):  # a file of another version says nothing
+            moment = read_json_object(path)["time"]
             ages.append(seconds_since(moment) if isinstance(moment, str) else time.time() - moment)
-    if not ages and (record := read_json(Path(run_dir) / "record.json")):
+    if not ages and "updated" in (record := read_record(run_dir) or {}):
         ages.append(seconds_since(record["updated"]))
     return max(ages, default=None)
 
@@ -181,7 +200,7 @@ def is_queued(run_dir: str | Path) -> bool:
 
     Where the queue cannot be asked the job counts as queued: to start a run twice would be worse.
     """
-    job = (read_json(Path(run_dir) / QUEUED) or {}).get("job")
+    job = read_json_object(Path(run_dir) / QUEUED).get("job")
     if job is None:
         return False
     jobs = _queue(int(time.monotonic() / _SQUEUE_SECONDS))
@@ -201,14 +220,3 @@ def _queue(moment: int) -> frozenset[str] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return frozenset(done.stdout.split())
-
-
-def metric_values(run_dir: str | Path, metric: str) -> dict[int, float]:
-    """Step → value of one metric in metrics.csv; a later value of a step replaces the earlier one."""
-    try:
-        text = (Path(run_dir) / "metrics.csv").read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return {}
-    whole = text[: text.rfind("\n") + 1]  # a line may just be being written
-    rows = (row for row in csv.reader(whole.splitlines()) if len(row) == 5 and row[2] == metric)
-    return {int(step): float(value) for step, _epoch, _metric, value, _time in rows}

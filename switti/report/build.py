@@ -15,6 +15,7 @@ from switti.report.scale_section import scales_section
 from switti.report.sections import cost_section, curves_section, metrics_section
 from switti.report.study import Study, show, sort_values
 from switti.report.verdict import label_variants, verdict
+from switti.run_folder import RECORD
 
 _TITLE = 70  # characters of variants' labels that a heading can take
 _MARK = '<section id="conventions">'  # stands in every report's page
@@ -81,7 +82,7 @@ def check_folder(folder: Path) -> None:
     page = folder / "index.html"
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give a folder for the report (--out)")
-    if (folder / "record.json").exists():
+    if (folder / RECORD).exists():
         raise UserError(f"{folder} is a run's folder; give another one for the report (--out)")
     if page.exists() and _MARK not in page.read_text(encoding="utf-8", errors="replace"):
         raise UserError(f"{page} is not a report and would be overwritten; give another folder (--out)")

@@ -1,7 +1,5 @@
 """Run folders into dataclasses. This is the only place of the report that opens a run's files."""
 
-import csv
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,12 +8,23 @@ import numpy as np
 import yaml
 
 from switti.errors import UserError
+from switti.files import read_bytes, read_json_object
 from switti.report import fields
+from switti.run_folder import (
+    CHECKPOINTS,
+    CONFIG,
+    EVALUATION,
+    LATEST_SAMPLES,
+    LOG,
+    METRICS,
+    RECORD,
+    SAMPLES_INDEX,
+    read_metrics,
+    read_record,
+)
 from switti.suggestions import did_you_mean, not_found
 
-RECORD_FORMAT = 1
-_RECORD, _CONFIG, _METRICS, _EVALUATION = "record.json", "config.yaml", "metrics.csv", "evaluation.json"
-_SAMPLES = Path("samples") / "latest"
+_MAX_CONFIG_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -113,12 +122,10 @@ def find_runs(targets: list[str], runs_dir: str | Path = "runs") -> list[Path]:
             known = sorted(path.name for path in Path(runs_dir).glob("*") if path.is_dir())
             raise UserError(not_found("study", target, f"below {runs_dir}/", known))
         inside = (
-            [folder]
-            if (folder / _RECORD).is_file()
-            else [path.parent for path in folder.glob(f"*/{_RECORD}")]
+            [folder] if (folder / RECORD).is_file() else [path.parent for path in folder.glob(f"*/{RECORD}")]
         )
         if not inside:
-            raise UserError(f"no runs found in '{folder}': neither it nor a folder in it holds a {_RECORD}")
+            raise UserError(f"no runs found in '{folder}': neither it nor a folder in it holds a {RECORD}")
         found += inside
     return sorted({path.resolve(): path for path in found}.values(), key=lambda path: path.as_posix())
 
@@ -126,50 +133,22 @@ def find_runs(targets: list[str], runs_dir: str | Path = "runs") -> list[Path]:
 def read_run(path: str | Path) -> Run:
     """Read one run folder. Raises UserError for another record format and for files that are not what they claim."""
     path = Path(path)
-    record = _read_json(path / _RECORD)
-    _check_record(record, path / _RECORD)
+    record = read_record(path)
+    if record is None:
+        raise UserError(f"{path} is not a run folder: it has no {RECORD}")
     return Run(
         path,
-        _read_config(path / _CONFIG),
+        _read_config(path / CONFIG),
         record,
-        _read_series(path / _METRICS),
+        _read_series(path),
         _evaluation(path),
         _samples(path),
     )
 
 
-def _check_record(record: dict[str, Any], path: Path) -> None:
-    """The format, and the kind of what is computed with; the rest is only shown."""
-    if record.get("format") != RECORD_FORMAT:
-        raise UserError(
-            f"{path} has format {record.get('format')!r}; this version reads format {RECORD_FORMAT} only: "
-            "compare it with the version that made it, or name the runs without it"
-        )
-    for key in ("train_seconds", "peak_memory_bytes", "step", "world_size"):
-        fields.number(record, key, path)
-    for key in ("started", "updated", "ended"):
-        fields.text(record, key, path)
-    fields.number(fields.mapping(record, "parameters", path), "trained", path)
-    fields.mapping(record, "versions", path)
-    fields.items(record, "resumed", path, int)
-    data = fields.mapping(record, "data", path)
-    for split in data:
-        fields.text(fields.mapping(data, split, path), "digest", path)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read_text(path))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object, not {type(value).__name__}")
-    return value
-
-
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_bytes(path, _MAX_CONFIG_BYTES).decode("utf-8")
     except UnicodeDecodeError:
         raise UserError(f"{path} is not text in UTF-8") from None
 
@@ -197,23 +176,11 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read_series(path: Path) -> dict[str, Series]:
-    """metrics.csv in long format. A later value for a step replaces the earlier; a cut last line is left out."""
+def _read_series(folder: Path) -> dict[str, Series]:
+    """A later value for a step replaces the earlier."""
     points: dict[str, dict[int, float]] = {}
-    if not path.is_file():
-        return {}
-    text = _read_text(path)
-    complete = text[: text.rfind("\n") + 1]  # a run in progress may be in the middle of writing a line
-    if not complete:
-        return {}
-    reader = csv.DictReader(complete.splitlines())
-    if missing := {"step", "metric", "value"} - set(reader.fieldnames or ()):
-        raise UserError(f"{path} lacks the columns {sorted(missing)}")
-    for row in reader:
-        try:
-            points.setdefault(row["metric"], {})[int(row["step"])] = float(row["value"])
-        except (TypeError, ValueError):
-            raise UserError(f"{path}, line {reader.line_num}: step or value is not a number") from None
+    for row in read_metrics(folder):
+        points.setdefault(row.metric, {})[row.step] = row.value
     return {name: _series(by_step) for name, by_step in points.items()}
 
 
@@ -223,10 +190,10 @@ def _series(by_step: dict[int, float]) -> Series:
 
 
 def _evaluation(folder: Path) -> Evaluation | None:
-    path = folder / _EVALUATION
-    if not path.is_file():
+    path = folder / EVALUATION
+    if not path.exists():
         return None
-    value = _read_json(path)
+    value = read_json_object(path)
     return Evaluation(
         value.get("step"),
         _numbers(value, "metrics", path),
@@ -265,10 +232,10 @@ def _sampling(tree: dict[str, Any], key: str, path: Path) -> Sampling | None:
 
 
 def _samples(folder: Path) -> Samples | None:
-    index = folder / _SAMPLES / "index.json"
-    if not index.is_file():
+    index = folder / LATEST_SAMPLES / SAMPLES_INDEX
+    if not index.exists():
         return None
-    value = _read_json(index)
+    value = read_json_object(index)
     kinds = {"prompts": str, "seeds": int, "files": str}
     prompts, seeds, files = (fields.items(value, key, index, kind) for key, kind in kinds.items())
     if not len(prompts) == len(seeds) == len(files):
@@ -279,20 +246,20 @@ def _samples(folder: Path) -> Samples | None:
         value.get("step"),
         tuple(prompts),
         tuple(seeds),
-        tuple(folder / _SAMPLES / name for name in files),
+        tuple(index.parent / name for name in files),
         fields.mapping(value, "sampling", index),
     )
 
 
 def folders_without_record(study: Path) -> list[Path]:
     """Folders of a study in which a run was begun, or is to begin, and which hold no record; sorted."""
-    begun = (_CONFIG, _METRICS, "output.log", "checkpoints")
+    begun = (CONFIG, METRICS, LOG, CHECKPOINTS)
     return sorted(
         folder
         for folder in study.iterdir()
         if folder.is_dir()
         and not folder.name.startswith(".")
         and folder.name != "report"
-        and not (folder / _RECORD).exists()
+        and not (folder / RECORD).exists()
         and (any((folder / name).exists() for name in begun) or not any(folder.iterdir()))
     )

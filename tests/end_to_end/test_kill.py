@@ -21,7 +21,8 @@ import torch
 from story_command import command
 from test_story import draw_pictures
 
-from callbacks.checkpointing import FOLDER, AtomicCheckpointIO, damage, find_resume, steps_in
+from callbacks.checkpointing import AtomicCheckpointIO, damage, find_resume, steps_in
+from switti.run_folder import CHECKPOINTS
 from switti.sampling.pipeline import SwittiPipeline
 
 STEPS = 32
@@ -145,10 +146,10 @@ def test_killed_and_started_again_it_gives_the_same_bits(root: Path, settings: l
     for _ in range(KILLS):
         child = start(root, ranks, settings, cut.name)
         killed_at = kill_later(child, cut, chance.randint(1, STEPS // 4), chance.random() * 0.2)
-        left = sorted(path.name for path in (cut / FOLDER).iterdir())
+        left = sorted(path.name for path in (cut / CHECKPOINTS).iterdir())
         print(f"killed at step {killed_at}: {left}")
-        for step in steps_in(cut / FOLDER):  # whatever has its name is whole
-            assert damage(cut / FOLDER / f"step_{step:06d}.ckpt") is None
+        for step in steps_in(cut / CHECKPOINTS):  # whatever has its name is whole
+            assert damage(cut / CHECKPOINTS / f"step_{step:06d}.ckpt") is None
     output, _ = start(root, ranks, settings, cut.name).communicate(timeout=600)
     record = json.loads((cut / "record.json").read_text())
     assert record["status"] == "finished", output
@@ -156,7 +157,7 @@ def test_killed_and_started_again_it_gives_the_same_bits(root: Path, settings: l
     found, expected = content(cut), content(whole)
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "random", "ShardDataModule"):
         assert_same(found[part], expected[part], part)
-    for name in (FOLDER,):
+    for name in (CHECKPOINTS,):
         assert {p.name for p in (cut / name).iterdir()} == {p.name for p in (whole / name).iterdir()}
     check_consolidated(root, cut, found["state_dict"])
 

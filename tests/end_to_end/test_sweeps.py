@@ -18,7 +18,8 @@ from story_command import command
 from test_story import draw_pictures
 
 from switti.files import read_json
-from switti.studies import QUEUED, metric_values, state_of
+from switti.run_folder import QUEUED, metric_values
+from switti.studies import state_of
 
 SETTINGS = [
     "trainer.accelerator=cpu",

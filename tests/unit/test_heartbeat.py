@@ -130,7 +130,7 @@ from pathlib import Path
 def stuck_here(name, beat):
     if name == "backward" and beat.state["step"] == 2:
         time.sleep(600)
-Path(sys.argv[1], "record.json").write_text('{"status": "running", "step": 2}')
+Path(sys.argv[1], "record.json").write_text('{"format": 1, "status": "running", "step": 2}')
 t.train(Path(sys.argv[1]), 5, look=stuck_here, watchdog=1.0)
 """
 

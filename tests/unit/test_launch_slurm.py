@@ -18,7 +18,8 @@ submitit = pytest.importorskip("submitit")
 from experiments import launch_slurm, sweep  # noqa: E402
 from experiments.launch_slurm import Rank, minutes  # noqa: E402
 from switti.errors import UserError  # noqa: E402
-from switti.studies import QUEUED, state_of  # noqa: E402
+from switti.run_folder import QUEUED  # noqa: E402
+from switti.studies import state_of  # noqa: E402
 
 
 @pytest.fixture

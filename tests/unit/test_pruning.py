@@ -15,7 +15,7 @@ from callbacks.checkpointing import build_checkpoint_callback
 from callbacks.config import CallbacksConfig
 from callbacks.preemption import Preemption
 from callbacks.pruning import Pruning
-from switti.studies import PRUNE
+from switti.run_folder import PRUNE
 
 
 class Line(LightningModule):

@@ -82,9 +82,9 @@ def test_no_runs(tmp_path: Path) -> None:
         (
             "metrics.csv",
             "step,epoch,metric,value,time\n1,0,x,abc,0\n",
-            r"line 2: step or value is not a number",
+            r"line 2: epoch, value or time is not a number",
         ),
-        ("metrics.csv", "step,name\n1,x\n", r"lacks the columns \['metric', 'value'\]"),
+        ("metrics.csv", "step,name\n1,x\n", r"line 1: 2 fields instead of 5"),
         (
             "samples/latest/index.json",
             '{"prompts": ["a"], "seeds": [], "files": []}',
@@ -108,10 +108,10 @@ def test_no_runs(tmp_path: Path) -> None:
         (
             "record.json",
             '{"format": 1, "train_seconds": "long"}',
-            "train_seconds must be a number, not 'long'",
+            "train_seconds must be a number of at least 0, not 'long'",
         ),
         ("record.json", '{"format": 1, "versions": ["a"]}', "versions must be an object"),
-        ("record.json", '{"format": 1, "started": 5}', "started must be text, not '5'"),
+        ("record.json", '{"format": 1, "started": 5}', "started must be a time such as .*, not '5'"),
     ],
 )
 def test_refusals(folder: Path, file: str, text: str, message: str) -> None:

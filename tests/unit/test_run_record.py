@@ -14,10 +14,11 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks.checkpointing import RunCheckpoint, find_resume
-from callbacks.metrics_log import COLUMNS, MetricsCSV
+from callbacks.metrics_log import MetricsCSV
 from callbacks.run_record import RunRecord, git_state, last_line
 from switti.errors import UserError
 from switti.files import atomic_write, read_json, sha256_file, write_json
+from switti.run_folder import COLUMNS
 
 
 class Module(LightningModule):

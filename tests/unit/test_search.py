@@ -184,7 +184,7 @@ def test_a_trial_that_another_driver_has_just_told_is_left_alone(study: Path, st
     mine, other = SearchSource(plan), SearchSource(plan)
     job = mine.next()
     job.folder.mkdir()
-    (job.folder / "record.json").write_text(json.dumps({"status": status}))
+    (job.folder / "record.json").write_text(json.dumps({"format": 1, "status": status}))
     (job.folder / "metrics.csv").write_text("5,0,validation/loss,1.5,0\n")
     (running,) = other.optuna.get_trials(states=[optuna.trial.TrialState.RUNNING])
     mine.ended(Outcome(job, int(status == "failed"), []))

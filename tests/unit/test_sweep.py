@@ -105,9 +105,9 @@ def test_states_decide_what_happens(study: Path, capsys) -> None:
     host = os.uname().nodename
     for seed, record in enumerate(
         [
-            {"status": "running", "pid": os.getpid(), "host": host},
-            {"status": "running", "pid": gone.pid, "host": host},
-            {"status": "interrupted"},
+            {"format": 1, "status": "running", "pid": os.getpid(), "host": host},
+            {"format": 1, "status": "running", "pid": gone.pid, "host": host},
+            {"format": 1, "status": "interrupted"},
         ]
     ):
         path = folder / f"seed={seed}" / "record.json"
@@ -121,7 +121,7 @@ def test_states_decide_what_happens(study: Path, capsys) -> None:
 
 
 def test_a_run_on_another_host_counts_as_killed_when_it_falls_silent(tmp_path: Path) -> None:
-    record = {"status": "running", "pid": 1, "host": "elsewhere"}
+    record = {"format": 1, "status": "running", "pid": 1, "host": "elsewhere"}
     for updated, state in [("2020-01-01T00:00:00+00:00", "killed"), ("2999-01-01T00:00:00+00:00", "running")]:
         (tmp_path / "record.json").write_text(json.dumps({**record, "updated": updated}))
         assert state_of(tmp_path) == state
@@ -130,7 +130,13 @@ def test_a_run_on_another_host_counts_as_killed_when_it_falls_silent(tmp_path: P
 def test_a_dead_process_and_another_with_its_number_are_not_the_run(tmp_path: Path) -> None:
     def state(pid: int, age: float) -> str:
         updated = (datetime.now(UTC) - timedelta(seconds=age)).isoformat()
-        record = {"status": "running", "pid": pid, "host": os.uname().nodename, "updated": updated}
+        record = {
+            "format": 1,
+            "status": "running",
+            "pid": pid,
+            "host": os.uname().nodename,
+            "updated": updated,
+        }
         (tmp_path / "record.json").write_text(json.dumps(record))
         return state_of(tmp_path)
 
@@ -271,7 +277,7 @@ def test_a_folder_of_another_study_or_version_is_left_alone(study: Path) -> None
     record, config = (folder / "record.json").read_text(), (folder / "config.yaml").read_text()
     (folder / "record.json").write_text(record.replace('"format": 1', '"format": 99'))
     with pytest.raises(
-        UserError, match=r"seed=1 was made by another version \(its record.json has format 99"
+        UserError, match=r"seed=1/record\.json has format 99; this version reads format 1 only"
     ):
         sweep.main(mine)
     (folder / "record.json").write_text(record)
@@ -390,7 +396,9 @@ def test_status_shows_the_others_beside_a_damaged_record(study: Path, capsys) ->
     assert status.main(["seeds", "--once"]) == 0
     text = capsys.readouterr().out
     assert [line.split()[1] for line in text.splitlines()[1:4]] == ["finished", "unreadable", "finished"]
-    assert text.splitlines()[-1] == "2 finished, 1 unreadable"
+    counts, reason = text.splitlines()[-2:]
+    assert counts == "2 finished, 1 unreadable"
+    assert reason.startswith("runs/seeds/seed=1/record.json is not valid JSON")
 
 
 def test_a_run_that_failed_before_its_record_is_no_new_one(tmp_path: Path) -> None:
