@@ -2,21 +2,29 @@
 
 Compares this implementation with golden tensors of the published one. DIR is a folder of safetensors files with a
 meta.json that holds every setting. Prints the worst deviation of each quantity beside its tolerance; token indices
-must be equal. Exit code 1 if any quantity is out.
+must be equal. A folder may leave quantities out: they are named and counted, and all others are checked.
+
+Exit code 1 if any quantity is out of tolerance or cannot be computed, 2 if nothing could be checked.
 """
 
 import argparse
-import json
 import math
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from experiments.command import run
 from switti.errors import UserError
 
+if TYPE_CHECKING:
+    from switti.parity.common import Check, Golden
+
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="experiments.parity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m experiments.parity",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, help="folder with meta.json and safetensors files")
     parser.add_argument("--verbose", action="store_true", help="one line for every tensor")
@@ -25,12 +33,10 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 
 def _group(quantity: str) -> str:
     """`sampling.swiglu_ar/greedy_off/logits.2` → `sampling.swiglu_ar logits`; `vae.fhat_tok.1` → `vae.fhat_tok`."""
-    import re
-
-    if quantity.startswith("sampling."):
+    if quantity.startswith("sampling.") and quantity.count("/") >= 2:
         variant, _, name = quantity.split("/", 2)
         return f"{variant} {re.sub(r'[.][0-9]+$', '', name)}"
-    for kind in ("grad_l2", "grad_cols0", "grad", "final_param_l2", "final", "step"):
+    for kind in ("final_param_l2", "final", "step", "grad_l2", "grad_cols0", "grad"):
         if f".{kind}" in quantity:
             return quantity[: quantity.index(f".{kind}") + len(kind) + 1]
     return re.sub(r"\.\d+(?=\.|$)", "", quantity)
@@ -38,31 +44,28 @@ def _group(quantity: str) -> str:
 
 def main(argv: list[str]) -> int:
     arguments = _arguments(argv)
-    meta_path = arguments.folder / "meta.json"
-    if not meta_path.is_file():
-        raise UserError(f"{arguments.folder} holds no meta.json; give a folder of golden tensors")
-    meta = json.loads(meta_path.read_text())
 
-    from switti.parity.functions import check_functions
-    from switti.parity.sampling import check_sampling
-    from switti.parity.trajectory import check_trajectory
-    from switti.parity.transformer import check_transformers
-    from switti.parity.vae import check_vae
+    from switti.parity.folder import compare
 
-    parts = {
-        "vae": check_vae,
-        "switti": check_transformers,
-        "functions": check_functions,
-        "trajectory": check_trajectory,
-        "sampling": check_sampling,
-    }
-    checks = []
-    for part, check in parts.items():
-        if part in meta:
-            checks += check(arguments.folder, meta)
-    worst: dict[str, list] = {}
+    golden = compare(arguments.folder)
+    if golden.checks:
+        _print_table(golden.checks, arguments.verbose)
+    _print_gaps(golden)
+    for check in golden.failed:
+        reason = check.reason or f"{check.deviation:.3e} > {check.tolerance:.1e}"
+        print(f"failed: {check.quantity}: {reason}")
+    absent = sum(max(1, len(keys)) for keys in golden.absent.values())
+    passed = len(golden.checks) - len(golden.failed)
+    print(f"{passed} passed, {len(golden.failed)} failed, {absent} absent")
+    if not golden.checks:
+        raise UserError(f"{arguments.folder}: nothing could be checked; it lacks what every comparison needs")
+    return 1 if golden.failed else 0
+
+
+def _print_table(checks: "list[Check]", verbose: bool) -> None:
+    worst: dict[str, list[Check]] = {}
     for check in checks:
-        worst.setdefault(check.quantity if arguments.verbose else _group(check.quantity), []).append(check)
+        worst.setdefault(check.quantity if verbose else _group(check.quantity), []).append(check)
     width = max(len(name) for name in worst)
     print(f"{'quantity':{width}}  {'worst':>10}  {'tolerance':>10}  tensors")
     for name, group in worst.items():
@@ -70,11 +73,18 @@ def main(argv: list[str]) -> int:
         tolerance = "equal" if bad.exact else f"{bad.tolerance:.1e}"
         mark = "" if all(c.passed for c in group) else "  FAILED"
         print(f"{name:{width}}  {bad.deviation:10.2e}  {tolerance:>10}  {len(group):7d}{mark}")
-    failed = [check for check in checks if not check.passed]
-    for check in failed:
-        print(f"failed: {check.quantity}: {check.deviation:.3e} > {check.tolerance:.1e}")
-    print(f"{len(checks) - len(failed)} passed, {len(failed)} failed")
-    return 1 if failed else 0
+
+
+def _print_gaps(golden: "Golden") -> None:
+    """What the folder leaves out, what for want of it was not compared, and what this version does not know."""
+    for file, keys in golden.absent.items():
+        print(f"absent from {file}: {len(keys)}: {', '.join(keys)}" if keys else f"absent: {file}")
+    for reason in golden.blocked:
+        print(f"not checked: {reason}")
+    for file, keys in golden.unknown.items():
+        print(f"not compared in {file}: {len(keys)}: {', '.join(keys)}")
+    if golden.unread:
+        print(f"not read: {', '.join(golden.unread)}")
 
 
 if __name__ == "__main__":

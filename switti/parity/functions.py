@@ -1,18 +1,16 @@
 """Golden check of the small functions: crop condition, rotary tables, filters, Gumbel softmax, RMSNorm, schedules."""
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
-from torch import Tensor
 
 from switti.models.crop import center_crop_condition
 from switti.models.norm import RMSNorm
 from switti.models.quantizer import phi_indices
 from switti.models.rope import axial_angles, rotate
-from switti.parity.common import Check, close, equal
+from switti.parity.common import Check, Golden, Settings, TensorFile, close, equal, scales_of
 from switti.sampling.filters import draw_tokens, filtered_probabilities, gumbel_softmax
 from switti.scales import Pyramid
 from switti.schedule import cosine_between, warmup_decay
@@ -37,112 +35,120 @@ def schedule_factor(name: str, step: int, warmup: int, total: int, initial: floa
     return warmup_decay(step, knee=knee, knee_value=knee_value, **common)
 
 
-def _check_schedules(rows: list[dict[str, Any]]) -> list[Check]:
-    checks = []
+def _check_schedules(golden: Golden, rows: list[Settings]) -> None:
     for case in rows:
-        worst = 0.0
-        for step, rate, decay, _ in case["rows_it_lr_wdDecay_wdNoDecay"]:
-            warmup = case["warmup_iters"]
-            factor = schedule_factor(
-                case["schedule"], step, warmup, case["max_iters"], case["wp0"], case["wpe"]
-            )
-            # The release holds the rate at 0 while a resumed run collects Adam's moments again.
-            if warmup <= step < case["wp_start_it"] + warmup:
-                factor = 0.0
-            worst = max(worst, abs(case["peak_lr"] * factor - rate))
-            worst = max(
-                worst, abs(cosine_between(step, case["max_iters"], case["wd_start"], case["wd_end"]) - decay)
-            )
         name = (
             f"functions.schedule.{case['schedule']}.warmup{case['warmup_iters']}.start{case['wp_start_it']}"
         )
-        checks.append(Check(name, worst, 1e-9))
-    return checks
+        with golden.part(name):
+            worst = 0.0
+            for step, rate, decay, _ in case["rows_it_lr_wdDecay_wdNoDecay"]:
+                warmup = case["warmup_iters"]
+                factor = schedule_factor(
+                    case["schedule"], step, warmup, case["max_iters"], case["wp0"], case["wpe"]
+                )
+                # The release holds the rate at 0 while a resumed run collects Adam's moments again.
+                if warmup <= step < case["wp_start_it"] + warmup:
+                    factor = 0.0
+                decayed = cosine_between(step, case["max_iters"], case["wd_start"], case["wd_end"])
+                worst = max(worst, abs(case["peak_lr"] * factor - rate), abs(decayed - decay))
+            golden.add(Check(name, worst, 1e-9))
 
 
-def _check_filters(golden: dict[str, Tensor], cases: list[dict[str, Any]]) -> list[Check]:
-    checks, logits = [], golden["filter.logits"]
+def _check_filters(golden: Golden, file: TensorFile, cases: list[Settings]) -> None:
+    logits = file["filter.logits"]
     for i, case in enumerate(cases):
-        found = filtered_probabilities(logits, case["top_k"], case["top_p"])
-        noise = torch.empty(logits.flatten(0, 1).shape)
-        noise.exponential_(generator=torch.Generator().manual_seed(case["seed"]))
-        tokens = draw_tokens(logits, case["top_k"], case["top_p"], noise.view_as(logits))
-        checks += [
-            close(f"functions.filter.{i}.probs", found, golden[f"filter.{i}.probs"], TOLERANCE),
-            equal(f"functions.filter.{i}.kept", (found > 0).sum(-1).flatten(), torch.tensor(case["n_kept"])),
-            equal(f"functions.filter.{i}.sample", tokens, golden[f"filter.{i}.sample"]),
-        ]
-    return checks
+        with golden.part(f"functions.filter.{i}"):
+            found = filtered_probabilities(logits, case["top_k"], case["top_p"])
+            file.close(f"filter.{i}.probs", found, TOLERANCE)
+            if (kept := golden.wanted(case, "n_kept")) is not None:
+                golden.add(
+                    equal(f"functions.filter.{i}.kept", (found > 0).sum(-1).flatten(), torch.tensor(kept))
+                )
+            noise = torch.empty(logits.flatten(0, 1).shape)
+            noise.exponential_(generator=torch.Generator().manual_seed(case["seed"]))
+            tokens = draw_tokens(logits, case["top_k"], case["top_p"], noise.view_as(logits))
+            file.equal(f"filter.{i}.sample", tokens)
 
 
-def _check_gumbel(golden: dict[str, Tensor], cases: list[dict[str, Any]]) -> list[Check]:
-    checks, logits = [], golden["filter.logits"]
+def _check_gumbel(golden: Golden, file: TensorFile, cases: list[Settings]) -> None:
+    logits = file["filter.logits"]
     for i, case in enumerate(cases):
-        noise = golden[f"gumbel.{i}.exp_noise"]
-        drawn = torch.empty_like(noise).exponential_(generator=torch.Generator().manual_seed(case["seed"]))
-        found = gumbel_softmax(logits, noise, case["tau"])
-        if case["hard"]:
-            found = F.one_hot(found.argmax(-1), found.shape[-1]).float()
-        checks.append(close(f"functions.gumbel.{i}.out", found, golden[f"gumbel.{i}.out"], GUMBEL_TOLERANCE))
-        checks.append(close(f"functions.gumbel.{i}.exp_noise", drawn, noise, TOLERANCE))
-    return checks
+        with golden.part(f"functions.gumbel.{i}"):
+            noise = file.wanted(f"gumbel.{i}.exp_noise")
+            if noise is None or golden.wanted(case, "seed") is not None:
+                generator = torch.Generator().manual_seed(case["seed"])
+                drawn = torch.empty_like(logits).exponential_(generator=generator)
+                if noise is not None:
+                    golden.add(close(f"functions.gumbel.{i}.exp_noise", drawn, noise, TOLERANCE))
+            found = gumbel_softmax(logits, drawn if noise is None else noise, case["tau"])
+            if case["hard"]:
+                found = F.one_hot(found.argmax(-1), found.shape[-1]).float()
+            file.close(f"gumbel.{i}.out", found, GUMBEL_TOLERANCE)
 
 
-def _check_rotary(golden: dict[str, Tensor], cases: list[dict[str, Any]]) -> list[Check]:
-    checks = []
+def _check_rotary_tables(golden: Golden, file: TensorFile, cases: list[Settings]) -> None:
     for i, case in enumerate(cases):
-        angles = axial_angles(
-            case["head_dim"], case["end_x"], case["end_y"], case["theta"], case["norm_coeff"]
-        )
-        found = torch.stack([angles.cos(), angles.sin()], dim=-1)
-        checks.append(close(f"functions.axial_cis.{i}", found, golden[f"axial_cis.{i}"], TOLERANCE))
-    cosine, sine = golden["rope.freqs"][0].unbind(-1)
+        with golden.part(f"functions.axial_cis.{i}"):
+            if case["end_x"] * case["end_y"] * case["head_dim"] > 1 << 24:
+                raise ValueError(f"{case['end_x']} × {case['end_y']} positions are too many")
+            angles = axial_angles(
+                case["head_dim"], case["end_x"], case["end_y"], case["theta"], case["norm_coeff"]
+            )
+            file.close(f"axial_cis.{i}", torch.stack([angles.cos(), angles.sin()], dim=-1), TOLERANCE)
+
+
+def _check_rotation(file: TensorFile) -> None:
+    cosine, sine = file["rope.freqs"][0].unbind(-1)
     signed = torch.stack([-sine, sine], dim=-1).flatten(-2)
     # Stored [B, H, L, K]; ours turns [B, L, H, K].
-    found = rotate(golden["rope.in"].transpose(1, 2), cosine.repeat_interleave(2, -1), signed).transpose(1, 2)
-    return [*checks, close("functions.rope.out", found, golden["rope.out"], TOLERANCE)]
+    found = rotate(file["rope.in"].transpose(1, 2), cosine.repeat_interleave(2, -1), signed).transpose(1, 2)
+    file.close("rope.out", found, TOLERANCE)
 
 
-def _check_norm(golden: dict[str, Tensor]) -> list[Check]:
-    x, weight = golden["rmsnorm.in"], golden["rmsnorm.weight"]
+def _check_norm(file: TensorFile) -> None:
+    x, weight = file["rmsnorm.in"], file["rmsnorm.weight"]
     norm = RMSNorm(len(weight))
     norm.weight.data = weight
-    checks = [
-        close("functions.rmsnorm.out_f32", norm(x), golden["rmsnorm.out_f32"], TOLERANCE),
-        close(
-            "functions.rmsnorm.out_bf16in_f32weight",
-            norm(x.bfloat16()),
-            golden["rmsnorm.out_bf16in_f32weight"],
-            BFLOAT16_TOLERANCE,
-        ),
-    ]
-    expected = golden["rmsnorm.out_bf16in_bf16weight"]
-    found = norm.bfloat16()(x.bfloat16())
-    return [*checks, close("functions.rmsnorm.out_bf16in_bf16weight", found, expected, BFLOAT16_TOLERANCE)]
+    file.close("rmsnorm.out_f32", norm(x), TOLERANCE)
+    file.close("rmsnorm.out_bf16in_f32weight", norm(x.bfloat16()), BFLOAT16_TOLERANCE)
+    file.close("rmsnorm.out_bf16in_bf16weight", norm.bfloat16()(x.bfloat16()), BFLOAT16_TOLERANCE)
 
 
-def check_functions(folder: Path, meta: dict[str, Any]) -> list[Check]:
+def _check_crop(file: TensorFile) -> None:
+    height, width = file["crop.hw"].unbind(1)
+    bases = {int(key.removeprefix("crop.cond_base")) for key in file.starting("crop.cond_base")}
+    for base in sorted({512, 1024} | bases):
+        file.equal(f"crop.cond_base{base}", center_crop_condition(height, width, base))
+
+
+def _check_pyramids(golden: Golden, cases: Settings) -> None:
+    for name, case in cases.items():
+        with golden.part(f"functions.pyramid.{name}"):
+            pyramid = Pyramid(tuple(scales_of(case)))
+            if (phi := golden.wanted(case, "phi")) is not None:
+                found = torch.tensor(phi_indices(pyramid, 4))
+                golden.add(equal(f"functions.phi_index.{name}", found, torch.tensor(phi)))
+            if (guidance := golden.wanted(case, "guidance_ratio")) is not None:
+                ratios = torch.tensor([pyramid.ratio(k) for k in range(pyramid.count)])
+                golden.add(close(f"functions.guidance_ratio.{name}", ratios, torch.tensor(guidance), 1e-7))
+
+
+def check_functions(golden: Golden) -> None:
     """All of functions.safetensors and of meta.json's `functions`."""
-    golden, settings = load_file(folder / "functions.safetensors"), meta["functions"]
-    height, width = golden["crop.hw"].unbind(1)
-    checks = [
-        equal(
-            f"functions.crop.cond_base{base}",
-            center_crop_condition(height, width, base),
-            golden[f"crop.cond_base{base}"],
-        )
-        for base in (512, 1024)
-    ]
-    for name, case in settings["phi_index_released"].items():
-        pyramid = Pyramid(tuple(case["patch_nums"]))
-        found = torch.tensor(phi_indices(pyramid, 4))
-        checks.append(equal(f"functions.phi_index.{name}", found, torch.tensor(case["phi"])))
-        ratios = torch.tensor([pyramid.ratio(k) for k in range(pyramid.count)])
-        checks.append(
-            close(f"functions.guidance_ratio.{name}", ratios, torch.tensor(case["guidance_ratio"]), 1e-7)
-        )
-    checks += _check_rotary(golden, settings["axial_cis"])
-    checks += _check_filters(golden, settings["filter"])
-    checks += _check_gumbel(golden, settings["gumbel"])
-    checks += _check_norm(golden)
-    return checks + _check_schedules(settings["lr_wd_schedule"])
+    settings = golden.meta["functions"]
+    file = golden.tensors("functions.safetensors", "functions.", raw=True)
+    parts: dict[str, Callable[[], None]] = {
+        "crop": lambda: _check_crop(file),
+        "pyramids": lambda: _check_pyramids(golden, settings["phi_index_released"]),
+        "axial_cis": lambda: _check_rotary_tables(golden, file, settings["axial_cis"]),
+        "rope": lambda: _check_rotation(file),
+        "filter": lambda: _check_filters(golden, file, settings["filter"]),
+        "gumbel": lambda: _check_gumbel(golden, file, settings["gumbel"]),
+        "rmsnorm": lambda: _check_norm(file),
+        "schedule": lambda: _check_schedules(golden, settings["lr_wd_schedule"]),
+    }
+    for name, check in parts.items():
+        with golden.part(f"functions.{name}"):
+            check()
+    file.finish()

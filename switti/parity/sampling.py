@@ -2,17 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from switti.models.crop import center_crop_condition
 from switti.models.rqvae import RQVAE
 from switti.models.text.base import TextEmbedding
-from switti.parity.common import FEATURE_TOLERANCE, IMAGE_TOLERANCE, Check, close, equal
+from switti.parity.common import (
+    FEATURE_TOLERANCE,
+    IMAGE_TOLERANCE,
+    AbsentError,
+    Golden,
+    Settings,
+    TensorFile,
+    close,
+)
 from switti.parity.transformer import load_golden_transformer
 from switti.parity.vae import build_vae
 from switti.sampling.config import SamplingConfig
@@ -40,7 +45,7 @@ class BatchNoise:
         return torch.empty(self.batch, *shape).exponential_(generator=self.generator)
 
 
-def sampling_config(kwargs: dict[str, Any]) -> SamplingConfig:
+def sampling_config(kwargs: Settings) -> SamplingConfig:
     """The published pipeline's arguments as our settings. Its guidance stop defaults to scale 10."""
     return SamplingConfig(
         guidance=kwargs["cfg"],
@@ -54,98 +59,97 @@ def sampling_config(kwargs: dict[str, Any]) -> SamplingConfig:
     )
 
 
-def _text(pool: dict[str, Tensor], rows: list[int]) -> TextEmbedding:
+def _text(pool: TensorFile, rows: list[int]) -> TextEmbedding:
     return TextEmbedding(
         pool["prompt_embeds"][rows].float(), pool["attn_bias"][rows] == 0, pool["pooled"][rows].float()
     )
 
 
-def _check_scale(name: str, trace: ScaleTrace, golden: dict[str, Tensor], ratio: float) -> list[Check]:
-    """Compares what the golden file holds of one scale."""
-    k = trace.scale
-    soft_before = any(f"soft.{j}" in golden for j in range(k))
-    features = SOFT_FEATURE_TOLERANCE if soft_before else FEATURE_TOLERANCE
-    checks = []
+class _ScaleComparison:
+    """Compares what the golden file holds of each scale of a case."""
 
-    def compare(key: str, found: Tensor | None, tolerance: float) -> None:
-        expected = golden.get(f"{key}.{k}")
-        if expected is None:
-            return
-        if found is None:
-            checks.append(Check(f"{name}/{key}.{k}", float("inf"), tolerance))
-            return
-        # Rows that nothing uses are not computed: compare the ones that exist.
-        expected = expected[: len(found)] if key == "logits" else expected
-        same = equal if key in ("tokens", "mode") else close
-        arguments = (f"{name}/{key}.{k}", found, expected)
-        checks.append(same(*arguments) if same is equal else close(*arguments, tolerance))
+    def __init__(self, file: TensorFile, case: str, ratios: list[float], stochastic: bool) -> None:
+        self.file, self.case, self.ratios, self.stochastic = file, case, ratios, stochastic
+        self.soft = False
 
-    compare("mode", torch.tensor([int(trace.soft_BPV is not None)]), 0.0)
-    compare("logits", trace.logits, features)
-    compare("sampler_in", trace.guided_BPV, GUIDED_TOLERANCE)
-    compare("tokens", trace.tokens_BP, 0.0)
-    compare("soft", trace.soft_BPV, SOFT_TOLERANCE)
-    compare("noise", trace.noise_BPV, 1e-6)
-    compare("tau", torch.tensor([gumbel_temperature(ratio)]), 1e-6)
-    compare("fhat", trace.latent_BCHW, SOFT_FEATURE_TOLERANCE if trace.soft_BPV is not None else features)
-    return checks
+    def __call__(self, trace: ScaleTrace) -> None:
+        k, last = trace.scale, trace.scale + 1 == len(self.ratios)
+        # A soft mixture passes its probabilities' tolerance on to everything computed from it.
+        features = SOFT_FEATURE_TOLERANCE if self.soft else FEATURE_TOLERANCE
+        self.file.equal(f"{self.case}/mode.{k}", torch.tensor([int(trace.soft_BPV is not None)]))
+        self._logits(f"{self.case}/logits.{k}", trace.logits, features)
+        self.file.close(f"{self.case}/sampler_in.{k}", trace.guided_BPV, GUIDED_TOLERANCE)
+        if trace.soft_BPV is None:
+            assert trace.tokens_BP is not None  # one of the two is there
+            self.file.equal(f"{self.case}/tokens.{k}", trace.tokens_BP)
+        else:
+            self.soft, features = True, SOFT_FEATURE_TOLERANCE
+            self.file.close(f"{self.case}/soft.{k}", trace.soft_BPV, SOFT_TOLERANCE)
+            self.file.close(f"{self.case}/tau.{k}", torch.tensor([gumbel_temperature(self.ratios[k])]), 1e-6)
+        if self.stochastic and trace.noise_BPV is not None:
+            self.file.close(f"{self.case}/noise.{k}", trace.noise_BPV, 1e-6)
+        self.file.close(f"{self.case}/fhat.{k}", trace.latent_BCHW, features, optional=last)
+
+    def _logits(self, key: str, found: Tensor, tolerance: float) -> None:
+        expected = self.file.wanted(key)
+        if expected is not None:
+            # Rows that nothing uses are not computed: compare the ones that exist.
+            check = close(f"{self.file.prefix}{key}", found, expected[: len(found)], tolerance)
+            self.file.golden.add(check)
 
 
-def check_case(
-    folder: Path,
-    meta: dict[str, Any],
-    vae: RQVAE,
-    name: str,
-    golden: dict[str, Tensor],
-    pool: dict[str, Tensor],
-) -> list[Check]:
+def _noise(
+    file: TensorFile, case: str, settings: Settings, count: int
+) -> Callable[[int, tuple[int, int]], Tensor | None]:
+    """Of the case's seed (null: none is drawn), or the stored draws where the seed is left out."""
+    stored = [f"{case}/noise.{k}" for k in range(count)]
+    if "seed" not in settings and all(key in file for key in stored):
+        return lambda scale, shape: file[stored[scale]]
+    if settings["seed"] is None:
+        return lambda scale, shape: None
+    return BatchNoise(settings["seed"], len(settings["prompt_index"]))
+
+
+def check_case(golden: Golden, vae: RQVAE, pool: TensorFile, file: TensorFile, name: str) -> None:
     """One case of meta.json `sampling.cases`, named `<model>_<attention>/<case>`."""
-    case = meta["sampling"]["cases"][name]
-    model = load_golden_transformer(folder, meta, case["model"], case["use_ar"])
-    batch = len(case["prompt_index"])
-    config = sampling_config(case["kwargs"])
-    noise: Callable[[int, tuple[int, int]], Tensor | None]
-    noise = (lambda scale, shape: None) if case["seed"] is None else BatchNoise(case["seed"], batch)
+    case, settings = name.split("/")[1], golden.meta["sampling"]["cases"][name]
+    model = load_golden_transformer(golden, settings["model"], settings["use_ar"])
+    batch = len(settings["prompt_index"])
+    noise = _noise(file, case, settings, model.pyramid.count)
+    ratios = [model.pyramid.ratio(k) for k in range(model.pyramid.count)]
+    compare = _ScaleComparison(file, case, ratios, settings.get("seed") is not None)
     crop = center_crop_condition(torch.full((batch,), 512), torch.full((batch,), 512))
-    checks: list[Check] = []
-
-    def compare(trace: ScaleTrace) -> None:
-        checks.extend(_check_scale(f"sampling.{name}", trace, golden, model.pyramid.ratio(trace.scale)))
-
     latent = sample_latent(
         model,
         vae,
-        _text(pool, case["prompt_index"]),
-        _text(pool, [case["null_prompt_index"]]),
-        config,
+        _text(pool, settings["prompt_index"]),
+        _text(pool, [settings["null_prompt_index"]]),
+        sampling_config(settings["kwargs"]),
         noise,
         crop,
         compare,
     )
-    soft = any(key.startswith("soft.") for key in golden)
-    tolerance = SOFT_FEATURE_TOLERANCE if soft else FEATURE_TOLERANCE
-    checks.append(close(f"sampling.{name}/fhat_final", latent, golden["fhat_final"], tolerance))
-    if "image01" in golden:
+    tolerance = SOFT_FEATURE_TOLERANCE if compare.soft else FEATURE_TOLERANCE
+    file.close(f"{case}/fhat_final", latent, tolerance)
+    if f"{case}/image01" in file:
         with torch.no_grad():
             image = (vae.decode(latent).clamp(-1, 1) + 1) / 2
-        image_tolerance = SOFT_FEATURE_TOLERANCE if soft else IMAGE_TOLERANCE
-        checks.append(close(f"sampling.{name}/image01", image, golden["image01"], image_tolerance))
-    return checks
+        file.close(f"{case}/image01", image, SOFT_FEATURE_TOLERANCE if compare.soft else IMAGE_TOLERANCE)
 
 
-def check_sampling(folder: Path, meta: dict[str, Any]) -> list[Check]:
-    """All cases; a stored tensor that nothing compares counts as failed."""
-    vae = build_vae(folder, meta)
-    pool = load_file(folder / "sampling_prompts.safetensors")
-    checks = []
-    for name in meta["sampling"]["cases"]:
-        group, case = name.split("/")
-        stored = load_file(folder / f"sampling_{group}.safetensors")
-        golden = {k.removeprefix(f"{case}/"): v for k, v in stored.items() if k.startswith(f"{case}/")}
-        found = check_case(folder, meta, vae, name, golden, pool)
-        compared = {check.quantity.removeprefix(f"sampling.{name}/") for check in found}
-        left_out = [key for key in golden if key not in compared]
-        checks += found + [
-            Check(f"sampling.{name}/{key} not compared", float("inf"), 0.0) for key in left_out
-        ]
-    return checks
+def check_sampling(golden: Golden) -> None:
+    """All cases, and every tensor that a case stores."""
+    cases = golden.meta["sampling"]["cases"]
+    groups = sorted({name.split("/")[0] for name in cases})
+    files = {group: golden.tensors(f"sampling_{group}.safetensors", f"sampling.{group}/") for group in groups}
+    with golden.part("sampling"):
+        vae = build_vae(golden)
+        pool = golden.tensors("sampling_prompts.safetensors", "sampling.prompts.")
+        for name in cases:
+            with golden.part(f"sampling.{name}"):
+                file = files[name.split("/")[0]]
+                if not file.content:
+                    raise AbsentError(file.file)
+                check_case(golden, vae, pool, file, name)
+    for file in files.values():
+        file.finish()

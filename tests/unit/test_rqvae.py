@@ -14,6 +14,7 @@ from torch import Tensor
 from switti.errors import UserError
 from switti.models.config import RQVAEConfig
 from switti.models.rqvae import RQVAE, load_rqvae, save_rqvae
+from switti.parity.common import Golden
 from switti.parity.vae import build_vae, check_vae
 
 SMALL = RQVAEConfig(
@@ -42,17 +43,23 @@ def pictures(count: int = 2) -> Tensor:
     return torch.rand(count, 3, 16, 16, generator=generator, dtype=torch.float64) * 2 - 1
 
 
+def compared(folder: Path, meta: dict[str, Any]) -> Golden:
+    golden = Golden.open(folder, meta)
+    check_vae(golden)
+    return golden
+
+
 def test_golden_tensors(parity_dir: Path, meta: dict[str, Any]) -> None:
-    checks = check_vae(parity_dir, meta)
-    assert [check for check in checks if not check.passed] == []
-    assert len(checks) > 50
+    golden = compared(parity_dir, meta)
+    assert golden.failed == []
+    assert len(golden.checks) > 50
 
 
 def test_golden_check_can_fail(parity_dir: Path, meta: dict[str, Any]) -> None:
     """Half the φ strength, another β, another number of φ: each is noticed."""
     for key, value in (("quant_resi", 0.25), ("beta", 0.3), ("noise_std", 0.2)):
         altered = {**meta, "vae": {**meta["vae"], key: value}}
-        assert any(not check.passed for check in check_vae(parity_dir, altered)), key
+        assert compared(parity_dir, altered).failed, key
 
 
 @pytest.mark.parametrize("size", [512, 1024])
@@ -80,7 +87,7 @@ def test_released_phi(meta: dict[str, Any]) -> None:
 
 def test_golden_model_by_the_sampler_route(parity_dir: Path, meta: dict[str, Any]) -> None:
     """Scale by scale in float64, the sampler builds what teacher forcing sees at once."""
-    model = build_vae(parity_dir, meta).double()
+    model = build_vae(Golden.open(parity_dir, meta)).double()
     side = model.config.resolution
     image = (
         torch.rand(2, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
