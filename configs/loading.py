@@ -97,6 +97,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold `key: value` settings")
+    if _is_too_large(content):
+        raise UserError(f"{path} holds an integer of more than 64 bits")
     return content
 
 
@@ -221,8 +223,6 @@ def _compose(sources: list[list[tuple[str, Any, str]]], default_name: str) -> Ru
     for name, link in LINKS.items():
         OmegaConf.update(tree, name, link, merge=False)
     for name, value, source in (leaf for leaves in sources for leaf in leaves):
-        if _is_too_large(value):
-            raise UserError(f"{source}{name} holds an integer beyond 64 bits")
         try:
             OmegaConf.update(tree, name, value, merge=False)
         except OmegaConfBaseException as error:

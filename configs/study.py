@@ -17,17 +17,17 @@ over one.
 """
 
 import itertools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.loading import CONFIGS, check_name, find, load, parse_yaml, read_yaml, text_of
+from configs.loading import CONFIGS, check_name, find, get, load, parse_yaml, read_yaml, text_of
+from configs.run_names import folder_text, run_name
 from configs.schema import RunConfig
 from configs.search import Search, check_variable, read_search
 from switti.errors import UserError
-from switti.suggestions import did_you_mean
+from switti.suggestions import did_you_mean, shortened
 
 FORMAT = 1  # of study.json
 _KEYS = ("name", "base", "vary", "pair_by", "overrides", "runs", "search")
@@ -125,8 +125,11 @@ def load_study(study: str | Path | None, overrides: Sequence[str] = ()) -> Study
         raise UserError(f"{path}: pair_by={pair_by} is not among the varied settings ({', '.join(vary)})")
     runs = [] if search else _plan_grid(source, points, vary, shared)
     _check_names(runs, path)
+    _check_values(runs, vary, path)
     whole = runs[0].config if runs else load(source, shared)
-    folder, name = whole.run_dir.parent, whole.study or name
+    if not whole.study:
+        raise UserError(f"{path}: study= is empty; it names the folder of the runs")
+    folder, name = whole.run_dir.parent, whole.study
     return Study(name, content["base"], vary, pair_by, points, runs, folder, source, shared, search)
 
 
@@ -196,7 +199,7 @@ def _check_points(runs: Any, vary: Any, path: Path | str) -> dict[str, dict[str,
     for run in [] if runs is None else runs if isinstance(runs, list) else [runs]:
         if not isinstance(run, dict) or set(run) != {"name", "set"} or not isinstance(run["set"], dict):
             raise UserError(f"{path}: runs must be a list of {{name: …, set: {{setting: value}}}}")
-        label = _folder_text(run["name"])
+        label = folder_text(run["name"]).strip("-") or "empty"
         if label in points:
             raise UserError(f"{path}: runs names {label!r} twice")
         for name in run["set"]:
@@ -213,7 +216,9 @@ def _check_grid(vary: Any, path: Path | str, given: bool) -> dict[str, list[Any]
     for name, values in vary.items():
         check_name(str(name), f"{path}: ")
         if not isinstance(values, list) or not values:
-            raise UserError(f"{path}: vary.{name} must be a list of at least one value, such as [0, 1]")
+            raise UserError(
+                f"{path}: vary.{name}={shortened(values)} must be a list of at least one value, such as [0, 1]"
+            )
         texts = [text_of(value) for value in values]
         if len(set(texts)) != len(texts):
             raise UserError(f"{path}: vary.{name}={texts} names a value twice")
@@ -239,14 +244,7 @@ def plan(
 ) -> PlannedRun:
     """label: the point's own name; of what is varied only `shown` is written behind it, briefly if it need not be
     unique."""
-    shortest = {
-        name: short if _is_unique(short := name.rpartition(".")[2], shown) else name for name in shown
-    }
-    parts = [
-        f"{short}={_folder_text(_brief(varied[name]) if brief else varied[name])}"
-        for name, short in shortest.items()
-    ]
-    name = ",".join([label] * bool(label) + parts)
+    name = run_name(label, {setting: varied[setting] for setting in shown}, brief)
     settings = [f"{setting}={text_of(value)}" for setting, value in varied.items()]
     arguments = [source, *shared, *settings, f"name={name}"]
     try:
@@ -254,18 +252,6 @@ def plan(
     except UserError as error:
         raise UserError(f"run {name}: {error}") from error
     return PlannedRun(name, varied, arguments, config)
-
-
-def _brief(value: Any) -> Any:
-    return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-def _is_unique(short: str, names: Sequence[str]) -> bool:
-    return sum(name.rpartition(".")[2] == short for name in names) == 1
-
-
-def _folder_text(value: Any) -> str:
-    return re.sub(r"[^\w.+-]+", "-", text_of(value)).strip("-") or "empty"
 
 
 def _check_names(runs: list[PlannedRun], path: Path | str) -> None:
@@ -276,3 +262,13 @@ def _check_names(runs: list[PlannedRun], path: Path | str) -> None:
                 f"{path}: two runs would be kept in the folder {run.name!r}; make their values differ"
             )
         seen.add(run.name)
+
+
+def _check_values(runs: list[PlannedRun], vary: dict[str, list[Any]], path: Path | str) -> None:
+    """Two ways to write one value, such as 1 and 1.0, would train the same run twice."""
+    for name in vary:
+        meant: dict[str, str] = {}
+        for run in runs:
+            text = text_of(run.varied[name])
+            if (other := meant.setdefault(repr(get(run.config, name)), text)) != text:
+                raise UserError(f"{path}: vary.{name} names a value twice: {other} and {text} are the same")

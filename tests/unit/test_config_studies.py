@@ -65,6 +65,46 @@ def test_the_arguments_give_the_very_same_config(write) -> None:
     assert study.runs[0].config.study == "s"
 
 
+def test_names_keep_what_tells_values_apart(write) -> None:
+    values = "[-1, 1, -2.5, 1.0e-9, 0.0]"
+    study = load_study(write(f"base: BASE\nvary: {{sampling.guidance: {values}}}\n"))
+    assert [run.name for run in study.runs] == [
+        "guidance=-1", "guidance=1", "guidance=-2.5", "guidance=1e-09", "guidance=0.0",
+    ]  # fmt: skip
+    assert [run.config.sampling.guidance for run in study.runs] == [-1, 1, -2.5, 1e-9, 0]
+    study = load_study(
+        write("base: BASE\nvary: {optimizer.betas: [[0.9, 0.95]], callbacks.ema_decay: [null, 0.5]}\n")
+    )
+    assert [run.name for run in study.runs] == [
+        "betas=0.9-0.95,ema_decay=null",
+        "betas=0.9-0.95,ema_decay=0.5",
+    ]
+    study = load_study(write("base: BASE\nvary: {trainer.compile: [true, false]}\n"))
+    assert [run.name for run in study.runs] == ["compile=true", "compile=false"]
+
+
+@pytest.mark.parametrize("letter", ["a", "ä", "字"])
+def test_names_fit_a_file_system_whatever_the_values(write, letter: str) -> None:
+    long = [letter * 300, letter * 300 + "b", f"/data/{letter * 90}/x.tar"]
+    values = "[" + ", ".join(long) + "]"
+    study = load_study(
+        write(f"base: BASE\nvary: {{data.train: {values}, data.validation: {values}, seed: [0, 1]}}\n")
+    )
+    names = [run.name for run in study.runs]
+    assert len(set(names)) == 18
+    assert all(len(name.encode()) <= 200 and name.isprintable() for name in names)
+    alone = load_study(
+        write(f"base: BASE\nvary: {{data.train: ['{long[1]}'], data.validation: ['{long[2]}'], seed: [1]}}\n")
+    )
+    assert alone.runs[0].name in names  # a run keeps its folder when the study grows
+
+
+@pytest.mark.parametrize("study", ["", "null", "~"])
+def test_a_study_needs_a_name(write, study: str) -> None:
+    with pytest.raises(UserError, match="study= is empty"):
+        load_study(write("base: BASE\nvary: {seed: [0]}\n"), [f"study={study}"])
+
+
 def test_equal_last_names_are_written_in_full(write) -> None:
     study = load_study(write("base: BASE\nvary: {tokenizer.code_width: [8], model.code_width: [8]}\n"))
     assert study.runs[0].name == "tokenizer.code_width=8,model.code_width=8"
@@ -74,8 +114,12 @@ def test_equal_last_names_are_written_in_full(write) -> None:
     ("text", "message"),
     [
         ("base: BASE\nvary: {model.visiblity: [causal]}", "did you mean 'model.visibility'?"),
-        ("base: BASE\nvary: {seed: []}", "vary.seed must be a list of at least one value"),
-        ("base: BASE\nvary: {seed: 3}", "vary.seed must be a list of at least one value"),
+        ("base: BASE\nvary: {seed: []}", "vary.seed=[] must be a list of at least one value"),
+        ("base: BASE\nvary: {seed: 3}", "vary.seed=3 must be a list of at least one value"),
+        ("base: BASE\nvary: {sampling.guidance: [1, 1.0]}", "names a value twice: 1 and 1.0 are the same"),
+        ("base: BASE\nvary: {seed: [0x" + "f" * 5000 + "]}", "holds an integer of more than 64 bits"),
+        ("base: BASE\nvary: {seed: [" + "9" * 5000 + "]}", "is not valid YAML"),
+        ("base: BASE\ngrid: {seed: [0]}", "unknown key 'grid'; did you mean 'vary'?"),
         ("base: BASE\nvary: {}", "vary must hold at least one"),
         ("base: BASE", "vary must hold at least one"),
         ("base: BASE\nvary: {seed: [0, 0]}", "names a value twice"),

@@ -235,7 +235,7 @@ def test_a_study_may_be_said_on_the_command_line(study: Path, capsys) -> None:
     [
         (["vary.seed=[0]", "study=x"], "base must name a config"),
         (["base=BASE", "study=x"], "vary must hold at least one"),
-        (["base=BASE", "vary.seed=[]", "study=x"], "vary.seed must be a list of at least one value"),
+        (["base=BASE", "vary.seed=[]", "study=x"], "vary.seed=[] must be a list of at least one value"),
         (["base=BASE", "vary.seed=[0]"], "study=… is missing"),
         (["base=BASE", "vary.sede=[0]", "study=x"], "did you mean 'seed'?"),
         (["base=BASE", "vary=[0]", "study=x"], "say which, vary.<setting>=…"),
