@@ -101,6 +101,11 @@ class Search:
         axes = [axis.grid() or [] for axis in self.space.values()]
         return [dict(zip(self.space, values, strict=True)) for values in itertools.product(*axes)]
 
+    def corners(self) -> list[dict[str, Any]]:
+        """The combinations of ends and choices, as many as are looked at quickly."""
+        points = itertools.product(*(axis.ends() for axis in self.space.values()))
+        return [dict(zip(self.space, values, strict=True)) for values in itertools.islice(points, _CORNERS)]
+
 
 def read_search(content: Any, path: Path | str, base: str, shared: Sequence[str]) -> Search:
     """The search that a study asks for, checked against the settings. UserError if it cannot be run."""
@@ -200,10 +205,9 @@ def _check_values(search: Search, path: Path | str) -> None:
 
 
 def _check_corners(search: Search, path: Path | str, base: str, shared: Sequence[str]) -> None:
-    """Load the combinations of ends and choices, as many as is quick: a space that is wrong is wrong before it runs."""
-    points = itertools.product(*(axis.ends() for axis in search.space.values()))
-    for values in itertools.islice(points, _CORNERS):
-        settings = [f"{name}={text_of(value)}" for name, value in zip(search.space, values, strict=True)]
+    """Load the combinations of ends and choices: a space that is wrong is wrong before it runs."""
+    for values in search.corners():
+        settings = [f"{name}={text_of(value)}" for name, value in values.items()]
         try:
             config = load(base, [*shared, *settings, "name=trial"])
         except UserError as error:

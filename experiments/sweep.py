@@ -1,7 +1,8 @@
 """python -m experiments.sweep STUDY [key=value …] [--jobs N] [--launcher local|slurm] [--dry-run]
 
 Runs a study: every combination of the settings that configs/studies/STUDY.yaml varies, or the trials of its search,
-each as a process of its own (torchrun or srun for several ranks). All runs are checked before the first one starts.
+each as a process of its own (torchrun or srun for several ranks). All runs are checked before the first one starts:
+settings, shards, embeddings, tokenizer and first weights.
 The same command again skips what is finished, resumes what was interrupted, retries what failed and starts the rest;
 a failing run does not stop the others. Several such commands may work on one study at the same time.
 
@@ -23,9 +24,10 @@ from experiments.command import EXIT_INTERRUPTED, run
 from experiments.launch import REQUEUE, Job, Launcher, Outcome, Source, drive, job_of
 from experiments.launch_local import LocalLauncher
 from experiments.planning import ACTIONS, check_same, check_study, print_plan, save_study
+from experiments.preflight import check_files
 from switti.errors import UserError
 from switti.run_folder import read_record
-from switti.studies import claim, state_of
+from switti.studies import State, claim, state_of
 
 
 def main(arguments: list[str]) -> int:
@@ -40,6 +42,7 @@ def main(arguments: list[str]) -> int:
         launcher.check(planned)
     if study.search is None:
         print_plan(study, states)
+    _check_files(study, states, options.launcher)
     if options.dry_run:
         return 0 if study.search is None else _show_search(study)
     source: Source = _Grid(study) if study.search is None else _search(study)
@@ -54,6 +57,22 @@ def main(arguments: list[str]) -> int:
     if stopped:
         raise KeyboardInterrupt
     return 1 if any(outcome.code for outcome in outcomes if not _is_pruned(outcome)) else 0
+
+
+def _check_files(study: Study, states: dict[str, State], launcher: str) -> None:
+    """Whether what the runs need is there: those that would start, or the ends of a search's space."""
+    if study.search is None:
+        runs = [planned for planned in study.runs if ACTIONS[states[planned.name]] != "skip"]
+    else:
+        runs = [study.plan_trial("trial", values) for values in study.search.corners()]
+    try:
+        check_files(runs)
+    except UserError as error:
+        if launcher == "local":
+            raise
+        print(
+            f"warning: as seen from this machine, {error}", file=sys.stderr
+        )  # a cluster's nodes may see more
 
 
 def parser() -> argparse.ArgumentParser:

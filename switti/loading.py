@@ -13,7 +13,8 @@ from switti.errors import UserError
 from switti.files import read_json
 from switti.hub import fetch
 from switti.models.config import GeneratorConfig, RQVAEConfig
-from switti.models.rqvae import CODES, EMBEDDED, RQVAE, check_settings, stored_settings, weights_path
+from switti.models.rqvae import CODES, RQVAE
+from switti.models.tokenizer_file import EMBEDDED, check_settings, stored_settings, weights_path
 from switti.models.transformer import ScaleTransformer
 from switti.published import (
     GENERATORS,

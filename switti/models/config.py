@@ -102,3 +102,7 @@ class GeneratorConfig:
             )
         if self.crop_condition and self.width % 8:
             raise UserError(f"{path}.width={self.width} must be a multiple of 8 for the crop condition")
+
+
+# Of a generator's settings, those that weights trained with other values can be loaded into.
+FREE_FIELDS = ("scales", "head_precision")

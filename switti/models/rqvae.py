@@ -7,7 +7,6 @@ Pictures (3HW) are in [-1, 1]; their sides are the latent's times config.downsam
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +21,9 @@ from switti.files import atomic_write
 from switti.models.autoencoder import Decoder, Encoder
 from switti.models.config import RQVAEConfig
 from switti.models.quantizer import MultiScaleQuantizer, sample_noise
+from switti.models.tokenizer_file import SETTINGS_KEY, check_settings, stored_settings, weights_path
 from switti.scales import Pyramid
 
-EMBEDDED = "embedded:"
-SETTINGS_KEY = "tokenizer"
 CODES = "tokenizer_codes"  # in a generator's checkpoint: the fingerprint of the codes that it has learned
 
 
@@ -133,15 +131,6 @@ class RQVAE(nn.Module):
         return Reconstruction(self.decode(latent_BCHH), loss, tokens_BL, rows_BLC)
 
 
-def weights_path(weights: str | Path) -> Path:
-    """File behind a `tokenizer_weights` setting: a path, or "embedded:NAME" for what the package ships."""
-    text = str(weights)
-    if not text.startswith(EMBEDDED):
-        return Path(text).expanduser()
-    name = text.removeprefix(EMBEDDED)
-    return Path(str(resources.files("switti") / "assets" / f"{name}_tokenizer" / "model.safetensors"))
-
-
 def load_rqvae(config: RQVAEConfig, weights: str | Path) -> RQVAE:
     """RQ-VAE in eval mode, frozen, float32, with weights from a safetensors file (stored in float16 or float32).
 
@@ -170,34 +159,6 @@ def save_rqvae(model: RQVAE, path: str | Path, dtype: torch.dtype = torch.float3
     settings = {SETTINGS_KEY: json.dumps(asdict(model.config), sort_keys=True)}
     with atomic_write(Path(path)) as temporary:
         temporary.write_bytes(save(state, metadata=settings))
-
-
-def stored_settings(path: Path) -> dict[str, Any]:
-    """The settings that `save_rqvae` wrote into a file; {} for any other file."""
-    if path.suffix != ".safetensors":
-        return {}
-    try:
-        with safe_open(path, "pt") as file:
-            return json.loads((file.metadata() or {}).get(SETTINGS_KEY, "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is no readable safetensors file ({error})") from error
-
-
-def check_settings(
-    config: RQVAEConfig, stored: dict[str, Any], path: Path, other_scales: bool = False
-) -> None:
-    """UserError if weights were trained with other settings, of which shapes show only a part.
-
-    The commitment is let pass, as it only trains; other_scales: the pyramid too, which no weight depends on.
-    """
-    passed = {"commitment", "scales"} if other_scales else {"commitment"}
-    wrong = [
-        f"tokenizer.{name}={value} (the weights: {stored[name]})"
-        for name, value in asdict(config).items()
-        if name not in passed and stored.get(name, value) != value
-    ]
-    if wrong:
-        raise UserError(f"{path} was trained with other settings: " + ", ".join(wrong))
 
 
 def check_codes(checkpoint: Mapping[str, Any], model: RQVAE, source: str) -> None:

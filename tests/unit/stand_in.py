@@ -1,7 +1,11 @@
 """Runs that train nothing, for tests of what starts, watches and stops runs."""
 
 import json
+import tarfile
 from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
 
 # Behaves as experiments.train does towards a driver: saves its config, then its record and metrics.
 # `trained` in the run folder counts starts. Files in the working folder change what happens:
@@ -68,11 +72,16 @@ record("finished")
 BASE = (
     "tokenizer: {scales: [1, 2, 4], multipliers: [1, 2], codebook_size: 64, code_width: 8, channels: 32}\n"
     "model: {depth: 2, width: 64, heads: 4}\n"
+    "data: {train: train.tar, validation: train.tar}\n"
+    "tokenizer_weights: tokenizer.safetensors\n"
 )
 
 
 def prepare(folder: Path) -> None:
-    """The stand-in and a base config in `folder`, which is to be the working folder."""
+    """The stand-in, a base config and what it names in `folder`, which is to be the working folder."""
+    save_file({"quantize.embedding.weight": np.zeros((64, 8), np.float32)}, folder / "tokenizer.safetensors")
+    with tarfile.open(folder / "train.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("a.txt"))
     (folder / "stand_in.py").write_text(STAND_IN)
     (folder / "base.yaml").write_text(BASE)
 

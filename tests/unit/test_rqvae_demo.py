@@ -13,7 +13,8 @@ from configs.loading import load
 from switti.errors import UserError
 from switti.metrics.image_quality import psnr
 from switti.models.config import RQVAEConfig
-from switti.models.rqvae import RQVAE, load_rqvae, weights_path
+from switti.models.rqvae import RQVAE, load_rqvae
+from switti.models.tokenizer_file import weights_path
 
 
 @pytest.fixture(scope="module")
