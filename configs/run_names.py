@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from configs.loading import text_of
+from switti.run_folder import LONGEST_NAME
 
-LONGEST = 200  # bytes of UTF-8; file systems take 255, and files beside the run want a few of them
 _HEAD, _DIGITS = 24, 8  # characters that stay of a value that is shortened, and of its digest
 
 
@@ -21,12 +21,12 @@ def run_name(label: str, values: Mapping[str, Any], brief: bool = False) -> str:
     """
     parts = {_short(name, values): _brief(value) if brief else value for name, value in values.items()}
     name = _join(label, {short: folder_text(value) for short, value in parts.items()})
-    if len(name.encode()) <= LONGEST:
+    if len(name.encode()) <= LONGEST_NAME:
         return name
     name = _join(label, {short: _digested(value) for short, value in parts.items()})
-    if len(name.encode()) <= LONGEST:
+    if len(name.encode()) <= LONGEST_NAME:
         return name
-    room = LONGEST - _DIGITS - 1
+    room = LONGEST_NAME - _DIGITS - 1
     return f"{name.encode()[:room].decode(errors='ignore')}-{_digest(name)}"
 
 
