@@ -7,31 +7,42 @@ from switti.errors import UserError
 from switti.files import atomic_write
 from switti.report import html, markdown, plots, sheets, tables
 from switti.report.document import Block, Document, Figure, Pictures, Text, cleaned, code
+from switti.report.forest import forest_figure
 from switti.report.formatting import plural
 from switti.report.norms_section import norms_section
-from switti.report.picture_sections import caption_section, conventions_section, samples_section
+from switti.report.picture_sections import (
+    caption_section,
+    conventions_section,
+    first_pictures,
+    samples_section,
+)
 from switti.report.run_sections import runs_section, settings_section
 from switti.report.scale_section import scales_section
 from switti.report.sections import cost_section, curves_section, metrics_section
 from switti.report.study import Study, show, sort_values
-from switti.report.verdict import label_variants, verdict
+from switti.report.verdict import label_variants, leader, learning, verdict
 from switti.run_folder import RECORD
 
 _TITLE = 70  # characters of variants' labels that a heading can take
 _MARK = '<section id="conventions">'  # stands in every report's page
+_SUMMARIES = 2  # that may stand above the first plot
 _VALUES = 12  # pairing values that a sentence can take
 
 
 def document(study: Study) -> Document:
     """All that the report says, independent of how it is shown."""
-    lead: list[Block] = [Text(_subject(study))]
+    lead: list[Block] = [*learning(study)]
+    summaries, sentences = _split(study, verdict(study))
+    lead += summaries
     if unfinished := [run for run in study.runs if not run.finished]:
         text = f"Preliminary: {plural(len(unfinished), 'run')} of {len(study.runs)} not finished (see Runs)."
         lead.append(Text(text, "warning"))
     if study.skipped:
         text = f"{plural(len(study.skipped), 'run folder')} could not be read and stand apart (see Runs)."
         lead.append(Text(text, "warning"))
-    lead += verdict(study)
+    if forest := forest_figure(study):
+        lead.append(forest)
+    lead += [*first_pictures(study), *sentences, Text(_subject(study), "note")]
     sections = [
         metrics_section(study),
         curves_section(study),
@@ -52,6 +63,15 @@ def document(study: Study) -> Document:
     if len(study.runs) == 1:
         title = study.runs[0].name
     return cleaned(Document(f"{study.name}: {title}", lead, sections))
+
+
+def _split(study: Study, texts: list[Text]) -> tuple[list[Text], list[Text]]:
+    """(what stands above the plot, what stands below); a summary for each of many variants would hide the plot."""
+    above = [text for text in texts if text.kind != "verdict"]
+    below = [text for text in texts if text.kind == "verdict"]
+    if len(above) <= _SUMMARIES:
+        return above, below
+    return leader(study), [Text(text.text, "verdict") for text in above]
 
 
 def _subject(study: Study) -> str:
@@ -96,12 +116,11 @@ def write_report(study: Study, folder: str | Path) -> Path:
     header, rows = tables.rows(study)
     tables.write_csv(folder / "rows.csv", header, rows)
     tables.write_csv(folder / "paired.csv", tables.PAIRED_COLUMNS, tables.paired_rows(study))
-    for section in report.sections:
-        for block in section.blocks:
-            if isinstance(block, Figure):
-                plots.save_figure(block, folder)
-            elif isinstance(block, Pictures):
-                sheets.save_sheet(block, folder)
+    for block in [*report.lead, *(block for section in report.sections for block in section.blocks)]:
+        if isinstance(block, Figure):
+            plots.save_figure(block, folder)
+        elif isinstance(block, Pictures):
+            sheets.save_sheet(block, folder)
     for name, text in (("report.md", markdown.render(report)), ("index.html", html.render(report))):
         with atomic_write(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

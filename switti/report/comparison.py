@@ -1,7 +1,7 @@
 """Tables that set variants side by side, and what they leave out."""
 
 from switti.report.document import Table, Text
-from switti.report.formatting import DASH, interval, number, plural, plus_minus, signed
+from switti.report.formatting import DASH, gap, in_one_row, interval, number, plural
 from switti.report.metric_names import describe
 from switti.report.study import Study
 from switti.report.values import Difference, difference, summary
@@ -19,9 +19,11 @@ def comparison_tables(study: Study, names: list[str], ratio: bool) -> list[Table
         *(f"{variant.label} (n\u00a0=\u00a0{len(variant.runs)})" for variant in study.variants),
     ]
     rows = [
-        [describe(name).heading, *(plus_minus(summary(v, name)) for v in study.variants)] for name in names
+        [describe(name).heading, *in_one_row([summary(v, name) for v in study.variants])] for name in names
     ]
-    text = "↓ lower is better, ↑ higher is better. Mean ± standard deviation."
+    text = (
+        "↓ lower is better, ↑ higher is better. Mean ± standard deviation; digits follow the standard error."
+    )
     if len(others) == 1:
         header += ["difference", "95 % interval", "pairs"] + (
             [f"{reference.label} / {others[0].label}"] if ratio else []
@@ -59,7 +61,7 @@ def _difference_cells(d: Difference, ratio: bool) -> list[str]:
     """Difference, interval, number of pairs and, if wanted, reference over variant."""
     if d.paired is None:
         return [DASH, "not compared", "0"] + ([DASH] if ratio else [])
-    cells = [signed(d.paired.mean), interval(d.paired), str(d.paired.count)]
+    cells = [gap(d.paired), interval(d.paired), str(d.paired.count)]
     if ratio:
         whole = None if d.reference_mean is None or not d.variant_mean else d.reference_mean / d.variant_mean
         cells.append(DASH if whole is None else f"{number(whole, 3)}×")

@@ -40,12 +40,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot. `draw` fills the axes; `alt` says in words what they show."""
+    """One plot. `draw` fills the axes; `alt` says in words what they show; height in inches, None for the usual one."""
 
     name: str
     title: str
     alt: str
     draw: Callable[[Axes], None]
+    height: float | None = None
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ from switti.report.metric_names import describe, is_detail
 from switti.report.runs import Run
 from switti.report.statistics import WINDOW, band, smooth
 from switti.report.study import Study, Variant, scale_sides
-from switti.report.values import is_cost, metric_names, summary
+from switti.report.values import is_cost, is_of_data, metric_names, scale_numbers, summary
 
 Legend = tuple[tuple[str, int | Literal["dashed"]], ...]
 BAND_NOTE = (
     "Lines are means over seeds, bands reach from the lowest to the highest run, of those that got so far."
 )
+_PANELS = 48  # more in one figure nobody looks at
 _SMOOTHED = {"train/loss", "train/gradient_norm"}
 _BLOCK = re.compile(r"norms/block_(\d+)/(mean|max)")
 
@@ -65,7 +66,8 @@ def curve_panel(
 ) -> Panel:
     metric = describe(name)
     draw = partial(_draw_curves, study=study, variants=variants, name=name, log=log)
-    return Panel(name, title or metric.heading, _alt(variants, name), draw)
+    heading = f"{metric.title}, of the data" if is_of_data(study.runs, name) else metric.heading
+    return Panel(name, title or heading, _alt(variants, name), draw)
 
 
 def legend(study: Study, variants: Sequence[Variant]) -> Legend:
@@ -81,9 +83,14 @@ def curves_figure(
     log: bool = False,
 ) -> Figure | None:
     """One panel for each name that was logged."""
-    panels = tuple(curve_panel(study, variants, name, log) for name in names if _has(variants, name))
+    logged = [name for name in names if _has(variants, name)]
+    panels = tuple(curve_panel(study, variants, name, log) for name in logged[:_PANELS])
     if not panels:
         return None
+    if len(logged) > _PANELS:
+        caption = (
+            f"{caption} The first {_PANELS} of {len(logged)}; rows.csv has the final values of all.".strip()
+        )
     smoothed = [name for name in names if name in _SMOOTHED and _has(variants, name)]
     smoothing = (
         f" Smoothed by a trailing mean over {percent(WINDOW)} of the points, raw values faint."
@@ -98,7 +105,7 @@ def by_scale_figure(study: Study, variants: Sequence[Variant], key: str, kind: s
     part = "validation" if _has(variants, f"validation/{kind}_by_scale/0") else "train"
     sides = scale_sides(variants[0].runs[0])
     panels = []
-    for k in scales(variants, f"{part}/{kind}_by_scale"):
+    for k in scales(variants, f"{part}/{kind}_by_scale")[:_PANELS]:
         name = f"{part}/{kind}_by_scale/{k}"
         level = entropy(variants, k) if kind == "loss" else None
         title = f"scale {k}" + (f", {sides[k]}×{sides[k]}" if k < len(sides) else "")
@@ -136,8 +143,7 @@ def scale_kinds(variants: Sequence[Variant]) -> list[str]:
 
 def scales(variants: Sequence[Variant], stem: str) -> list[int]:
     """Scale numbers k for which any run logged `<stem>/<k>`."""
-    names = metric_names(tuple(run for variant in variants for run in variant.runs))
-    return sorted(int(name.rpartition("/")[2]) for name in names if name.rpartition("/")[0] == stem)
+    return scale_numbers([run for variant in variants for run in variant.runs], stem)
 
 
 def entropy(variants: Sequence[Variant], scale: int) -> float | None:

@@ -6,10 +6,14 @@ from itertools import groupby
 from markupsafe import Markup
 
 from switti.report import plots
-from switti.report.document import Block, Document, Figure, Panel, Text, segments
+from switti.report.document import Block, Document, Figure, Panel, Table, Text, segments
 from switti.report.images import data_uri
 from switti.report.template import ENVIRONMENT, page
 
+_BROAD, _BROADEST = (
+    8,
+    12,
+)  # columns beyond which a table is set smaller on paper, and words are broken anywhere
 _LONG_CELL = 40  # characters from which on a cell of words may wrap
 
 
@@ -53,6 +57,12 @@ def _arrangement(figure: Figure) -> str:
     return {1: "panels single", 2: "panels two", 4: "panels two"}.get(len(figure.panels), "panels")
 
 
+def _breadth(table: Table) -> str:
+    """The end of its box's classes."""
+    columns = len(table.header)
+    return " broadest" if columns > _BROADEST else " broad" if columns > _BROAD else ""
+
+
 def _plot(panel: Panel, small: bool) -> Markup:
     return Markup(plots.inline_svg(panel, small))
 
@@ -61,6 +71,7 @@ ENVIRONMENT.filters |= {
     "kind": lambda block: type(block).__name__,
     "segments": segments,
     "arrangement": _arrangement,
+    "breadth": _breadth,
     "plot": _plot,
     "data_uri": data_uri,
 }

@@ -35,6 +35,8 @@ class Metric:
 
 EARLY = ", guidance stopped early"  # ends the title of a metric of pictures with guidance left out at the last scales
 ONLINE = " in training"  # ends the title of a metric that was taken during training, not by an evaluation
+# Fewer images than Inception has features leave a Fréchet distance's covariance singular.
+ENOUGH_IMAGES = 2048
 _MINI = (
     "a small dual encoder (frozen MiniLM text encoder and frozen image trunk with two learned heads) trained on the "
     "embedded picture set; cosine. Comparable only with itself, never with a CLIPScore"
@@ -178,6 +180,7 @@ _PICTURES: dict[str, tuple[str, Better, str]] = {
     "clip_iqa": ("CLIP-IQA", "higher", "no-reference quality from CLIP prompts"),
 }
 _SCALE = re.compile(r"(train|validation)/(\w+)_by_scale/(\d+)")
+_DISTANCE = re.compile(r"(metrics|evaluation|stopped_early)/(fid|kid|fd|kd|c?mmd)(_.+)?")
 _BLOCK = re.compile(r"norms/block_(\d+)/(mean|max)")
 
 
@@ -237,3 +240,8 @@ def _unknown(name: str) -> Metric:
 def is_detail(name: str) -> bool:
     """Names that have a table or a figure of their own and would flood the main table."""
     return bool(_SCALE.fullmatch(name) or _BLOCK.fullmatch(name)) or name == "train/learning_rate"
+
+
+def is_distance(name: str) -> bool:
+    """Distances of two sets of images, which need many of them."""
+    return bool(_DISTANCE.fullmatch(name))

@@ -2,20 +2,22 @@
 
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from switti.report.document import Block, Definitions, Picture, Pictures, Section, Table, Text, code
-from switti.report.formatting import DASH, interval, number, plus_minus, signed
+from switti.report.formatting import DASH, gap, interval, number, plus_minus
 from switti.report.images import ABSENT, problem_of
 from switti.report.metric_names import EARLY, ONLINE, describe
 from switti.report.runs import Run, Samples
 from switti.report.statistics import paired_bootstrap
 from switti.report.study import Study, show, sort_values
-from switti.report.values import final, metric_names, summary
+from switti.report.values import final, is_of_data, metric_names, summary
 
 _SCORE = "mini_clip_score"
 _NAME = 60  # characters of a pairing value in a file's name
+_FIRST = 2  # captions in the head of the page
 _ROWS = 24  # pictures shown for one training seed
 Key = tuple[str, int]
 
@@ -33,6 +35,14 @@ def samples_section(study: Study) -> Section:
         text = f'No samples in {", ".join(without)}: `python -m experiments.sample RUN "prompt"` or training with '
         section.blocks.append(Text(text + "`callbacks.samples_every` above 0 makes them.", "missing"))
     return section
+
+
+def first_pictures(study: Study) -> list[Block]:
+    """The first captions of the first training seed that has any, for the head of the page."""
+    for block in samples_section(study).blocks:
+        if isinstance(block, Pictures):
+            return [replace(block, name="pictures_first", rows=block.rows[:_FIRST], opened=True)]
+    return []
 
 
 def _grid(study: Study, runs: list[Run], value: Any, opened: bool) -> list[Block]:
@@ -97,11 +107,11 @@ def _notes(
 
 def caption_section(study: Study) -> Section:
     """The score with a picture's own caption beside that with another's: only the gap speaks of following the text."""
-    section, rows = Section("captions", "Following the caption"), []
+    section, rows = Section("captions", "Following the caption"), list[tuple[str, ...]]()
     known = metric_names(study.runs)
     for prefix, source in (("evaluation/", "evaluated"), ("metrics/", "in training")):
         own, other = f"{prefix}{_SCORE}", f"{prefix}{_SCORE}_shuffled"
-        if own not in known or other not in known:
+        if rows or own not in known or other not in known:  # in training only where it was not evaluated
             continue
         reference = _gaps(study.variants[0].runs, study.pair_by, own, other)
         for variant in study.variants:
@@ -145,7 +155,7 @@ def _gap_difference(reference: dict[str, float], gaps: dict[str, float], is_refe
     if is_reference or not common:
         return "reference" if is_reference else DASH
     paired = paired_bootstrap([gaps[value] - reference[value] for value in common])
-    return f"{signed(paired.mean)} {interval(paired)}"
+    return f"{gap(paired)} {interval(paired)}"
 
 
 def conventions_section(study: Study) -> Section:
@@ -154,8 +164,9 @@ def conventions_section(study: Study) -> Section:
     for name in metric_names(study.runs):
         if "_by_scale/" in name or "/block_" in name:
             continue
-        metric = describe(name)
-        better = f" {metric.better.capitalize()} is better." if metric.better else ""
+        metric, of_data = describe(name), is_of_data(study.runs, name)
+        better = f" {metric.better.capitalize()} is better." if metric.better and not of_data else ""
+        better = " Of the data and the tokenizer: not a result of these runs." if of_data else better
         text = (
             f"{metric.description}.{better}"
             if metric.description

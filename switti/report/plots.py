@@ -67,7 +67,8 @@ def inline_svg(panel: Panel, small: bool = False) -> str:
     """One panel as an SVG element for an HTML page: no fixed size, ids unique to the panel, colours from the theme."""
     text = StringIO()
     with _style(), matplotlib.rc_context({"svg.hashsalt": panel.name}):
-        canvas = Canvas(figsize=_SMALL if small else _SIZE, layout="constrained")
+        width, height = _SMALL if small else _SIZE
+        canvas = Canvas(figsize=(width, panel.height or height), layout="constrained")
         _fill(canvas.add_subplot(), panel, small, titled=False)
         canvas.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     return _for_page(text.getvalue(), panel)
@@ -87,6 +88,7 @@ def _for_page(svg: str, panel: Panel) -> str:
 def save_figure(figure: Figure, folder: Path) -> None:
     """All panels in one file, `<name>.svg` and `<name>.png`, on white, with the legend."""
     width, height = _SMALL if figure.small else _SIZE
+    height = max(panel.height or height for panel in figure.panels)
     columns = min(len(figure.panels), 4 if figure.small else 2)
     rows = -(-len(figure.panels) // columns)
     with _style(), matplotlib.rc_context({"svg.hashsalt": figure.name}):

@@ -153,13 +153,24 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path} is not text in UTF-8") from None
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain values; a config that a run has saved repeats nothing by aliases, which can stand for any size."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not read")
+        return super().compose_node(parent, index)
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is missing: a run folder needs the resolved config to be compared")
     try:
-        value = yaml.safe_load(_read_text(path))
-    except yaml.YAMLError as error:
+        value = yaml.load(_read_text(path), _Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits, a date out of range
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply") from None
     if not isinstance(value, dict | None):
         raise UserError(f"{path} must hold settings by name, not {type(value).__name__}")
     return flatten(value or {})

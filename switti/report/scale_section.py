@@ -2,7 +2,7 @@
 
 from switti.report.document import Section, Table, Text
 from switti.report.figures import entropy, scales
-from switti.report.formatting import DASH, interval, number, plus_minus, signed
+from switti.report.formatting import DASH, gap, in_one_row, interval, number, signed
 from switti.report.study import Study, Variant, loss_groups, scale_sides
 from switti.report.values import difference, summary
 
@@ -33,7 +33,7 @@ def _losses(study: Study, variants: tuple[Variant, ...]) -> Table | None:
     for k in scales(variants, stem):
         level = entropy(variants, k)
         means = [summary(variant, f"{stem}/{k}") for variant in variants]
-        row = [*_scale(variants, k), number(level), *map(plus_minus, means)]
+        row = [*_scale(variants, k), number(level), *in_one_row(means)]
         row += [signed(mean.mean - level) if mean and level is not None else DASH for mean in means]
         rows.append((*row, *_differences(study, variants, f"{stem}/{k}")))
     header = ["scale", "tokens", "unigram entropy", *(variant.label for variant in variants)]
@@ -48,7 +48,7 @@ def _accuracies(study: Study, variants: tuple[Variant, ...]) -> Table | None:
     rows = [
         (
             *_scale(variants, k),
-            *(plus_minus(summary(variant, f"{stem}/{k}")) for variant in variants),
+            *in_one_row([summary(variant, f"{stem}/{k}") for variant in variants]),
             *_differences(study, variants, f"{stem}/{k}"),
         )
         for k in scales(variants, stem)
@@ -82,4 +82,4 @@ def _how_different(study: Study, variants: tuple[Variant, ...]) -> str:
 
 def _differences(study: Study, variants: tuple[Variant, ...], name: str) -> list[str]:
     found = [difference(study, variant, name).paired for variant in _others(study, variants)]
-    return [f"{signed(paired.mean)} {interval(paired)}" if paired else DASH for paired in found]
+    return [f"{gap(paired)} {interval(paired)}" if paired else DASH for paired in found]

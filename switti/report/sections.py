@@ -10,8 +10,9 @@ from switti.report.figures import (
     scale_kinds,
 )
 from switti.report.guidance_section import guidance_blocks
+from switti.report.metric_names import ENOUGH_IMAGES, describe
 from switti.report.study import Study, loss_groups, overlapping, show
-from switti.report.values import cost_names, main_names, metric_names
+from switti.report.values import cost_names, few_images, main_names, metric_names
 from switti.report.verdict import pairs_note
 
 _MAIN_FIGURES = (
@@ -37,14 +38,14 @@ def metrics_section(study: Study) -> Section:
         section.blocks.append(Text(text, "warning"))
     if len(study.variants) > 1:
         section.blocks += [Text(pairs_note(study), "note"), *refusals(study, names)]
-    section.blocks += _evaluated(study)
+    section.blocks += [*_evaluated(study), *_too_few(study, names)]
     settings = [run.evaluation.settings for run in study.runs if run.evaluation]
     keys = sorted({key for chosen in settings for key in chosen})
     if unlike := [key for key in keys if len({show(chosen.get(key)) for chosen in settings}) > 1]:
         text = f"The evaluations sampled with different settings: {', '.join(unlike)}."
         section.blocks.append(Text(text, "warning"))
     if not any(run.evaluation for run in study.runs) and not _of_tokenizers(study):
-        section.blocks.append(_no_evaluation("Metrics on the whole validation set"))
+        section.blocks.append(_no_evaluation("Distances and scores of many generated images"))
     return section
 
 
@@ -57,6 +58,22 @@ def _evaluated(study: Study) -> list[Text]:
     }
     text = f"Evaluated on {'; on '.join(sorted(found))}."
     return [Text(text, "note")] if found else []
+
+
+def _too_few(study: Study, names: list[str]) -> list[Text]:
+    """Which distances were taken over so few images that they say little."""
+    found: dict[int, list[str]] = {}
+    for name in names:
+        if few := few_images(study.runs, name):
+            found.setdefault(few, []).append(describe(name).title)
+    return [
+        Text(
+            f"{', '.join(titles)}: over {few} images, fewer than {ENOUGH_IMAGES}. A Fréchet distance is then far too "
+            "high and a kernel distance noisy; compare them at equal numbers only, never with published ones.",
+            "warning",
+        )
+        for few, titles in found.items()
+    ]
 
 
 def _of_tokenizers(study: Study) -> bool:

@@ -26,6 +26,11 @@ class Paired:
         return len(self.differences)
 
     @property
+    def error(self) -> float | None:
+        """Standard error of the mean; None for a single pair."""
+        return spread(self.differences).error
+
+    @property
     def one_sided(self) -> bool:
         """Every pair differs in the same direction."""
         return all(d > 0 for d in self.differences) or all(d < 0 for d in self.differences)
@@ -81,6 +86,11 @@ class Spread:
     count: int
     mean: float
     deviation: float | None
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of the mean; None for one value."""
+        return None if self.deviation is None else self.deviation / math.sqrt(self.count)
 
 
 def spread(values: Sequence[float]) -> Spread:

@@ -1,11 +1,12 @@
 """Final numbers of a run, and their paired differences between variants."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from switti.report.metric_names import Metric, describe, is_detail
+from switti.report.metric_names import ENOUGH_IMAGES, Metric, describe, is_detail, is_distance
 from switti.report.runs import Run, Series
 from switti.report.statistics import Paired, Spread, paired_bootstrap, spread, tail_mean
 from switti.report.study import Study, Variant, obstacle
@@ -89,9 +90,51 @@ def metric_names(runs: tuple[Run, ...]) -> list[str]:
     )
 
 
+def scale_numbers(runs: Sequence[Run], stem: str) -> list[int]:
+    """Scales k for which any run logged `<stem>/<k>`."""
+    pattern = re.compile(re.escape(stem) + r"/([0-9]{1,4})")
+    return sorted(
+        {int(match[1]) for run in runs for name in run.series if (match := pattern.fullmatch(name))}
+    )
+
+
 def main_names(runs: tuple[Run, ...]) -> list[str]:
-    """Names of the main table: without per-scale and per-block details, without cost."""
-    return [name for name in metric_names(runs) if not is_detail(name) and not is_cost(name)]
+    """Names of the main table: results of training, each once.
+
+    Not among them: details by scale and block, cost, what an evaluation has measured again with more care, and what
+    is a property of the data.
+    """
+    names = metric_names(runs)
+    return [
+        name
+        for name in names
+        if not (is_detail(name) or is_cost(name) or is_of_data(runs, name) or is_repeated(name, names))
+    ]
+
+
+def is_repeated(name: str, names: Sequence[str]) -> bool:
+    """Whether a metric taken during training was also evaluated, or taken on validation data."""
+    for online, better in (("metrics/", "evaluation/"), ("train/codebook_use", "validation/codebook_use")):
+        if name.startswith(online):
+            return f"{better}{name.removeprefix(online)}" in names
+    return False
+
+
+def is_of_data(runs: Sequence[Run], name: str) -> bool:
+    """A generator's tokens come from a frozen tokenizer: how many codes they use says nothing of the generator."""
+    return "codebook_use" in name and all(run.record.get("task") == "generator" for run in runs)
+
+
+def few_images(runs: Sequence[Run], name: str) -> int | None:
+    """Over how many images a distance was taken, if they are too few for it in any run; None otherwise."""
+    if not is_distance(name):
+        return None
+    if name.startswith("metrics/"):
+        counts = [run.config.get("metrics.prompts") for run in runs if name in run.series]
+    else:
+        counts = [run.evaluation.pictures for run in runs if run.evaluation]
+    known = [count for count in counts if isinstance(count, int) and count > 0]
+    return min(known) if known and min(known) < ENOUGH_IMAGES else None
 
 
 def cost_names(runs: tuple[Run, ...]) -> list[str]:

@@ -1,10 +1,11 @@
 """The answer in sentences, each computed from the paired differences of one metric."""
 
 from switti.report.document import Text, code
-from switti.report.formatting import interval, number, percent, plural, signed
+from switti.report.formatting import gap, interval, number, percent, plural, signed
+from switti.report.metric_names import describe
 from switti.report.statistics import RESAMPLES, Paired
 from switti.report.study import Study, Variant
-from switti.report.values import Difference, difference, metric_names
+from switti.report.values import Difference, difference, few_images, metric_names, scale_numbers, summary
 
 # What a reader asks first: quality of the model, its stability, quality of the pictures, their fit to the text, cost.
 _HEADLINES = (
@@ -25,6 +26,51 @@ _HEADLINES = (
 )
 
 
+def headline_names(study: Study) -> list[str]:
+    """Of each headline the first of its metrics that any run has."""
+    known = set(metric_names(study.runs))
+    return [name for choices in _HEADLINES if (name := next((c for c in choices if c in known), None))]
+
+
+def learning(study: Study) -> list[Text]:
+    """What must be said before anything else: that there is nothing to compare yet, for nothing has been learnt."""
+    unlearnt = [variant for variant in study.variants if learnt_scales(variant) == []]
+    if not unlearnt:
+        return []
+    reason = "no scale is below its unigram entropy yet (nothing has been learnt)"
+    if len(unlearnt) < len(study.variants):
+        return [Text(f"{_listed([v.label for v in unlearnt])}: {reason}.", "summary")]
+    rest = ": differences between variants are those of untrained models" if len(study.variants) > 1 else ""
+    return [Text(f"{reason[0].upper()}{reason[1:]}{rest}.", "summary")]
+
+
+def leader(study: Study) -> list[Text]:
+    """Which of many variants has the best mean of the first headline metric, among those that compare."""
+    for name in headline_names(study):
+        metric, reference = describe(name), study.variants[0]
+        compared = [v for v in study.variants[1:] if difference(study, v, name).paired]
+        means = [(s.mean, v.label) for v in (reference, *compared) if (s := summary(v, name))]
+        if metric.better is None or len(means) < 2:
+            continue
+        mean, label = (min if metric.better == "lower" else max)(means)
+        text = f"Of {len(means)} variants {label} has the best {metric.title}: {number(mean)}"
+        text += "" if label == reference.label else f" against {number(means[0][0])} of {reference.label}"
+        return [Text(f"{text}. The plot shows the differences, the list what they can bear.", "summary")]
+    return []
+
+
+def learnt_scales(variant: Variant) -> list[int] | None:
+    """Scales whose final validation loss is below their unigram entropy; None where that was not logged."""
+    found, known = list[int](), False
+    for k in scale_numbers(variant.runs, "validation/loss_by_scale"):
+        loss = summary(variant, f"validation/loss_by_scale/{k}")
+        entropy = summary(variant, f"validation/unigram_entropy_by_scale/{k}")
+        if loss and entropy:
+            known = True
+            found += [k] if loss.mean < entropy.mean else []
+    return found if known else None
+
+
 def verdict(study: Study) -> list[Text]:
     """For each variant against the reference: one sentence that sums up, then one for each headline metric."""
     if len(study.variants) < 2:
@@ -34,23 +80,27 @@ def verdict(study: Study) -> list[Text]:
                 text + "the runs alone; give runs that differ in a setting for paired differences.", "summary"
             )
         ]
-    known = set(metric_names(study.runs))
-    names = [name for choices in _HEADLINES if (name := next((c for c in choices if c in known), None))]
+    names = headline_names(study)
     sentences: list[Text] = []
     for variant in study.variants[1:]:
         found = [difference(study, variant, name) for name in names]
         if found:
-            sentences.append(Text(_summary(found), "summary"))
+            sentences.append(Text(_summary(study, found), "summary"))
         if len(study.variants) == 2:  # with more the table below is the better place
-            sentences += [Text(_sentence(d), "verdict") for d in found]
+            sentences += [Text(_sentence(study, d), "verdict") for d in found]
     return sentences or [Text("No metric that this report can judge has been logged yet.", "missing")]
 
 
-def _summary(found: list[Difference]) -> str:
+def _title(study: Study, d: Difference) -> str:
+    few = few_images(study.runs, d.metric.name)
+    return f"{d.metric.title} (over {few} images only)" if few else d.metric.title
+
+
+def _summary(study: Study, found: list[Difference]) -> str:
     """Which way each headline metric went, and how much weight that can bear."""
     judged: dict[str, list[str]] = {}
     for d in found:
-        judged.setdefault(_judgement(d), []).append(d.metric.title)
+        judged.setdefault(_judgement(d), []).append(_title(study, d))
     parts = [f"{word} in {_listed(judged[word])}" for word in ("better", "worse") if word in judged]
     others = ("lower", "higher", "not told apart", "equal", "not compared")
     parts += [f"{word}: {_listed(judged[word])}" for word in others if word in judged]
@@ -81,17 +131,18 @@ def _weight(found: list[Difference]) -> str:
     return f" With {min(counts)} pairs chance alone makes all agree in {percent(chance)} of studies: a hint only."
 
 
-def _sentence(d: Difference) -> str:
+def _sentence(study: Study, d: Difference) -> str:
+    title = _title(study, d)
     if d.paired is None:
-        return f"{d.metric.title}: not compared – {d.reason}."
+        return f"{title}: not compared – {d.reason}."
     both = d.reference_mean is not None and d.reference_mean > 0 and (d.variant_mean or 0) > 0
     relative = (
         f" ({signed(100 * d.paired.mean / d.reference_mean, 2)} %)" if both and d.reference_mean else ""
     )
     unit = f" {d.metric.unit}" if d.metric.unit else ""
     return (
-        f"{d.metric.title}: {number(d.variant_mean)} against {number(d.reference_mean)}{unit}, difference "
-        f"{signed(d.paired.mean)}{relative}, {_evidence(d.paired)}."
+        f"{title}: {number(d.variant_mean)} against {number(d.reference_mean)}{unit}, difference "
+        f"{gap(d.paired)}{relative}, {_evidence(d.paired)}."
     )
 
 

@@ -5,6 +5,7 @@ import re
 import runpy
 import shutil
 import subprocess
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +38,7 @@ PROBE = """
     scroll: root.scrollWidth, client: root.clientWidth, plots: all('svg').length,
     wide: all('.table').filter((table) => table.scrollWidth > table.clientWidth).length,
     smallest: Math.min(...all('svg text').map(fontSize)),
+    plot: all('svg')[0].getBoundingClientRect().bottom, image: all('img')[0].getBoundingClientRect().bottom,
     broken: all('img').filter((image) => !image.naturalWidth).length,
     unnamed: all('img').filter((image) => !image.alt).length
       + all('.panel').filter((panel) => !panel.getAttribute('aria-label')).length,
@@ -76,9 +78,56 @@ def test_browser_has_no_complaint(page: Path, tmp_path: Path, width: int) -> Non
     found, log = look(page.read_text(), tmp_path, width)
     assert "CONSOLE" not in log
     assert found["scroll"] <= found["client"] <= width
-    assert found["plots"] == 18 and found["broken"] == found["unnamed"] == 0
+    assert found["plots"] == 19 and found["broken"] == found["unnamed"] == 0
     assert found["smallest"] > 9.5  # pixels
     assert width > 390 or found["wide"] == 0  # a phone shows tables as cards
+    assert max(found["plot"], found["image"]) < 1700  # within two screens of a phone
+
+
+def test_many_variants_leave_the_first_images_on_the_second_screen(tmp_path: Path) -> None:
+    for depth in range(9):
+        for seed in (0, 1):
+            name = f"depth={depth},seed={seed}"
+            config = maker.config("causal", seed, name, [1, 2])
+            config["model"]["depth"] = depth
+            points, evaluation = (make("causal", seed, [1, 2]) for make in (maker.curves, maker.evaluation))
+            points = [
+                (step, metric, value * (1 + depth / 50)) for step, metric, value in points if step % 500 == 0
+            ]
+            run = maker.write_run(tmp_path / "s" / name, config, maker.record(name, seed), points, evaluation)
+            maker.write_samples(run, maker.PROMPTS, [0, 1, 2, 3])
+    compare.main([str(tmp_path / "s")])
+    found, log = look((tmp_path / "s" / "report" / "index.html").read_text(), tmp_path, 390)
+    assert "CONSOLE" not in log and found["scroll"] <= 390
+    assert found["plot"] < found["image"] < 1700
+
+
+@pytest.mark.skipif(shutil.which("pdftotext") is None, reason="pdftotext (poppler-utils) is not there")
+def test_on_paper_every_cell_and_closed_section_is_printed(page: Path, tmp_path: Path) -> None:
+    command = [
+        str(BROWSER),
+        *FLAGS.replace("--dump-dom", "--no-pdf-header-footer").split(),
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--print-to-pdf={tmp_path / 'page.pdf'}",
+        page.as_uri(),
+    ]
+    subprocess.run(command, capture_output=True, timeout=120, check=True)
+    done = subprocess.run(
+        ["pdftotext", "-raw", str(tmp_path / "page.pdf"), "-"], capture_output=True, text=True, check=True
+    )
+    printed = "".join(done.stdout.split())
+    command = ["pdftotext", "-bbox", str(tmp_path / "page.pdf"), "-"]
+    boxes = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    paper = float(re.search(r'<page width="([\d.]+)"', boxes)[1])
+    ends = [float(end) for end in re.findall(r'xMax="([\d.]+)"', boxes)]
+    assert 590 < paper < 600 and len(ends) > 1000 and max(ends) < paper
+    cells = re.findall(r'<td role="cell"[^>]*>(?:<code>)?(.*?)(?:</code>)?</td>', page.read_text())
+    assert len(cells) > 200
+    assert [cell for cell in cells if "".join(unescape(cell).split()) not in printed] == []
+    for seed in (0, 1, 2):
+        assert f"Runswithseed{seed}" in printed
+    # Images of seeds 1 and 2 are in sections that are closed on the screen.
+    assert printed.count("redapple,twemojistyle·pictureseed0") == 1 + 3
 
 
 def test_the_probe_sees_what_is_wrong(page: Path, tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def test_what_is_not_shown_is_said(run: Path) -> None:
     point_to(run, "../../../../secret.png")
     compare.main([str(run)])
     page = check_page((run / "report" / "index.html").read_text())
-    assert sum(tag == "img" for tag, _ in page.seen) == 1
+    assert sum(tag == "img" for tag, _ in page.seen) == 1 + 1  # in the head and in its section
     words = "".join(page.words)
     assert "no file" in words and "Not shown – x: secret.png is outside of the run folder." in words
     check_markdown((run / "report" / "report.md").read_text())

@@ -92,7 +92,7 @@ def test_page_is_whole_and_self_contained(report: Path) -> None:
         and "@import" not in text
         and not re.search(r"url\([^#]", text)
     )
-    assert page.tags.count("svg") == 18 and len(page.alts) == 16 and all(page.alts)
+    assert page.tags.count("svg") == 19 and len(page.alts) == 4 + 16 and all(page.alts)
     assert "#0072b2" not in re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)  # plots follow the theme
 
 
@@ -246,7 +246,7 @@ def test_only_common_pictures_are_shown(tmp_path: Path) -> None:
         maker.write_samples(run, prompts, [1 if prompt == "blue" else 0 for prompt in prompts])
     compare.main([str(tmp_path / "s")])
     text = (tmp_path / "s" / "report" / "index.html").read_text()
-    assert [alt.rpartition(": ")[2] for alt in Page(text).alts] == ["blue", "blue"]
+    assert [alt.rpartition(": ")[2] for alt in Page(text).alts] == ["blue", "blue"] * 2
     assert "The evaluations sampled with different settings: guidance." in text
     assert "captions or picture seeds differ between variants; 1 are common and shown" in text
 

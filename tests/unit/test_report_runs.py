@@ -92,6 +92,10 @@ def test_no_runs(tmp_path: Path) -> None:
         ),
         ("samples/latest/index.json", '{"prompts": 1}', "prompts must be a list of str, not '1'"),
         ("config.yaml", "- a\n", "must hold settings by name, not list"),
+        ("config.yaml", "a: &x [1]\nb: *x\n", "is not valid YAML: aliases are not read"),
+        ("config.yaml", "a: " + "[" * 5000 + "]" * 5000, "is nested too deeply"),
+        ("config.yaml", "a: 2025-99-99\n", "is not valid YAML"),
+        ("config.yaml", f"a: {'9' * 5000}\n", "is not valid YAML"),
         ("evaluation.json", '{"metrics": [1]}', "metrics must be an object"),
         (
             "evaluation.json",

@@ -236,7 +236,7 @@ def test_verdict_does_not_tell_apart_what_disagrees(make: Make) -> None:
     ]
     lead, sentence, *_ = [text.text for text in verdict(group(runs))]
     assert "not told apart: validation loss" in lead
-    assert "difference −0.125" in sentence and "[−0.500, +0.250] over 2 pairs, which do not agree" in sentence
+    assert "difference −0.12 " in sentence and "[−0.50, +0.25] over 2 pairs, which do not agree" in sentence
 
 
 def test_more_than_two_variants_have_their_differences_in_a_table_of_their_own(make: Make) -> None:
@@ -256,7 +256,7 @@ def test_more_than_two_variants_have_their_differences_in_a_table_of_their_own(m
 def test_two_variants_share_one_table(make: Make) -> None:
     (table,) = comparison_tables(group(four(make)), ["validation/loss"], ratio=False)
     assert table.rows == (
-        ("validation loss ↓", "2.50 ± 0.71", "2.12 ± 0.53", "−0.375", "[−0.500, −0.250]", "2"),
+        ("validation loss ↓", "2.50 ± 0.71", "2.12 ± 0.53", "−0.38", "[−0.50, −0.25]", "2"),
     )
 
 
