@@ -25,6 +25,7 @@ from switti.run_folder import (
 from switti.suggestions import did_you_mean, not_found
 
 _MAX_CONFIG_BYTES = 4 << 20
+_MAX_CONFIG_VALUES = 100_000
 
 
 @dataclass(frozen=True)
@@ -153,24 +154,30 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path} is not text in UTF-8") from None
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain values; a config that a run has saved repeats nothing by aliases, which can stand for any size."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not read")
-        return super().compose_node(parent, index)
+def _is_endless(tree: Any) -> bool:
+    """Whether it has more values than any config: aliases in a short text can stand for any number of them."""
+    waiting, count = [tree], 0
+    while waiting and count < _MAX_CONFIG_VALUES:
+        value = waiting.pop()
+        count += 1
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return bool(waiting)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is missing: a run folder needs the resolved config to be compared")
     try:
-        value = yaml.load(_read_text(path), _Loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits, a date out of range
+        value = yaml.safe_load(_read_text(path))
+    except (
+        yaml.YAMLError,
+        ValueError,
+    ) as error:  # ValueError: a number of thousands of digits, a date out of range
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise UserError(f"{path} is nested too deeply") from None
+    if _is_endless(value):
+        raise UserError(f"{path} holds more than {_MAX_CONFIG_VALUES} values, which is not a config")
     if not isinstance(value, dict | None):
         raise UserError(f"{path} must hold settings by name, not {type(value).__name__}")
     return flatten(value or {})
