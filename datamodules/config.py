@@ -7,6 +7,19 @@ from switti.errors import UserError
 from switti.models.config import MAX_CROP_BASE
 
 STREAMS = ("pipe:", "http:", "https:")
+MAX_PIXELS = 178_956_970  # Pillow refuses more
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an image's header may announce: width · height, and the longer side over the shorter one.
+
+    A WebP may have a third of the pixels, for its decoder holds it several times: decoding what is accepted takes at
+    most four times the bytes of the RGB image and 200 MB.
+    """
+
+    max_pixels: int = 128_000_000
+    max_aspect_ratio: float = 32.0
 
 
 @dataclass
@@ -28,6 +41,8 @@ class DataConfig:
     shuffle_window_shards: so many shards are shuffled together; more is a better shuffle, fewer keep reads local.
     max_bad_fraction: a larger share of samples that cannot be read (damaged pictures, missing captions or embeddings,
       truncated or missing shards) stops the run; up to it, others stand in for them.
+    max_pixels, max_aspect_ratio: images of more pixels (WebP: a third), or with a longer side of more than so many
+      times the shorter one, are not decoded; they count as samples that cannot be read.
     stream_timeout: seconds without a byte after which a stream has failed. stream_retries: further attempts to open it,
       after pauses of 1, 2, 4, … s, before another shard is taken.
     """
@@ -43,6 +58,8 @@ class DataConfig:
     caption_dropout: float = 0.1
     shuffle_window_shards: int = 4
     max_bad_fraction: float = 0.01
+    max_pixels: int = Limits.max_pixels
+    max_aspect_ratio: float = Limits.max_aspect_ratio
     stream_timeout: float = 60.0
     stream_retries: int = 5
 
@@ -61,6 +78,10 @@ class DataConfig:
             )
         if self.workers < 0:
             raise UserError(f"{path}.workers={self.workers} must not be negative")
+        if not 1 <= self.max_pixels <= MAX_PIXELS:
+            raise UserError(f"{path}.max_pixels={self.max_pixels} must lie in [1, {MAX_PIXELS}]")
+        if not self.max_aspect_ratio >= 1.0:
+            raise UserError(f"{path}.max_aspect_ratio={self.max_aspect_ratio} must be at least 1")
         if self.stream_timeout <= 0:
             raise UserError(f"{path}.stream_timeout={self.stream_timeout} must be positive")
         if self.stream_retries < 0:

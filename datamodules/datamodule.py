@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from datamodules.config import STREAMS, DataConfig, as_list
+from datamodules.config import STREAMS, DataConfig, Limits, as_list
 from datamodules.datasets import PositionBatches, ShardSamples, TrainingSet, ValidationSet
 from datamodules.embeddings import EmbeddingStore
 from datamodules.found import FoundShards, as_before, find_shards
@@ -138,7 +138,8 @@ class ShardDataModule(LightningDataModule):
 
     def _framing(self, random_crop: bool, dropout: bool) -> Framing:
         probability = self.config.caption_dropout if dropout else 0.0
-        return Framing(self.resolution, self.config.crop_base, random_crop, probability)
+        limits = Limits(self.config.max_pixels, self.config.max_aspect_ratio)
+        return Framing(self.resolution, self.config.crop_base, random_crop, probability, limits)
 
     def train_dataloader(self) -> CountingLoader:
         if self.streamed:

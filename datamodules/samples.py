@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.config import Limits
 from datamodules.embeddings import EmbeddingStore
 from datamodules.hashing import stable_fraction
-from datamodules.pictures import decode, resize_shorter, square_crop
+from datamodules.pictures import DEFAULT_LIMITS, decode, resized_crop, scaled_size, square_crop
 from switti.files import parse_json
 from switti.models.crop import crop_condition
 
@@ -23,12 +24,13 @@ DAMAGED = "damaged"  # key under which a batch carries what could not be read; t
 
 @dataclass(frozen=True)
 class Framing:
-    """How pictures become squares of `side` px, and how often captions are dropped."""
+    """How pictures become squares of `side` px, which are refused, and how often captions are dropped."""
 
     side: int
     crop_base: int
     random_crop: bool
     caption_dropout: float
+    limits: Limits = DEFAULT_LIMITS
 
 
 Kind = Literal[
@@ -80,18 +82,18 @@ def make_sample(
     """Decode, scale the shorter side to framing.side, crop. All that is random is drawn from the seed.
 
     Raises:
-        DamagedPictureError: the picture cannot be decoded.
+        DamagedPictureError: the picture cannot be decoded, or is beyond the limits.
     """
-    decoded = decode(picture)
-    image = resize_shorter(decoded, framing.side)
+    decoded = decode(picture, framing.limits)
+    resized = scaled_size(*decoded.size, framing.side)
     where = (0.5, 0.5)
     if framing.random_crop:
         where = stable_fraction(f"{seed}/crop/top"), stable_fraction(f"{seed}/crop/left")
-    box = square_crop(image.width, image.height, framing.side, where)
+    box = square_crop(*resized, framing.side, where)
     size = original_size(meta, (decoded.height, decoded.width))
     dropped = stable_fraction(f"{seed}/drop") < framing.caption_dropout
     return Sample(
-        picture=np.asarray(image.crop(box)),
+        picture=np.asarray(resized_crop(decoded, resized, box)),
         caption="" if dropped else caption,
         key=key,
         size=size,

@@ -69,12 +69,14 @@ class PictureItem:
             "source": self.origin,
             "width": image.width,
         }
+        kept = SHARD_SUFFIXES.get(str(image.format), ())
         if size and min(image.size) > size:
             image = resize_shorter(image, size)
-            jpeg = suffix in ("jpg", "jpeg")
-            data, suffix = (encode_jpeg(image), "jpg") if jpeg else (encode_png(image), "png")
-        elif suffix not in SHARD_SUFFIXES:
+            data, suffix = (encode_jpeg(image), "jpg") if "jpg" in kept else (encode_png(image), "png")
+        elif not kept:
             data, suffix = encode_png(image), "png"
+        elif suffix not in kept:
+            suffix = kept[0]
         return Sample(self.key, data, suffix, self.captions[0], meta)
 
 

@@ -298,7 +298,7 @@ def test_damaged_pictures_are_replaced_counted_and_named_once(tmp_path, caplog):
 def test_too_many_damaged_pictures_stop_with_their_names(tmp_path):
     make_set(tmp_path, [10], damaged=("s0n2", "s0n3"))
     make_set(tmp_path, [1], "validation")
-    with pytest.raises(UserError, match=r"max_bad_fraction=0\.1.*train-000000/s0n[23]: not a picture"):
+    with pytest.raises(UserError, match=r"max_bad_fraction=0\.1.*train-000000/s0n[23]: not an image"):
         take(module(tmp_path, max_bad_fraction=0.1), 10)
     assert len(take(module(tmp_path, max_bad_fraction=0.5), 10)) == 10
 
