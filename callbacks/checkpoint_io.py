@@ -22,6 +22,7 @@ from switti.sharded import (
     snapshot,
     write_sharded,
 )
+from switti.torch_files import read_torch
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -110,7 +111,7 @@ class AtomicCheckpointIO(CheckpointIO):
         """Of any kind, whole: a sharded one is put together."""
         if is_sharded(path):
             return read_plain(Path(path))
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        return read_torch(Path(path))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         remove(Path(path))

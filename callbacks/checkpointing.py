@@ -16,10 +16,11 @@ from callbacks.checkpoint_io import AtomicCheckpointIO
 from callbacks.config import CallbacksConfig
 from switti.agreement import gathered, largest
 from switti.errors import UserError
-from switti.files import read_json, write_json
+from switti.files import open_regular, read_json, write_json
 from switti.run_folder import CHECKPOINTS
 from switti.sharded import damage as shard_damage
 from switti.sharded import remove
+from switti.torch_files import TorchFileError, check_torch
 
 log = logging.getLogger(__name__)
 
@@ -244,12 +245,9 @@ def damage(path: Path, thorough: bool = True) -> str | None:
     if path.is_dir():
         return shard_damage(path, thorough)
     try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-            if broken is not None:
-                return f"{broken} is damaged"
-            if not any(name.endswith("data.pkl") for name in archive.namelist()):
-                return "it is not a checkpoint"
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
+        with open_regular(path) as stream:
+            check_torch(stream)
+            broken = zipfile.ZipFile(stream).testzip()
+    except (OSError, UserError, TorchFileError, zipfile.BadZipFile, EOFError) as error:
         return str(error) or type(error).__name__
-    return None
+    return None if broken is None else f"{broken} is damaged"

@@ -11,7 +11,7 @@ from torch import Tensor
 from callbacks.checkpointing import find_resume
 from configs.loading import SETTINGS, from_run, get, load
 from configs.schema import RunConfig
-from switti.checkpoint import fill, read_torch, resize_levels, sub_state
+from switti.checkpoint import fill, resize_levels, sub_state
 from switti.errors import UserError
 from switti.hub import is_hub_id
 from switti.loading import known_codes, load_tokenizer, read_generator
@@ -23,6 +23,7 @@ from switti.published import GENERATORS
 from switti.run_folder import CONFIG
 from switti.sampling.pipeline import SwittiPipeline, changed
 from switti.sharded import STATE, is_sharded, read_tensors
+from switti.torch_files import read_torch
 
 # Settings that leave no trace in the shapes of weights, or in their meaning alone: they stay what they were.
 KEPT = ("visibility", "heads", "query_key_norm", "rope", "rope_theta", "rope_size")

@@ -3,12 +3,8 @@
 Shape suffixes: N scales, D width.
 """
 
-import pickle
-import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,12 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from switti.errors import UserError
-from switti.files import atomic_write
+from switti.files import atomic_write, check_regular, kind_of
 from switti.models.config import GeneratorConfig
 from switti.models.crop import FourierFeatures
 from switti.models.norm import RMSNorm
 from switti.models.transformer import ScaleTransformer
+from switti.pickles import shown
 from switti.scales import Pyramid
+from switti.torch_files import read_torch
 
 SHOWN = 6
 TORCH_FILES = (".ckpt", ".pth", ".pt", ".bin")
@@ -42,45 +40,6 @@ class WeightsError(UserError):
 # ---- reading ----------------------------------------------------------------------------------------------------
 
 
-def read_torch(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """A file written by torch.save, without running any code that it may carry.
-
-    mmap: tensors stay on disk until they are read. Raises UserError if the file is missing, cut off, no such file, or
-    holds anything but plain data and tensors.
-    """
-    if not path.is_file():
-        raise UserError(f"no checkpoint {path}")
-    whole = zipfile.is_zipfile(path)
-    if not whole and _starts_with(path, b"PK"):
-        raise UserError(f"{path} is no readable checkpoint: it is cut off; copy or download it again")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and whole)
-    except (
-        RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError, ValueError,
-        AttributeError, IndexError, TypeError, UnicodeDecodeError,
-    ) as error:  # fmt: skip
-        raise UserError(f"{path} is no readable checkpoint: {_reason(error)}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is no checkpoint: it holds a {type(content).__name__}")
-    return content
-
-
-def _starts_with(path: Path, magic: bytes) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(len(magic)) == magic
-
-
-def _reason(error: Exception) -> str:
-    """One line. torch answers a pickle that wants to call something with a page of advice to allow it."""
-    text = str(error).strip()
-    if "Weights only load failed" not in text:
-        return next(iter(text.splitlines()), type(error).__name__)
-    wanted = re.search(r"GLOBAL ([\w.]+)", text)
-    if wanted is None:
-        return "it is damaged or was not written by torch.save"
-    return f"it would run code ({wanted.group(1)}) when loaded, which is refused; ask for plain tensors"
-
-
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """All tensors of a .safetensors file or of a flat state dict written by torch.save (.pth, .pt, .bin, .ckpt).
 
@@ -88,24 +47,23 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     Raises UserError for a file that is missing, cut off, of another kind or carries code.
     """
     path = Path(path)
-    if not path.is_file():
+    if kind_of(path) is None:
         raise UserError(f"no weights {path}")
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return load_file(check_regular(path))
         except (SafetensorError, OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"{path} is no whole safetensors file ({reason}); copy or download it again"
+                f"{path} is not a whole safetensors file ({reason}); copy or download it again"
             ) from error
     if path.suffix not in TORCH_FILES:
-        raise UserError(f"{path} is no weights file; known are {', '.join(WEIGHT_FILES)}")
+        raise UserError(f"{path} is not a weights file; known are {', '.join(WEIGHT_FILES)}")
     content = read_torch(path, mmap=True)
     state = content.get("state_dict", content)
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(
-            f"{path} holds no weights but {', '.join(list(map(str, content))[:SHOWN]) or 'nothing'}"
-        )
+        found = ", ".join(shown(str(key)) for key in list(content)[:SHOWN])
+        raise UserError(f"{path} holds no weights but {found or 'nothing'}")
     return dict(state)
 
 
@@ -129,7 +87,7 @@ def sub_state(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
     """Every missing, unexpected and misshapen key, in words."""
     problems = [f"{key} is missing" for key in expected if key not in found]
-    problems += [f"{key} is unexpected" for key in found if key not in expected]
+    problems += [f"{shown(key)} is unexpected" for key in found if key not in expected]
     problems += [
         f"{key} is {list(found[key].shape)}, the settings need {list(value.shape)}"
         for key, value in expected.items()

@@ -149,6 +149,10 @@ def kind_of(path: str | Path, follow: bool = True) -> str | None:
         mode = os.stat(path, follow_symlinks=follow).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "symbolic link to itself"
+        raise
     return "file" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "special file")
 
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 Global = tuple[str, str]  # module, qualified name
 _SHOWN = 80
+_MAX_MARKS = 1000
 _LARGEST_KEY = 2**31  # the hashes of larger numbers can be made to collide
 
 
@@ -105,6 +106,8 @@ class _Machine:
         self.stack.append(value)
 
     def mark(self) -> None:
+        if len(self.marks) == _MAX_MARKS:
+            raise PickleError("it is nested too deeply")
         self.marks.append(self.stack)
         self.stack = []
 
@@ -132,7 +135,7 @@ class _Machine:
         if type(target) is not dict:
             self.refuse(target)
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if not _is_key(key):
+            if not is_key(key):
                 raise PickleError(f"it has a key of type {type(key).__name__}, which data does not need")
             target[key] = value
 
@@ -143,7 +146,9 @@ class _Machine:
 
     def reference(self, module: Any, name: Any) -> None:
         if (module, name) not in self.allowed:
-            raise PickleError(f"it would run code ({shown(f'{module}.{name}')}) when read, which is refused")
+            raise PickleError(
+                f"it would run code ({shown(f'{module}.{name}')}) when loaded, which is refused; ask for plain tensors"
+            )
         self.stack.append(Reference((module, name)))
 
     def stack_global(self) -> None:
@@ -178,7 +183,7 @@ def shown(name: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
-def _is_key(key: Any) -> bool:
+def is_key(key: Any) -> bool:
     """Text, small numbers and calls (by identity): nobody can choose keys whose hashes take long or collide."""
     return type(key) in (str, Call) or (type(key) is int and 0 <= key < _LARGEST_KEY)
 

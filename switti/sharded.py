@@ -8,7 +8,6 @@ Tensors are named state_dict.<parameter> and optimizer_<i>.<parameter>.<field>, 
 number of ranks, or by one process as a whole. All functions that write are collectives of `group`'s ranks.
 """
 
-import io
 import os
 import shutil
 import warnings
@@ -32,7 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 from torch.futures import Future
 
-from switti.checkpoint import WeightsError, mismatches, read_torch
+from switti.checkpoint import WeightsError, mismatches
 from switti.errors import UserError
 from switti.files import (
     open_regular,
@@ -44,7 +43,9 @@ from switti.files import (
     write_json,
 )
 from switti.optimizer_state import empty_state, fields_of, fill_state, ordered_names, part_of
+from switti.pickles import shown
 from switti.sharded_contents import read_contents
+from switti.torch_files import load_tensor, read_torch
 
 MANIFEST, STATE = "manifest.json", "state.pt"
 MODEL = "state_dict"
@@ -198,6 +199,8 @@ def damage(path: Path, contents: bool = True) -> str | None:
         manifest = read_json(path / MANIFEST)
         files = manifest["files"]
         for name, entry in files.items():
+            if Path(name).name != name:
+                return f"{MANIFEST} names {shown(name)}, which is not a file of this folder"
             file = path / name
             if not file.is_file():
                 return f"{name} is missing"
@@ -239,7 +242,7 @@ class _Reader(dcp.FileSystemReader):
             with open_regular(Path(self.path) / place.relative_path) as stream:
                 stream.seek(place.offset)
                 content = stream.read(place.length)
-            part = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            part = load_tensor(content)
             part = part[tuple(map(slice, item.storage_offsets, map(add, item.storage_offsets, item.lengths)))]
             target = planner.resolve_tensor(item).detach()
             if target.shape != part.shape:

@@ -27,18 +27,12 @@ from torch.distributed.checkpoint.metadata import (
 from switti.errors import UserError
 from switti.files import check_regular, read_bytes
 from switti.pickles import Call, Global, PickleError, Reference, parse_pickle, shown
+from switti.torch_files import DTYPES
 
 CONTENTS = ".metadata"
 _DATA_FILE = re.compile(r"__\d{1,9}_\d{1,9}\.distcp")
 _METADATA = "torch.distributed.checkpoint.metadata"
 _INDEX, _INFO = (_METADATA, "MetadataIndex"), ("torch.distributed.checkpoint.filesystem", "_StorageInfo")
-_DTYPES: dict[Global, torch.dtype] = {
-    ("torch", str(dtype).removeprefix("torch.")): dtype
-    for dtype in (
-        torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
-        torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool, torch.complex64,
-    )
-}  # fmt: skip
 _NAMES: frozenset[Global] = frozenset({
     *((_METADATA, name) for name in (
         "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata", "MetadataIndex",
@@ -48,7 +42,7 @@ _NAMES: frozenset[Global] = frozenset({
     ("torch", "Size"), ("torch.serialization", "_get_layout"),
     ("pathlib", "PosixPath"), ("pathlib", "WindowsPath"),
     ("pathlib._local", "PosixPath"), ("pathlib._local", "WindowsPath"),
-    *_DTYPES,
+    *DTYPES,
 })  # fmt: skip
 # Every chunk takes some hundred bytes here and more than a thousand in its file.
 _ROOM = 1 << 20
@@ -141,7 +135,7 @@ def _tensor(name: str, fields: dict[str, Any]) -> TensorStorageMetadata:
     properties = fields.get("properties")
     state = properties.state if type(properties) is Call else None
     first = state[0] if type(state) is tuple and state else None
-    dtype = _DTYPES.get(first.name) if type(first) is Reference else None
+    dtype = DTYPES.get(first.name) if type(first) is Reference else None
     if dtype is None:
         raise _ContentsError(f"{shown(name)} has no type that is known")
     size, listed = _size(fields.get("size")), fields.get("chunks")

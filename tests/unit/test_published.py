@@ -402,17 +402,17 @@ def broken(kind: str, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("cut safetensors", "is no whole safetensors file"),
-        ("text", "is no whole safetensors file"),
+        ("cut safetensors", "is not a whole safetensors file"),
+        ("text", "is not a whole safetensors file"),
         ("cut pth", "is cut off; copy or download it again"),
         ("code", r"would run code \((posix|nt|os).getcwd\) when loaded, which is refused"),
-        ("old code", "is no readable checkpoint"),
-        ("text as pth", "is no readable checkpoint"),
-        ("empty", "is no readable checkpoint"),
+        ("old code", "is not a readable checkpoint"),
+        ("text as pth", "is not a readable checkpoint"),
+        ("empty", "is not a readable checkpoint"),
         ("list", "holds a list"),
         ("no tensors", "holds no weights but epoch, args"),
         ("tokenizer", r"no scale transformer: word_embed\.weight, .* missing"),
-        ("picture", "is no weights file"),
+        ("picture", "is not a weights file"),
     ],
 )
 def test_unusable_files_are_refused_in_one_line(kind: str, words: str, tmp_path: Path) -> None:
