@@ -128,7 +128,7 @@ def test_settings_are_read_off_published_shapes(name: str) -> None:
     assert visibility is None
     assert found == {key: asdict(config)[key] for key in found}
     assert set(asdict(config)) - set(found) == {
-        "visibility", "heads", "head_precision", "query_key_norm", "rope_theta", "rope_size",
+        "visibility", "heads", "head_precision", "query_key_norm", "rope_theta", "rope_size", "crop_base",
     }  # fmt: skip
     assert set(state) - set(ours) == {LEVELS}
 
