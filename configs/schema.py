@@ -77,6 +77,11 @@ class RunConfig:
                 f"data.resolution={self.data.resolution} must be null or {self.tokenizer.resolution} px, the finest of "
                 f"tokenizer.scales={self.tokenizer.scales} times its down-sampling by {self.tokenizer.downsampling}"
             )
+        if self.data.streamed and self.callbacks.metrics_every and self.metrics.captions == "train":
+            raise UserError(
+                "metrics.captions=train needs shards on disk, and data.train is a stream; set "
+                "metrics.captions=validation, or callbacks.metrics_every=0"
+            )
         parts = self.trainer.world_size * self.trainer.accumulate
         if self.data.batch_size % parts:
             raise UserError(

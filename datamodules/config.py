@@ -36,7 +36,8 @@ class DataConfig:
       batch_size / (world size · trainer.accumulate) at a time.
     workers: reading processes a rank; 0 reads in the training process.
     embeddings: folder(s) made by `experiments.embed`: one store, or the `embeddings` folder that holds several, of
-      which the run's text encoder picks its own. None: batches bring captions only.
+      which the run's text encoder picks its own. Null, or a stream without embeddings of its own: captions are encoded
+      while training.
     caption_dropout: probability of the empty caption in training, which guidance needs.
     shuffle_window_shards: so many shards are shuffled together; more is a better shuffle, fewer keep reads local.
     max_bad_fraction: a larger share of samples that cannot be read (damaged pictures, missing captions or embeddings,
@@ -62,6 +63,11 @@ class DataConfig:
     max_aspect_ratio: float = Limits.max_aspect_ratio
     stream_timeout: float = 60.0
     stream_retries: int = 5
+
+    @property
+    def streamed(self) -> bool:
+        """Whether training reads streams, which cannot be resumed exactly."""
+        return any(entry.startswith(STREAMS) for entry in as_list(self.train))
 
     def validate(self, path: str) -> None:
         for name in ("train", "validation"):
@@ -89,10 +95,6 @@ class DataConfig:
         for name in ("caption_dropout", "max_bad_fraction"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"{path}.{name}={getattr(self, name)} must lie in [0, 1]")
-        if self.embeddings and any(s.startswith(STREAMS) for s in as_list(self.train)):
-            raise UserError(
-                f"{path}.embeddings needs shards on disk; with streams set {path}.embeddings=null"
-            )
 
 
 def as_list(value: str | list[str] | None) -> list[str]:

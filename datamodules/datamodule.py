@@ -1,22 +1,29 @@
 """ShardDataModule: shards → batches, with a position that one integer resumes exactly."""
 
+import logging
 import signal
 from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
+from datamodules.batches import Batch, collate, pack_batch
 from datamodules.config import STREAMS, DataConfig, Limits, as_list
+from datamodules.damage import Damage
 from datamodules.datasets import PositionBatches, ShardSamples, TrainingSet, ValidationSet
 from datamodules.embeddings import EmbeddingStore
+from datamodules.encoding import CaptionEncoder
 from datamodules.found import FoundShards, as_before, find_shards
 from datamodules.loader import CountingLoader, DamageCount
 from datamodules.order import EpochOrder, rank_batch_size, validation_batches
-from datamodules.samples import DAMAGED, Batch, Damage, Framing, collate
+from datamodules.samples import Framing
 from datamodules.streams import StreamSet
 from switti.errors import UserError
+from switti.models.text.base import TextEncoder
+
+log = logging.getLogger(__name__)
 
 
 class ShardDataModule(LightningDataModule):
@@ -25,7 +32,8 @@ class ShardDataModule(LightningDataModule):
     A batch holds image [B, 3, H, W] float32 in [-1, 1]; caption (as used: "" if dropped) and key, lists of str; size
     [B, 2] (height, width) of the original; crop [B, 4] (height, width, top, left) in pixels of data.crop_base; seed
     [B], 63 bits of (run seed, epoch, key), from which crop and dropping were drawn; dropped [B] bool; and with
-    embeddings text [B, T, C], text_mask [B, T] (True: real token), pooled [B, P]: the null caption's where dropped.
+    embeddings or an encoder text [B, T, C], text_mask [B, T] (True: real token), pooled [B, P]: the null caption's
+    where dropped. Embeddings come from data.embeddings, or from a stream itself; captions without are encoded here.
 
     The training loader has no end: a run is measured in steps. It starts at `consumed`, the global number of samples
     trained on, which the training loop must advance by `global_batch` after each batch, before a checkpoint is
@@ -35,6 +43,7 @@ class ShardDataModule(LightningDataModule):
         resolution: side of the pictures if data.resolution is not set: the tokenizer's.
         accumulate: batches of one optimizer step; data.batch_size counts the samples of the whole step.
         expected_fingerprint: of the run's text encoder; embeddings of any other are refused.
+        encoder: the run's text encoder, whose fingerprint then is the expected one; None: captions stay texts.
     """
 
     def __init__(
@@ -45,11 +54,13 @@ class ShardDataModule(LightningDataModule):
         resolution: int,
         accumulate: int = 1,
         expected_fingerprint: str | None = None,
+        encoder: TextEncoder | None = None,
     ) -> None:
         super().__init__()
         self.config, self.seed, self.accumulate = config, seed, accumulate
         self.resolution = config.resolution or resolution
-        self.expected_fingerprint = expected_fingerprint
+        self.encode = None if encoder is None else CaptionEncoder(encoder)
+        self.expected_fingerprint = expected_fingerprint if encoder is None else encoder.fingerprint
         self.consumed = 0
         # A callback sets `watched` to add up over all ranks what `damage`, of the training loader, counts on this one.
         self.watched = False
@@ -62,7 +73,7 @@ class ShardDataModule(LightningDataModule):
     @property
     def streamed(self) -> bool:
         """Whether training reads streams, which cannot be resumed exactly."""
-        return any(entry.startswith(STREAMS) for entry in as_list(self.config.train))
+        return self.config.streamed
 
     @property
     def rank(self) -> int:
@@ -108,6 +119,11 @@ class ShardDataModule(LightningDataModule):
         store = None
         if folders:
             store = EmbeddingStore(folders, shards, self.expected_fingerprint, allowed_missing=limit)
+            if self.encode is not None and store.identity != self.encode.identity:
+                raise UserError(
+                    f"data.embeddings={folders[0]}: {store.identity} is not the run's {self.encode.identity}; run "
+                    "experiments.embed again"
+                )
         return ShardSamples(shards, self._framing(random_crop, dropout), store, self.seed)
 
     def _shards(self, split: str) -> FoundShards:
@@ -117,7 +133,7 @@ class ShardDataModule(LightningDataModule):
         streams = [pattern for pattern in patterns if pattern.startswith(STREAMS)]
         if streams:
             raise UserError(
-                f"data.{split}={streams[0]!r} is a stream and cannot stand here; give shards on disk"
+                f"data.{split}={streams[0]!r} is a stream, which is for training alone; give shards on disk"
             )
         self._found[split] = find_shards(f"data.{split}", patterns, self.config.max_bad_fraction)
         return self._found[split]
@@ -160,7 +176,7 @@ class ShardDataModule(LightningDataModule):
         patterns = as_list(self.config.train)
         if not all(pattern.startswith(STREAMS) for pattern in patterns):
             raise UserError("data.train mixes streams and shards on disk; give one kind")
-        rank_zero_info(f"data.train is streamed ({patterns[0]} …): resampled, not exactly resumable")
+        _say(f"data.train is streamed ({patterns[0]} …): resampled, not exactly resumable")
         framing = self._framing(self.config.crop == "random", dropout=True)
         dataset = StreamSet(
             patterns,
@@ -170,6 +186,7 @@ class ShardDataModule(LightningDataModule):
             self.rank,
             timeout=self.config.stream_timeout,
             retries=self.config.stream_retries,
+            identity=None if self.encode is None else self.encode.identity,
         )
         self.damage = DamageCount(self.config.max_bad_fraction, None, self.watched)
         return CountingLoader(dataset, batch_size=self.rank_batch, damage=self.damage, **self._options(None))
@@ -197,17 +214,28 @@ class ShardDataModule(LightningDataModule):
         count = min(count, len(places))
         chosen = [places[i * len(places) // count] for i in range(count)]
         batch = collate([samples.read(shard, row, epoch=0) for shard, row in chosen], samples.store)
-        del batch[DAMAGED]
         if not batch:
             raise UserError(f"data.{split}: none of {count} pictures can be read")
         return batch
 
     def _options(self, store: EmbeddingStore | None) -> dict[str, Any]:
+        stored: dict[str, Any] = {}
+        if store is not None:
+            stored = {"null": store.null, "max_length": store.identity.max_length}
+        elif self.encode is not None:
+            if isinstance(self.trainer, Trainer):
+                self.encode.to(self.trainer.strategy.root_device)
+            _say(
+                "captions without embeddings are encoded while training, which takes time in each step; "
+                "`python -m experiments.embed` does it once"
+            )
         return {
             "num_workers": self.config.workers,
-            "collate_fn": partial(collate, store=store),
+            "collate_fn": partial(pack_batch, **stored),
             "pin_memory": torch.cuda.is_available(),
             "worker_init_fn": outlive_signals if self.config.workers else None,
+            "encode": self.encode,
+            "max_length": 0 if self.encode is None else self.encode.identity.max_length,
         }
 
     def advance(self, samples: int | None = None) -> None:
@@ -233,6 +261,11 @@ class ShardDataModule(LightningDataModule):
                 f"data.train had {before} samples when the checkpoint was written and has {now} now: the order goes "
                 "on at the same position, but is another one"
             )
+
+
+@rank_zero_only
+def _say(message: str) -> None:
+    log.warning(message)
 
 
 def outlive_signals(_worker: int) -> None:

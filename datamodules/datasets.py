@@ -1,15 +1,21 @@
 """Shards on disk as map-style data sets: an item is a pure function of its position."""
 
+import errno
+import resource
 from collections.abc import Callable, Iterator
 
 from torch.utils.data import Dataset, Sampler
 
+from datamodules.damage import Damage, Fatal, Kind
 from datamodules.embeddings import EmbeddingStore, MissingEmbeddingError
 from datamodules.hashing import sample_seed, stable_hash
-from datamodules.index import CutOffError, ShardIndex, ShardReader, unique_names
+from datamodules.index import ShardIndex, ShardReader
+from datamodules.open_files import CutOffError, is_machine_fault
 from datamodules.order import EpochOrder, rank_positions
 from datamodules.pictures import DamagedPictureError
-from datamodules.samples import Damage, Framing, Kind, Sample, make_sample
+from datamodules.samples import Framing, Sample, make_sample
+from datamodules.shard_paths import unique_names
+from switti.errors import UserError
 
 STAND_INS = 16  # so many others are tried for a sample that cannot be read
 
@@ -38,7 +44,9 @@ class ShardSamples:
             )
             if self.store is not None:
                 sample.text = self.store.read(shard, row)
-        except (DamagedPictureError, MissingEmbeddingError, OSError) as error:
+        except (DamagedPictureError, MissingEmbeddingError, OSError, UserError, UnicodeDecodeError) as error:
+            if is_machine_fault(error):
+                return fatal(self.names[shard], error)
             return Damage(self.names[shard], key, str(error), kind_of(error))
         return sample
 
@@ -51,7 +59,20 @@ def kind_of(error: Exception) -> Kind:
         return "missing_embedding"
     if isinstance(error, CutOffError):
         return "truncated_shard"
+    if isinstance(error, UnicodeDecodeError):
+        return "undecodable_caption"
     return "missing_shard" if isinstance(error, FileNotFoundError) else "unreadable_shard"
+
+
+def fatal(shard: str, error: Exception) -> Fatal:
+    """For an error of the machine, which no other sample would be spared."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    descriptors = f"data reading has no file descriptor left (limit {limit}): raise it with `ulimit -n 4096`"
+    memory = "data reading has no memory left: lower data.workers or data.batch_size"
+    reason = memory if getattr(error, "errno", None) == errno.ENOMEM else descriptors
+    return Fatal(
+        shard, shard, f"{reason}; the same command then resumes the run ({error})", "unreadable_shard"
+    )
 
 
 class TrainingSet(Dataset[Sample | Damage]):
@@ -68,7 +89,7 @@ class TrainingSet(Dataset[Sample | Damage]):
     def __getitem__(self, position: int) -> Sample | Damage:
         epoch, number = self.order.sample(position)
         damage = self.samples.read(*self.order.locate(number), epoch)
-        if isinstance(damage, Sample):
+        if isinstance(damage, Sample | Fatal):
             return damage
         for attempt in range(STAND_INS):
             other = stable_hash(f"{self.order.seed}/{position}/stand-in {attempt}") % self.order.samples

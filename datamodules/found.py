@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datamodules.index import ShardIndex, absent_shard, expand, load_index, unique_names, with_rows
-from datamodules.samples import Damage, Kind
+from datamodules.damage import Damage, Kind
+from datamodules.index import ShardIndex, absent_shard, load_index, with_rows
+from datamodules.shard_paths import expand, unique_names
 from switti.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def find_shards(setting: str, patterns: list[str], limit: float) -> FoundShards:
             losses.append(found)
         else:
             shards.append(found)
-            losses += _lacking(found)
+            losses += _losses(found)
     average = round(sum(map(len, shards)) / len(shards)) if shards else 1
     known = {shard.path.stem: len(shard) for shard in shards}
     losses = [
@@ -90,21 +91,15 @@ def _index(path: Path) -> ShardIndex | Damage:
     except FileNotFoundError:
         kind, reason = "missing_shard", f"no shard {path}"
     except OSError as error:
-        reason = f"shard {path} cannot be read ({error.strerror})"
+        reason = f"shard {path} cannot be read ({error.strerror or error})"
     except UserError as error:
         reason = str(error)
     return Damage(path.stem, str(path), reason, kind, samples=0)
 
 
-def _lacking(shard: ShardIndex) -> list[Damage]:
-    name, path = shard.path.stem, str(shard.path)
-    kinds: tuple[Kind, Kind] = ("missing_picture", "missing_caption")
-    losses = [
-        Damage(name, path, f"{path}: {number} samples without {word}", kind, number)
-        for kind, word, number in zip(kinds, ("picture", "caption"), shard.lacking, strict=True)
-        if number
-    ]
-    return [*losses, Damage(name, path, shard.problem, "truncated_shard", 0)] if shard.problem else losses
+def _losses(shard: ShardIndex) -> list[Damage]:
+    cut_off = Damage(shard.path.stem, str(shard.path), shard.problem, "truncated_shard", 0)
+    return [*shard.losses, cut_off] if shard.problem else [*shard.losses]
 
 
 def as_before(found: FoundShards, listing: list[list[Any]]) -> FoundShards:

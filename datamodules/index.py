@@ -1,41 +1,64 @@
 """Where every sample lies in its shard, so that any of them can be read at once with one `pread` a member.
 
-A shard's index is made once and kept beside it (`train-000000.tar.index.npz`) with the shard's size and time of
-change; in a folder that cannot be written to it stays in memory. N samples; members in the order picture, txt, json.
+A shard's index is made once and kept beside it (`train-000000.tar.index.safetensors`) with the shard's size and time of
+change; in a folder that cannot be written to it stays in memory. What lies there is checked like any foreign file and
+made again if it does not fit. N samples; members in the order picture, txt, json.
 """
 
 import hashlib
+import json
 import logging
-import os
-import tarfile
-import zipfile
-from collections import OrderedDict
+import re
 from dataclasses import dataclass
-from glob import glob, has_magic
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
-from braceexpand import braceexpand
+from safetensors.numpy import save
 
+from datamodules.damage import Damage, Kind
+from datamodules.members import (
+    CAPTION,
+    LIMITS,
+    META,
+    PICTURE,
+    Entries,
+    Flaw,
+    belongs_to_another,
+    decode_caption,
+    flaw_of,
+    sample_part,
+)
+from datamodules.open_files import OpenFiles
 from datamodules.pictures import SUFFIXES
+from datamodules.tar import BLOCK, DamagedTarError, FileSource, Member, members
+from datamodules.tensor_file import read_header, read_tensor
 from switti.errors import UserError
-from switti.files import atomic_write
+from switti.files import atomic_write, open_regular, parse_json
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
-_BLOCK, _CHUNK = 512, 1 << 16
-_PICTURE, _CAPTION, _META = range(3)
+FORMAT = 3
+MAX_KEYS = 1 << 20  # of a shard
 _NOWHERE = 1 << 62  # an offset beyond the end of every file
+_PARTS = (PICTURE, CAPTION, META)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_LOST: dict[Kind, str] = {
+    "missing_picture": "without picture",
+    "missing_caption": "without caption",
+    "duplicate_member": "with two members of one kind",
+    "undecodable_picture": "with too large a picture",
+    "undecodable_caption": "with a caption that cannot be read",
+}
 
 
 @dataclass(frozen=True)
 class ShardIndex:
     """offsets_N3, sizes_N3: int64 bytes of picture, txt, json (size -1: there is none); digests_N32: SHA-256 of
-    the captions as stored, uint8.
+    the captions as stored, uint8. shard_bytes: the shard's size.
 
-    lacking: numbers of samples without (picture, caption), which are not among the N. problem: why the shard was not
-    read to its end, "" if it was. absent: so many rows at the end stand for samples that the file no longer has.
+    losses: samples that are not among the N, by kind. problem: why the shard was not read to its end, "" if it was.
+    absent: so many rows at the end stand for samples that the file no longer has.
     """
 
     path: Path
@@ -43,7 +66,8 @@ class ShardIndex:
     offsets_N3: np.ndarray
     sizes_N3: np.ndarray
     digests_N32: np.ndarray
-    lacking: tuple[int, int] = (0, 0)
+    shard_bytes: int
+    losses: tuple[Damage, ...] = ()
     problem: str = ""
     absent: int = 0
 
@@ -51,35 +75,7 @@ class ShardIndex:
         return len(self.keys)
 
 
-class CutOffError(OSError):
-    """A file ends before what its index says."""
-
-
-def expand(setting: str, patterns: list[str], must_exist: bool = True) -> list[Path]:
-    """Paths, globs and brace ranges → shards, sorted, each once.
-
-    Raises:
-        UserError: nothing matches, or, with must_exist, a named shard does not. `setting` is named: 'data.train'.
-    """
-    found: dict[Path, None] = {}
-    for pattern in patterns:
-        try:
-            names = sorted(braceexpand(os.path.expanduser(pattern), escape=False))
-        except ValueError as error:
-            raise UserError(f"{setting}={pattern!r} is no valid brace range: {error}") from error
-        for name in names:
-            paths = sorted(glob(name, recursive=True)) if has_magic(name) else [name]
-            if not paths:
-                raise UserError(
-                    f"{setting}={name!r} matches no shard; see `python -m experiments.prepare --help`"
-                )
-            found |= dict.fromkeys(Path(p) for p in paths)
-    for path in found:
-        if path.is_dir():
-            raise UserError(f"{setting}={str(path)!r} is a folder; name its shards, e.g. {path}/train-*.tar")
-        if must_exist and not path.is_file():
-            raise UserError(f"{setting}: no shard {path}")
-    return list(found)
+# ---- making and keeping -----------------------------------------------------------------------------------------
 
 
 def load_index(path: Path, salvage: bool = False) -> ShardIndex:
@@ -92,86 +88,148 @@ def load_index(path: Path, salvage: bool = False) -> ShardIndex:
     """
     status = path.stat()
     stamp = np.array([FORMAT, status.st_size, status.st_mtime_ns], np.int64)
-    side = path.with_name(path.name + ".index.npz")
+    side = path.with_name(path.name + ".index.safetensors")
     cached = _read_side_file(path, side, stamp)
     if cached is not None:
         return cached
     index = build_index(path, salvage)
     if index.problem:
         return index  # it should be repaired, not remembered
-    keys = np.array([key.encode() for key in index.keys])
+    tensors = {
+        "stamp": stamp,
+        "offsets": index.offsets_N3,
+        "sizes": index.sizes_N3,
+        "digests": index.digests_N32,
+    }
+    losses = [[loss.kind, loss.reason, loss.samples] for loss in index.losses]
+    content = save(tensors, {"keys": json.dumps(index.keys), "losses": json.dumps(losses)})
     try:
-        with atomic_write(side) as temporary, temporary.open("wb") as stream:
-            np.savez(
-                stream, stamp=stamp, keys=keys, offsets=index.offsets_N3, sizes=index.sizes_N3,
-                digests=index.digests_N32, lacking=np.array(index.lacking),
-            )  # fmt: skip
-    except OSError as error:  # not writable, or another rank has just put the same index there
-        log.info("the index of %s stays in memory (%s)", path, error.strerror)
+        with atomic_write(side) as temporary:
+            temporary.write_bytes(content)
+    except (OSError, UserError) as error:
+        log.info("the index of %s stays in memory (%s)", path, error)
     return index
 
 
 def _read_side_file(path: Path, side: Path, stamp: np.ndarray) -> ShardIndex | None:
+    """None if it is absent, of an earlier shard, or anything else than an index of this one."""
     try:
-        with np.load(side, allow_pickle=False) as content:
-            if not np.array_equal(content["stamp"], stamp):
+        with open_regular(side) as stream:
+            entries, metadata = read_header(stream.fileno())
+            size, rows = int(stamp[1]), entries["offsets"].shape[0]
+            shapes = {"stamp": (3,), "offsets": (rows, 3), "sizes": (rows, 3), "digests": (rows, 32)}
+            fits = all(entries[name].shape == shape for name, shape in shapes.items())
+            if not fits or rows > size // BLOCK:
                 return None
-            keys = [key.decode() for key in content["keys"].tolist()]
-            pictures, captions = content["lacking"].tolist()
-            columns = (content["offsets"], content["sizes"], content["digests"])
-            return ShardIndex(path, keys, *columns, lacking=(pictures, captions))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # absent or damaged: it is made again
+            read = {name: read_tensor(stream.fileno(), entries[name]) for name in shapes}
+        keys, losses = parse_json(metadata["keys"]), parse_json(metadata["losses"])
+        if not np.array_equal(read["stamp"], stamp) or not _are_keys(keys, rows):
+            return None
+        if not _lie_within(read["offsets"], read["sizes"], size):
+            return None
+        damages = tuple(_loss(path, kind, reason, number) for kind, reason, number in losses)
+        return ShardIndex(path, keys, read["offsets"], read["sizes"], read["digests"], size, damages)
+    except (OSError, UserError, ValueError, KeyError, TypeError, IndexError, MemoryError):
+        return None
+
+
+def _are_keys(keys: object, rows: int) -> bool:
+    if not isinstance(keys, list) or len(keys) != rows or not all(isinstance(key, str) for key in keys):
+        return False
+    joined = "".join(keys)
+    joined.encode()  # a ValueError for half characters
+    return len(set(keys)) == rows and "" not in keys and not _CONTROL.search(joined)
+
+
+def _lie_within(offsets_N3: np.ndarray, sizes_N3: np.ndarray, size: int) -> bool:
+    """Whether all members lie in the shard, picture and caption are there, and none is larger than allowed."""
+    if offsets_N3.dtype != np.int64 or sizes_N3.dtype != np.int64:
+        return False
+    smallest, largest = np.array([0, 0, -1]), np.array(LIMITS[: len(_PARTS)])
+    right = (offsets_N3 >= 0) & (offsets_N3 <= size) & (sizes_N3 >= smallest) & (sizes_N3 <= largest)
+    return bool((right & (offsets_N3 + np.where(right, sizes_N3, 0) <= size)).all())
+
+
+def _loss(path: Path, kind: Kind, reason: str, samples: int) -> Damage:
+    """ValueError for what is not a loss."""
+    if kind not in get_args(Kind) or not isinstance(reason, str) or type(samples) is not int or samples < 1:
+        raise ValueError(kind)
+    return Damage(path.stem, str(path), reason, kind, samples)
 
 
 def build_index(path: Path, salvage: bool = False) -> ShardIndex:
     """Read a shard from end to end; see load_index."""
-    samples: dict[str, dict[int, tuple[int, int]]] = {}
+    samples: dict[str, Entries[tuple[int, int, bytes]]] = {}
     problem = ""
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
+        source = FileSource(stream)
         try:
-            _list_members(path, stream.fileno(), samples)
-        except (tarfile.TarError, CutOffError) as error:
-            problem = f"shard {path} is no complete, uncompressed tar ({error})"
+            for member in members(source):
+                _add(samples, path, member, source)
+        except DamagedTarError as error:
+            problem = f"shard {path} is not a complete, uncompressed tar ({error})"
             if not salvage:
                 raise UserError(f"{problem}; make or fetch it again") from error
-        complete = {k: m for k, m in samples.items() if _PICTURE in m and _CAPTION in m}
-        digests = [
-            hashlib.sha256(os.pread(stream.fileno(), *reversed(m[_CAPTION]))).digest()
-            for m in complete.values()
-        ]
-    if not complete:
+    problems = {key: entries.problem(key) for key, entries in samples.items()}
+    keys = [key for key, found in problems.items() if found is None]
+    losses = _losses(path, samples, problems, cut_off=bool(problem))
+    if not keys:
         nothing = f"shard {path} has no picture ({', '.join(SUFFIXES)}) with a .txt caption of the same name"
-        raise UserError(problem or nothing)
-    lacking = [sum(part not in m for m in samples.values()) for part in (_PICTURE, _CAPTION)]
-    if problem:  # the last sample was cut off together with the shard
-        lacking = [0, 0]
-    table = np.array(
-        [[m.get(part, (0, -1)) for part in (_PICTURE, _CAPTION, _META)] for m in complete.values()], np.int64
-    )
-    digests_N32 = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
+        more = f" ({losses[0].reason.partition(': ')[2]})" if losses else ""
+        raise UserError(problem or nothing + more)
+    rows = [[samples[key].contents.get(part) or (0, -1, b"") for part in _PARTS] for key in keys]
+    table = np.array([[place[:2] for place in row] for row in rows], np.int64)
+    digests_N32 = np.frombuffer(b"".join(row[CAPTION][2] for row in rows), np.uint8).reshape(-1, 32)
     return ShardIndex(
-        path, list(complete), table[:, :, 0], table[:, :, 1], digests_N32, (lacking[0], lacking[1]), problem
+        path, keys, table[:, :, 0].copy(), table[:, :, 1].copy(), digests_N32, source.end, losses, problem
     )
 
 
-def _list_members(path: Path, descriptor: int, samples: dict[str, dict[int, tuple[int, int]]]) -> None:
-    """Fill `samples` member by member. Raises TarError or CutOffError where the shard stops making sense."""
-    size = os.fstat(descriptor).st_size
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            if member.offset_data + member.size > size:
-                raise CutOffError(f"truncated or damaged at byte {member.offset}")
-            if member.isreg():
-                _add(samples, path, member)
-        # tarfile takes a torn header for the end of the archive: only zeros up to the end of the file are one.
-        rest = tar.offset
-        while data := os.pread(descriptor, _CHUNK, rest):
-            if any(data):
-                raise CutOffError(f"truncated or damaged at byte {tar.offset}")
-            rest += len(data)
-        if rest - tar.offset < _BLOCK:
-            raise CutOffError(f"truncated or damaged at byte {tar.offset}")
+def _add(
+    samples: dict[str, Entries[tuple[int, int, bytes]]], path: Path, member: Member, source: FileSource
+) -> None:
+    named = sample_part(member.name)
+    if named is None or named[1] not in _PARTS:
+        return
+    key, part = named
+    if key not in samples and len(samples) >= MAX_KEYS:
+        raise UserError(f"shard {path} holds more than {MAX_KEYS} samples; split it")
+    flaw, digest = flaw_of(member, part), b""
+    if part == CAPTION and flaw is None:
+        stored = source.read(member.size)
+        digest = hashlib.sha256(stored).digest()
+        try:
+            decode_caption(stored)
+        except ValueError:
+            flaw = ("undecodable_caption", f"{member.name} is not UTF-8")
+    place = (member.offset, member.size, digest)
+    samples.setdefault(key, Entries()).add(member.name, part, place, flaw)
+
+
+def _losses(
+    path: Path,
+    samples: dict[str, Entries[tuple[int, int, bytes]]],
+    problems: dict[str, Flaw | None],
+    cut_off: bool,
+) -> tuple[Damage, ...]:
+    """What is not a sample and belongs to none, by kind, with the first reason."""
+    whole = {key for key, entries in samples.items() if entries.whole}
+    last = next(reversed(samples), None) if cut_off else None  # it was cut off together with the shard
+    numbers: dict[Kind, int] = {}
+    reasons: dict[Kind, str] = {}
+    for key, problem in problems.items():
+        entries = samples[key]
+        promised = {PICTURE, CAPTION} & (entries.contents.keys() | entries.flaws.keys())
+        if problem is None or key == last or not promised:
+            continue
+        if key not in whole and belongs_to_another(key, whole):
+            continue
+        numbers[problem[0]] = numbers.get(problem[0], 0) + 1
+        reasons.setdefault(problem[0], problem[1])
+    return tuple(
+        _loss(path, kind, f"{path}: {number} samples {_LOST[kind]} (first: {reasons[kind]})", number)
+        for kind, number in sorted(numbers.items())
+    )
 
 
 def with_rows(index: ShardIndex, rows: int) -> ShardIndex:
@@ -184,7 +242,8 @@ def with_rows(index: ShardIndex, rows: int) -> ShardIndex:
         np.concatenate([index.offsets_N3[:kept], np.full((missing, 3), _NOWHERE)]),
         np.concatenate([index.sizes_N3[:kept], np.ones((missing, 3), np.int64)]),
         np.concatenate([index.digests_N32[:kept], np.zeros((missing, 32), np.uint8)]),
-        index.lacking,
+        index.shard_bytes,
+        index.losses,
         index.problem,
         missing,
     )
@@ -193,87 +252,33 @@ def with_rows(index: ShardIndex, rows: int) -> ShardIndex:
 def absent_shard(path: Path, rows: int) -> ShardIndex:
     """Stands for a shard that was there when the run began."""
     empty = np.zeros((0, 3), np.int64)
-    return with_rows(ShardIndex(path, [], empty, empty, np.zeros((0, 32), np.uint8)), rows)
+    return with_rows(ShardIndex(path, [], empty, empty, np.zeros((0, 32), np.uint8), 0), rows)
 
 
-def _add(samples: dict[str, dict[int, tuple[int, int]]], path: Path, member: tarfile.TarInfo) -> None:
-    folder, _, base = member.name.rpartition("/")
-    stem, _, suffix = base.partition(".")
-    ending = f".{suffix.lower()}"
-    part = _PICTURE if ending in SUFFIXES else {".txt": _CAPTION, ".json": _META}.get(ending)
-    if part is None or not stem:
-        return
-    key = f"{folder}/{stem}" if folder else stem
-    members = samples.setdefault(key, {})
-    if part in members:
-        raise UserError(f"shard {path} holds {member.name} twice; keys must be unique in a shard")
-    members[part] = (member.offset_data, member.size)
-
-
-def unique_names(paths: list[Path]) -> list[str]:
-    """The shards' stems; if two are equal, with as many folders before them as tell all apart."""
-    absolute = [path.absolute().with_suffix("") for path in paths]
-    for depth in range(1, max(len(p.parts) for p in absolute) + 1):
-        names = ["/".join(p.parts[-depth:]) for p in absolute]
-        if len(set(names)) == len(names):
-            return names
-    raise UserError(f"shards differ in their endings only: {', '.join(map(str, paths))}")
+# ---- reading ----------------------------------------------------------------------------------------------------
 
 
 class ShardReader:
-    """Reads members of many shards through a few open files. One a process: it opens lazily and is not sent open."""
+    """Reads members of many shards by their index. OSError and ValueError mean damage of the sample."""
 
-    def __init__(self, shards: list[ShardIndex], open_files: int = 64) -> None:
-        self.shards, self.open_files = shards, open_files
-        self._handles: OrderedDict[int, int] = OrderedDict()
-        self._process = os.getpid()
+    def __init__(self, shards: list[ShardIndex], files: OpenFiles | None = None) -> None:
+        self.shards, self.files = shards, files or OpenFiles()
 
     def picture(self, shard: int, row: int) -> bytes:
-        return self._read(shard, row, _PICTURE)
+        return self._read(shard, row, PICTURE)
 
     def caption(self, shard: int, row: int) -> str:
         """As stored, without surrounding blanks."""
-        return self._read(shard, row, _CAPTION).decode(errors="replace").strip()
+        return decode_caption(self._read(shard, row, CAPTION))
 
     def meta(self, shard: int, row: int) -> bytes | None:
-        return None if self.shards[shard].sizes_N3[row, _META] < 0 else self._read(shard, row, _META)
+        return None if self.shards[shard].sizes_N3[row, META] < 0 else self._read(shard, row, META)
 
     def _read(self, shard: int, row: int, part: int) -> bytes:
         """OSError if the shard is gone (FileNotFoundError), ends too early (CutOffError) or fails in another way."""
         index = self.shards[shard]
         size, offset = int(index.sizes_N3[row, part]), int(index.offsets_N3[row, part])
-        try:
-            data = os.pread(self._handle(shard), size, offset)
-        except OSError:  # a network drive that was away for a moment wants its files to be opened again
-            self._forget(shard)
-            data = os.pread(self._handle(shard), size, offset)
-        if len(data) < size:
-            self._forget(shard)
-            raise CutOffError(f"{index.path} is shorter than it was")
-        return data
-
-    def _forget(self, shard: int) -> None:
-        handle = self._handles.pop(shard, None)
-        if handle is not None:
-            os.close(handle)
-
-    def _handle(self, shard: int) -> int:
-        if self._process != os.getpid():  # a forked worker: its parent's descriptors are not its own to close
-            self._handles, self._process = OrderedDict(), os.getpid()
-        if shard in self._handles:
-            self._handles.move_to_end(shard)
-            return self._handles[shard]
-        if len(self._handles) >= self.open_files:
-            os.close(self._handles.popitem(last=False)[1])
-        self._handles[shard] = os.open(self.shards[shard].path, os.O_RDONLY)
-        return self._handles[shard]
+        return self.files.read(index.path, size, offset, index.shard_bytes or None)
 
     def close(self) -> None:
-        while self._handles:
-            os.close(self._handles.popitem()[1])
-
-    def __getstate__(self) -> dict[str, object]:
-        return {"shards": self.shards, "open_files": self.open_files}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+        self.files.close()

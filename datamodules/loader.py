@@ -1,14 +1,17 @@
 """The loader that counts what could not be read. It runs in the main process, where a count is one count."""
 
+import errno
 import logging
+import re
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader
 
-from datamodules.samples import DAMAGED, Batch, Damage
-from datamodules.streams import StreamFailed
+from datamodules.batches import Batch, Encode, PackedBatch
+from datamodules.damage import Damage, Fatal
 from switti.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -36,10 +39,10 @@ class DamageCount:
         self._unclaimed: deque[tuple[int, list[Damage]]] = deque()
 
     def add(self, read: int, damages: list[Damage]) -> None:
-        """Note a batch. Raises UserError if a stream failed for good or, unwatched, the limit is passed."""
+        """Note a batch. Raises UserError for what is fatal and if, unwatched, the limit is passed."""
         for damage in damages:
-            if isinstance(damage, StreamFailed):
-                raise UserError(f"stream failed: {damage.key}: {damage.reason}")
+            if isinstance(damage, Fatal):
+                raise UserError(damage.reason)
         if self.watched:
             self._unclaimed.append((read, damages))
             return
@@ -81,28 +84,82 @@ class CountingLoader(DataLoader[Any]):
     """A DataLoader whose batches have passed a DamageCount.
 
     A batch without any whole sample is left out if may_skip, and otherwise ends the run: ranks must stay in step.
-    `waiting`, if set, is called whenever the next batch is asked for.
+    `waiting`, if set, is called whenever the next batch is asked for. encode: embeds captions that come without.
     """
 
-    def __init__(self, *args: Any, damage: DamageCount, may_skip: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        damage: DamageCount,
+        may_skip: bool = False,
+        encode: Encode | None = None,
+        max_length: int = 0,
+        **options: Any,
+    ) -> None:
         super().__init__(*args, **options)
         self.damage, self.may_skip = damage, may_skip
+        self.encode, self.max_length = encode, max_length
         self.waiting: Callable[[], None] | None = None
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in self._announced(super().__iter__()):
-            read, damages = batch.pop(DAMAGED)
-            self.damage.add(read, damages)
-            if batch:
-                yield batch
-            elif not self.may_skip:
-                raise UserError(f"a whole batch is damaged, first {damages[0].key}: {damages[0].reason}")
+        try:
+            for packed in self._announced():
+                self.damage.add(packed.read, packed.damages)
+                if batch := packed.unpack(self.encode, self.max_length):
+                    yield batch
+                elif not self.may_skip:
+                    first = packed.damages[0]
+                    raise UserError(f"a whole batch is damaged, first {first.key}: {first.reason}")
+        except RuntimeError as error:
+            if failure := worker_failure(error):
+                raise failure from error
+            raise
 
-    def _announced(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _announced(self) -> Iterator[PackedBatch]:
+        if self.waiting is not None:
+            self.waiting()
+        try:
+            batches = super().__iter__()
+        except OSError as error:
+            raise cannot_start(error, self.num_workers) from error
         while True:
-            if self.waiting is not None:
-                self.waiting()
             try:
                 yield next(batches)
             except StopIteration:
                 return
+            if self.waiting is not None:
+                self.waiting()
+
+
+def cannot_start(error: OSError, workers: int) -> UserError:
+    """Of the pipes, semaphores and processes that data workers need."""
+    remedies = {
+        errno.EMFILE: "raise the limit of open files (`ulimit -n 4096`)",
+        errno.ENFILE: "the machine has too many open files",
+        errno.ENOSPC: "make room in /dev/shm (docker run --shm-size=1g)",
+        errno.EAGAIN: "raise the limit of processes (`ulimit -u`)",
+        errno.ENOMEM: "the machine has no memory left",
+    }
+    remedy = remedies.get(error.errno or 0, "see the reason")
+    return UserError(
+        f"data.workers={workers}: the data workers cannot be started ({error.strerror or error}); {remedy}, or set "
+        "data.workers=0"
+    )
+
+
+_DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (.*?)\. |exited)")
+
+
+def worker_failure(error: RuntimeError) -> OSError | None:
+    """What the user should read when a data worker has died; None for any other error.
+
+    torch notices it wherever the training just is, so that the error may come from elsewhere than the loader.
+    """
+    found = _DEAD.match(str(error))
+    if found is None:
+        return None
+    how = f"was killed ({found[2]})" if found[2] else "ended unexpectedly"
+    likely = ""
+    if found[2] in (None, signal.strsignal(signal.SIGKILL)):
+        likely = "; most likely the machine ran out of memory: lower data.workers or data.batch_size"
+    return OSError(f"data worker {found[1]} {how}{likely}. The same command resumes the run")

@@ -1,25 +1,19 @@
-"""One sample: bytes → a square picture with its crop condition, caption and seed; and samples → a batch.
-
-Shape suffixes: B samples, H, W pixels.
-"""
+"""One sample: bytes → a square picture with its crop condition, caption and seed."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from datamodules.config import Limits
-from datamodules.embeddings import EmbeddingStore
+from datamodules.damage import Damage
 from datamodules.hashing import stable_fraction
 from datamodules.pictures import DEFAULT_LIMITS, decode, resized_crop, scaled_size, square_crop
+from datamodules.side_files import Text
 from switti.files import parse_json
 from switti.models.crop import crop_condition
 
-Batch = dict[str, Any]
 MAX_SIDE = 1 << 24  # px; float32 counts no further
-DAMAGED = "damaged"  # key under which a batch carries what could not be read; the loader takes it out
 
 
 @dataclass(frozen=True)
@@ -31,30 +25,6 @@ class Framing:
     random_crop: bool
     caption_dropout: float
     limits: Limits = DEFAULT_LIMITS
-
-
-Kind = Literal[
-    "undecodable_picture",
-    "missing_picture",
-    "missing_caption",
-    "missing_embedding",
-    "truncated_shard",
-    "missing_shard",
-    "unreadable_shard",
-    "stream_retry",
-    "failed_stream",
-]
-
-
-@dataclass(frozen=True)
-class Damage:
-    """What could not be read: its shard, key and the reason. samples: how many are lost by it, so far as is known."""
-
-    shard: str
-    key: str
-    reason: str
-    kind: Kind = "undecodable_picture"
-    samples: int = 1
 
 
 @dataclass
@@ -72,7 +42,7 @@ class Sample:
     seed: int
     dropped: bool
     enlarged: bool = False
-    text: tuple[Tensor, Tensor] | None = None
+    text: Text | None = None
     damages: list[Damage] = field(default_factory=list)
 
 
@@ -132,26 +102,3 @@ def original_size(meta: bytes | None, stored: tuple[int, int]) -> tuple[int, int
     low, high = stored[0] - 1, stored[0] + 1
     same_shape = (stored[1] - 1) * height <= width * high and width * low <= (stored[1] + 1) * height
     return (height, width) if same_shape else stored
-
-
-def collate(samples: list[Sample | Damage], store: EmbeddingStore | None) -> Batch:
-    """Samples → a batch; beside it (number of samples read, damages). A batch of damages alone has no 'image'."""
-    good = [s for s in samples if isinstance(s, Sample)]
-    damages = [s for s in samples if isinstance(s, Damage)] + [d for s in good for d in s.damages]
-    if not good:
-        return {DAMAGED: (len(samples), damages)}
-    pictures_BHW3 = torch.from_numpy(np.stack([s.picture for s in good]))
-    batch: Batch = {
-        "image": pictures_BHW3.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous(),
-        "caption": [s.caption for s in good],
-        "key": [s.key for s in good],
-        "size": torch.tensor([s.size for s in good], dtype=torch.int64),
-        "crop": torch.tensor([s.crop for s in good], dtype=torch.int64),
-        "seed": torch.tensor([s.seed for s in good], dtype=torch.int64),
-        "dropped": torch.tensor([s.dropped for s in good]),
-        "enlarged": torch.tensor([s.enlarged for s in good]),
-        DAMAGED: (len(samples), damages),
-    }
-    if store is not None:
-        batch |= store.pad([store.null if s.dropped or s.text is None else s.text for s in good])
-    return batch

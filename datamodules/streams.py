@@ -1,43 +1,47 @@
 """Shards that can only be read from front to back (`pipe:…`, `http(s)://…`), resampled.
 
 Every worker of every rank draws shards with replacement and shuffles what it reads in a buffer. There are no epochs
-and no exact resume: a resumed run goes on with other samples.
+and no exact resume: a resumed run continues with other samples. A sample may bring its text embedding as the entry
+`<key>.text.safetensors` (`experiments.embed --into`); the captions of others are encoded in the training process.
 
-A stream that fails is opened again after 1, 2, 4, … s (at most a minute), and goes on after the last sample that it
+A stream that fails is opened again after 1, 2, 4, … s (at most a minute), and continues after the last sample that it
 gave. When `data.stream_retries` attempts in a row bring nothing new, the shard is given up until it is drawn again.
 """
 
+import http.client
 import random
-import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import Any
 
-import webdataset as wds
 from braceexpand import braceexpand
 from torch.utils.data import IterableDataset, get_worker_info
 
+from datamodules.damage import Damage, Fatal
 from datamodules.hashing import sample_seed, stable_hash
-from datamodules.pictures import SUFFIXES, DamagedPictureError
-from datamodules.remote import Readable, opened
-from datamodules.samples import Damage, Framing, Sample, make_sample
+from datamodules.members import CAPTION, EMBEDDING, META, PICTURE, decode_caption
+from datamodules.pictures import DamagedPictureError
+from datamodules.remote import opened
+from datamodules.samples import Framing, Sample, make_sample
+from datamodules.side_files import EncoderIdentity, ForeignEmbeddingError, read_entry
+from datamodules.stream_samples import StoredSample, stored_samples
+from datamodules.tar import StreamSource
 from switti.errors import UserError
 
-SHUFFLE_BUFFER = 1000
+SHUFFLE_BUFFER = 1000  # samples
+SHUFFLE_BYTES = 1 << 30  # of them together
 # So many samples in a row without a picture and a caption that can be read: the stream holds something else.
 FOREIGN_LIMIT = 10_000
 GIVEN_UP_LIMIT = 3  # so many shards in a row: it is the source that has failed
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
-BROKEN = (OSError, tarfile.TarError, ValueError, EOFError)
-
-
-class StreamFailed(Damage):
-    """A source that failed for good; unlike a damaged picture it ends the run."""
+BROKEN = (OSError, ValueError, EOFError, http.client.HTTPException)
 
 
 class StreamSet(IterableDataset[Sample | Damage]):
-    """Endless samples of resampled streams. `start`: samples consumed so far, so that a resumed run draws anew.
+    """Endless samples of resampled streams.
+
+    start: samples consumed so far, so that a resumed run draws anew. identity: of the run's text encoder, from which
+    embeddings in the shards must be; None: they are not read.
 
     Raises:
         UserError: a pattern has unbalanced braces.
@@ -53,24 +57,25 @@ class StreamSet(IterableDataset[Sample | Damage]):
         *,
         timeout: float = 60.0,
         retries: int = 5,
+        identity: EncoderIdentity | None = None,
     ) -> None:
         try:
             self.urls = [url for pattern in patterns for url in braceexpand(pattern, escape=False)]
         except ValueError as error:
             raise UserError(f"data.train={patterns}: {error}") from error
         self.framing, self.seed, self.start, self.rank = framing, seed, start, rank
-        self.timeout, self.retries = timeout, retries
+        self.timeout, self.retries, self.identity = timeout, retries, identity
 
     def __iter__(self) -> Iterator[Sample | Damage]:
-        """What could not be read goes along with the next whole sample, so that batches keep their size."""
+        """What could not be read goes along with the next good sample, so that batches keep their size."""
         worker = get_worker_info()
         # Each worker of each rank draws from its own seed, so the streams need not be split among them.
         own = stable_hash(f"{self.seed}/{self.start}/{self.rank}/{worker.id if worker else 0}")
         damages: list[Damage] = []
-        shuffled = wds.shuffle(SHUFFLE_BUFFER, initial=SHUFFLE_BUFFER // 10, rng=random.Random(own))
+        stored = self._stored(random.Random(own + 1), damages)
         useless = 0
         try:
-            for number, content in enumerate(shuffled(self._contents(random.Random(own + 1), damages))):
+            for number, content in enumerate(shuffled(stored, random.Random(own))):
                 sample = self._sample(content, self.start + number)
                 if isinstance(sample, Sample):
                     sample.damages, damages[:] = list(damages), []
@@ -81,94 +86,104 @@ class StreamSet(IterableDataset[Sample | Damage]):
                 useless += 1
                 if useless >= FOREIGN_LIMIT:
                     raise ValueError(f"no pictures with a .txt caption: {sample.key}: {sample.reason}")
+        except ForeignEmbeddingError as error:
+            yield Fatal("data.train", "data.train", f"data.train: {error}", "missing_embedding")
         except BROKEN as error:
             names = ", ".join(self.urls)
-            yield StreamFailed(names, names, " ".join(str(error).split()), "failed_stream")
+            reason = f"stream failed: {names}: {' '.join(str(error).split())}"
+            yield Fatal(names, names, reason, "failed_stream")
 
-    def _contents(self, draw: random.Random, damages: list[Damage]) -> Iterator[dict[str, Any]]:
-        """Raw samples of one drawn shard after another. Raises the last reason when one after another fails."""
-        given_up = 0
+    def _stored(self, draw: random.Random, damages: list[Damage]) -> Iterator[StoredSample]:
+        """Samples of one drawn shard after another. Raises the last reason when one after another fails."""
+        given_up = useless = 0
         while True:
             url = draw.choice(self.urls)
             try:
-                for content in self._shard(url, damages):
+                for found in self._shard(url, damages):
                     given_up = 0
-                    yield content
+                    if isinstance(found, StoredSample):
+                        useless = 0
+                        yield found
+                        continue
+                    damages.append(found)
+                    useless += 1
+                    if useless >= FOREIGN_LIMIT:
+                        break
             except BROKEN as error:
                 given_up += 1
                 if given_up >= min(GIVEN_UP_LIMIT, len(self.urls)):
                     raise
-                damages.append(Damage(_name(url), url, str(error), "failed_stream"))
+                damages.append(Damage(name_of(url), url, str(error), "failed_stream"))
+            if useless >= FOREIGN_LIMIT:
+                raise ValueError(f"no pictures with a .txt caption: {damages[-1].key}: {damages[-1].reason}")
 
-    def _shard(self, url: str, damages: list[Damage]) -> Iterator[dict[str, Any]]:
-        """Samples of one shard, each once, with as many attempts as it takes; the last error if that does not help."""
+    def _shard(self, url: str, damages: list[Damage]) -> Iterator[StoredSample | Damage]:
+        """What one shard holds, each once, with as many attempts as it takes; the last error if that does not help."""
         done = failed = 0
         while True:
             try:
                 with opened(url, self.timeout) as stream:
-                    for number, content in enumerate(read_tar(stream, url)):
+                    for number, found in enumerate(stored_samples(StreamSource(stream), name_of(url))):
                         if number >= done:
                             done, failed = done + 1, 0
-                            yield content
+                            yield found
                 return
             except BROKEN as error:
                 failed += 1
                 if failed > self.retries:
                     raise
-                damages.append(Damage(_name(url), url, str(error), "stream_retry", samples=0))
+                damages.append(Damage(name_of(url), url, str(error), "stream_retry", samples=0))
                 time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failed - 1)))
 
-    def _sample(self, content: dict[str, Any], number: int) -> Sample | Damage:
-        shard = _name(content["__url__"])
-        key = f"{shard}/{content['__key__']}"
-        suffix = next((s for s in content if f".{s.lower()}" in SUFFIXES), None)
-        if suffix is None:
-            return Damage(shard, key, "no picture", "missing_picture")
-        if "txt" not in content:
-            return Damage(shard, key, "no .txt caption", "missing_caption")
-        caption = content["txt"].decode(errors="replace").strip()
+    def _sample(self, stored: StoredSample, number: int) -> Sample | Damage:
+        """Raises ForeignEmbeddingError for an embedding of another encoder."""
+        contents, key = stored.contents, f"{stored.shard}/{stored.key}"
         seed = sample_seed(self.seed, number, key)
+        caption, meta = contents[CAPTION], contents.get(META)
         try:
-            return make_sample(content[suffix], caption, content.get("json"), key, seed, self.framing)
+            sample = make_sample(contents[PICTURE], decode_caption(caption), meta, key, seed, self.framing)
         except DamagedPictureError as error:
-            return Damage(shard, key, str(error))
+            return Damage(stored.shard, key, str(error))
+        entry = contents.get(EMBEDDING)
+        if self.identity is None or entry is None:
+            return sample
+        try:
+            sample.text = read_entry(entry, caption, self.identity)
+        except ForeignEmbeddingError as error:
+            raise ForeignEmbeddingError(f"{key} {error}") from None
+        except ValueError as error:
+            return Damage(stored.shard, key, str(error), "missing_embedding")
+        return sample
 
 
-def read_tar(stream: Readable, url: str) -> Iterator[dict[str, Any]]:
-    """Samples of a tar: {"__key__", "__url__", suffix: bytes, …}. Raises TarError or OSError where it breaks off."""
-    watched = _Tail(stream)
-    with tarfile.open(fileobj=watched, mode="r|") as tar:  # type: ignore[call-overload]
-        sample: dict[str, Any] = {}
-        for member in tar:
-            if not member.isreg():
-                continue
-            folder, _, base = member.name.rpartition("/")
-            stem, _, suffix = base.partition(".")
-            key = f"{folder}/{stem}" if folder else stem
-            if sample and sample["__key__"] != key:
-                yield sample
-                sample = {}
-            content = tar.extractfile(member)
-            assert content is not None  # it is a regular file
-            sample |= {"__key__": key, "__url__": url, suffix.lower(): content.read()}
-        if any(watched.last):  # tarfile takes an end between two members for the end of the archive
-            raise OSError("ends without the mark of a tar's end")
-        if sample:
-            yield sample
+def shuffled(samples: Iterator[StoredSample], draw: random.Random) -> Iterator[StoredSample]:
+    """Samples in the order in which they are drawn from a buffer that grows while it yields.
+
+    It begins to yield at a tenth of its length, and holds SHUFFLE_BYTES at the most (but at least one sample).
+    """
+    buffer: list[StoredSample] = []
+    held = 0
+    for sample in samples:
+        buffer.append(sample)
+        held += sample.size
+        if len(buffer) < SHUFFLE_BUFFER and held < SHUFFLE_BYTES and (further := next(samples, None)):
+            buffer.append(further)
+            held += further.size
+        while buffer and (len(buffer) >= SHUFFLE_BUFFER // 10 or held >= SHUFFLE_BYTES):
+            held -= (drawn := _take(buffer, draw)).size
+            yield drawn
+            if held < SHUFFLE_BYTES:
+                break
+    while buffer:
+        yield _take(buffer, draw)
 
 
-class _Tail:
-    """Remembers the last block that was read."""
-
-    def __init__(self, stream: Readable) -> None:
-        self.stream, self.last = stream, b"\1"
-
-    def read(self, size: int) -> bytes:
-        data = self.stream.read(size)
-        if data:
-            self.last = (self.last + data)[-512:]
-        return data
+def _take(buffer: list[StoredSample], draw: random.Random) -> StoredSample:
+    place = draw.randrange(len(buffer))
+    buffer[place], buffer[-1] = buffer[-1], buffer[place]
+    return buffer.pop()
 
 
-def _name(url: str) -> str:
-    return PurePosixPath(str(url).split()[-1]).stem
+def name_of(url: str) -> str:
+    """A stream's name in keys: the stem of its last word."""
+    return PurePosixPath(url.split()[-1]).stem

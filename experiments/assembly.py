@@ -37,13 +37,13 @@ from switti.scales import Pyramid
 
 
 def build_datamodule(config: RunConfig, encoder: TextEncoder | None) -> ShardDataModule:
-    """Batches for the run; embeddings must come from `encoder`."""
+    """Batches for the run; embeddings must come from `encoder`, which encodes the captions that have none."""
     return ShardDataModule(
         config.data,
         seed=config.seed,
         resolution=config.tokenizer.resolution,
         accumulate=config.trainer.accumulate,
-        expected_fingerprint=None if encoder is None else encoder.fingerprint,
+        encoder=encoder,
     )
 
 

@@ -23,8 +23,8 @@ from switti.errors import UserError
 from switti.models.text.config import TextConfig
 
 if TYPE_CHECKING:
-    from datamodules.embeddings import EncoderIdentity
     from datamodules.index import ShardIndex
+    from datamodules.side_files import EncoderIdentity
     from switti.models.text.base import TextEncoder
 
 CLIP_PAIR_WIDTHS = {"width": 768 + 1280, "pooled_width": 1280, "max_length": 77}
@@ -55,8 +55,8 @@ def main(argv: list[str]) -> int:
 
     import torch  # only now: what the user got wrong has been said at once
 
-    from datamodules.embeddings import EncoderIdentity
     from datamodules.index import load_index
+    from datamodules.side_files import EncoderIdentity
     from switti.models.text.base import build_text_encoder
 
     encoder = build_text_encoder(config, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -108,35 +108,48 @@ def find_shards(data: Path) -> list[Path]:
 def embed(
     indices: "list[ShardIndex]", encoder: "TextEncoder", identity: "EncoderIdentity", store: Path, batch: int
 ) -> int:
-    """Write the side files that are not there yet, the null caption and the manifest; the captions encoded."""
-    from datamodules.embeddings import is_whole, write_manifest
+    """Write the side files that are missing or damaged, the null caption and the manifest; the captions encoded."""
+    from datamodules.embeddings import NULL, is_listed, is_whole, write_manifest
+    from datamodules.side_files import SideFile
 
-    todo = [i for i in indices if not is_whole(store / f"{i.path.stem}.safetensors", i, identity.fingerprint)]
-    complete = ensure_null(encoder, identity, store)
-    if not todo and complete:
-        return 0
-    with tqdm(total=sum(len(index) for index in todo), unit="caption", smoothing=0.1) as bar:
-        for index in todo:
-            embed_shard(index, encoder, identity, store, batch, bar)
-    write_manifest(store, identity, {index.path.stem: len(index) for index in indices})
+    paths = {index.path.stem: store / f"{index.path.stem}.safetensors" for index in indices}
+    todo = [index for index in indices if not is_whole(paths[index.path.stem], index, identity)]
+    ensure_null(encoder, identity, store)
+    if todo:
+        with tqdm(total=sum(len(index) for index in todo), unit="caption", smoothing=0.1) as bar:
+            for index in todo:
+                embed_shard(index, encoder, identity, store, batch, bar)
+    samples = {index.path.stem: len(index) for index in indices}
+    heads = {path.stem: SideFile(path, identity).head for path in (*paths.values(), store / NULL)}
+    if not is_listed(store, identity, heads):
+        write_manifest(store, identity, samples, heads)
     return sum(len(index) for index in todo)
 
 
-def ensure_null(encoder: "TextEncoder", identity: "EncoderIdentity", store: Path) -> bool:
-    """Write the empty caption's embedding if need be; whether it and the manifest were there already."""
+def ensure_null(encoder: "TextEncoder", identity: "EncoderIdentity", store: Path) -> None:
+    """Write the empty caption's embedding if it is not there or damaged."""
+    from datamodules.embeddings import NULL, is_whole
+    from datamodules.side_files import pack, write_packed
+
+    index = null_index(store / NULL)
+    if is_whole(store / NULL, index, identity):
+        return
+    text = encoder.encode([""])
+    packed = pack(text.tokens_BTC, text.mask_BT, text.pooled_BP)
+    write_packed(store / NULL, packed, index.keys, index.digests_N32, identity.fingerprint)
+
+
+def null_index(path: Path) -> "ShardIndex":
+    """What a shard's index would say of the empty caption alone."""
     import hashlib
 
     import numpy as np
 
-    from datamodules.embeddings import MANIFEST, NULL, pack, write_packed
+    from datamodules.index import ShardIndex
 
-    if (store / NULL).exists() and (store / MANIFEST).exists():
-        return True
-    text = encoder.encode([""])
+    nothing_13 = np.zeros((1, 3), np.int64)
     digest_N32 = np.frombuffer(hashlib.sha256(b"").digest(), np.uint8).reshape(1, 32)
-    packed = pack(text.tokens_BTC, text.mask_BT, text.pooled_BP)
-    write_packed(store / NULL, packed, [""], digest_N32, identity.fingerprint)
-    return False
+    return ShardIndex(path, [""], nothing_13, nothing_13, digest_N32, 0)
 
 
 def embed_shard(
@@ -147,8 +160,8 @@ def embed_shard(
     batch: int,
     bar: tqdm,
 ) -> None:
-    from datamodules.embeddings import concatenate, pack, write_packed
     from datamodules.index import ShardReader
+    from datamodules.side_files import concatenate, pack, write_packed
 
     reader = ShardReader([index])
     parts = []

@@ -52,7 +52,7 @@ def data_problems(config: RunConfig) -> list[str]:
 
 def _shards(setting: str, patterns: list[str], limit: float) -> tuple[list[Path], list[str]]:
     """(shards that are there, what is wrong)."""
-    from datamodules.index import expand
+    from datamodules.shard_paths import expand
 
     if any(pattern.startswith(STREAMS) for pattern in patterns):
         return [], []  # whether a stream flows is known when it does

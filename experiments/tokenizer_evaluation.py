@@ -188,8 +188,9 @@ class Pictures:
 
     def __init__(self, data: list[str], resolution: int, count: int) -> None:
         from datamodules.datasets import ShardSamples
-        from datamodules.index import expand, load_index
+        from datamodules.index import load_index
         from datamodules.samples import Framing
+        from datamodules.shard_paths import expand
 
         shards = [load_index(path) for path in expand("--data", [pattern(entry) for entry in data])]
         self.resolution = resolution
@@ -203,7 +204,8 @@ class Pictures:
 
     def batches(self, size: int) -> "Iterator[Tensor]":
         """Pictures in [-1, 1], so many at a time. UserError if none can be read."""
-        from datamodules.samples import Sample, collate
+        from datamodules.batches import collate
+        from datamodules.samples import Sample
 
         for start in range(0, len(self.wanted), size):
             places = self.wanted[start : start + size]
@@ -214,15 +216,15 @@ class Pictures:
                 self._places += [place for place, _ in whole]
                 self.keys += [sample.key for _, sample in whole]
                 self.enlarged += sum(sample.enlarged for _, sample in whole)
-                yield collate([sample for _, sample in whole], None)["image"]
+                yield collate([sample for _, sample in whole])["image"]
         if not self.keys:
             raise UserError(f"--data: none of {len(self.wanted)} pictures can be read")
 
     def read(self, number: int) -> "Tensor":
         """One picture again, [3, H, W]."""
-        from datamodules.samples import collate
+        from datamodules.batches import collate
 
-        return collate([self.samples.read(*self._places[number], epoch=0)], None)["image"][0]
+        return collate([self.samples.read(*self._places[number], epoch=0)])["image"][0]
 
 
 def pattern(entry: str) -> str:

@@ -140,7 +140,7 @@ class GeneratorModule(LightningModule):
         """(cross-entropy [B, L], logits [B, L, V], tokens [B, L]) with latent noise of strength `noise`."""
         if "text" not in batch:
             raise UserError(
-                "data.embeddings is not set: run `python -m experiments.embed` and name its folder"
+                "the batch has no text embeddings: set data.embeddings, or give the data module the text encoder"
             )
         with torch.no_grad():
             tokens = self.tokenizer.tokenize(batch["image"], noise, batch["seed"])

@@ -366,5 +366,3 @@ def test_streams_do_not_mix(folder):
         take(module(folder, train=mixed), 1)
     with pytest.raises(UserError, match=r"data\.validation=.*stream"):
         module(folder, validation="pipe:cat x.tar").setup("fit")
-    with pytest.raises(UserError, match="embeddings"):
-        module(folder, train="pipe:cat x.tar", embeddings="somewhere")

@@ -16,10 +16,10 @@ from data_shards import make_set, make_shard, png
 from test_data_batches import module, rows, take
 
 from datamodules import streams
+from datamodules.damage import Damage
 from datamodules.datamodule import ShardDataModule
 from datamodules.index import load_index
 from datamodules.loader import DamageCount
-from datamodules.samples import Damage
 from switti.errors import UserError
 
 
@@ -93,7 +93,7 @@ def test_a_shard_that_disappears_is_stood_in_for_and_keeps_its_place(folder: Pat
     expected = keys_of(take(lenient(folder), 9))
     data = lenient(folder)
     data.setup("fit")
-    data._training.samples.reader.open_files = 1
+    data._training.samples.reader.files.most = 1
     data.watched = True
     batches, found = iter(data.train_dataloader()), []
     for step in range(6):
@@ -311,7 +311,7 @@ def test_no_sample_comes_twice_from_one_pass(folder: Path, quick_pauses: list[fl
     data = lenient(folder, train=failing_first(folder, 2))
     dataset = data._stream_loader().dataset
     damages: list[Damage] = []
-    passed = [(content["__key__"], len(damages)) for content in dataset._shard(dataset.urls[0], damages)]
+    passed = [(content.key, len(damages)) for content in dataset._shard(dataset.urls[0], damages)]
     assert passed == [("a", 0), ("b", 2), ("c", 2), ("d", 2)] or passed == [
         ("a", 0),
         ("b", 0),
@@ -384,7 +384,7 @@ def test_http_is_tried_again(folder: Path, quick_pauses: list[float]) -> None:
     dataset = lenient(folder, train=url)._stream_loader().dataset
     damages: list[Damage] = []
     try:
-        passed = [content["__key__"] for content in dataset._shard(url, damages)]
+        passed = [content.key for content in dataset._shard(url, damages)]
     finally:
         server.shutdown()
     assert passed == ["s0n0", "s0n1", "s0n2", "s0n3"]

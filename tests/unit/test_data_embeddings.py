@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 from datamodules.config import DataConfig
 from datamodules.datamodule import ShardDataModule
-from datamodules.embeddings import EmbeddingStore, EncoderIdentity, concatenate, pack
+from datamodules.embeddings import EmbeddingStore
 from datamodules.index import load_index
+from datamodules.side_files import EncoderIdentity, concatenate, pack
 from experiments.embed import embed, main, text_config
 from switti.errors import UserError
 from switti.models.text.base import TextEmbedding
@@ -127,7 +128,7 @@ def test_interrupted_embedding_goes_on_and_finished_does_nothing(folder):
     (store / "train-000001.safetensors").write_bytes(b"torn")
     encoder = HashEncoder()
     assert make_store(folder, encoder)[1] == 3
-    assert encoder.seen == ["", "caption s1n0", "caption s1n1", "caption s1n2"]
+    assert encoder.seen == ["caption s1n0", "caption s1n1", "caption s1n2"]
     again = HashEncoder()
     assert make_store(folder, again)[1] == 0 and again.seen == []
 
@@ -175,7 +176,7 @@ def test_missing_and_torn_stores(folder):
         data_of(folder).setup("fit")
     store, _ = make_store(folder)
     (store / "train-000001.safetensors").write_bytes(b"torn")
-    with pytest.raises(UserError, match="no whole embedding file"):
+    with pytest.raises(UserError, match="not a complete embedding file"):
         data_of(folder).setup("fit")
     (store / "train-000001.safetensors").unlink()
     with pytest.raises(UserError, match="no embeddings of shard"):

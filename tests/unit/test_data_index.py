@@ -9,7 +9,9 @@ import pytest
 from data_shards import make_set, make_shard
 
 from datamodules.found import find_shards
-from datamodules.index import ShardReader, expand, load_index, unique_names
+from datamodules.index import ShardReader, load_index
+from datamodules.open_files import OpenFiles
+from datamodules.shard_paths import expand, unique_names
 from switti.errors import UserError
 
 
@@ -32,7 +34,7 @@ def test_index_reads_what_tarfile_reads(tmp_path):
 def test_side_file_is_used_until_the_shard_changes(tmp_path, monkeypatch):
     path = make_shard(tmp_path / "a.tar", ["x", "y"])
     first = load_index(path)
-    assert (tmp_path / "a.tar.index.npz").exists()
+    assert (tmp_path / "a.tar.index.safetensors").exists()
     with monkeypatch.context() as patch:
         patch.setattr("datamodules.index.build_index", lambda path: pytest.fail("indexed again"))
         again = load_index(path)
@@ -44,7 +46,7 @@ def test_side_file_is_used_until_the_shard_changes(tmp_path, monkeypatch):
 def test_damaged_side_file_is_made_again(tmp_path):
     path = make_shard(tmp_path / "a.tar", ["x"])
     load_index(path)
-    (tmp_path / "a.tar.index.npz").write_bytes(b"PK torn")
+    (tmp_path / "a.tar.index.safetensors").write_bytes(b"PK torn")
     assert load_index(path).keys == ["x"]
 
 
@@ -56,7 +58,7 @@ def test_folder_without_permission_keeps_the_index_in_memory(tmp_path, monkeypat
 
     monkeypatch.setattr("datamodules.index.atomic_write", refuse)
     assert load_index(path).keys == ["x"]
-    assert not (tmp_path / "a.tar.index.npz").exists()
+    assert not (tmp_path / "a.tar.index.safetensors").exists()
 
 
 @pytest.mark.parametrize("keep", [100, 512, 700, 1536, 2100, -1024 * 9])
@@ -119,7 +121,7 @@ def test_names_take_folders_in_only_where_needed(tmp_path):
 def test_reader_with_few_open_files_and_through_pickle(tmp_path):
     make_set(tmp_path, [2, 2, 2])
     shards = [load_index(path) for path in sorted(tmp_path.glob("*.tar"))]
-    few, many = ShardReader(shards, open_files=1), ShardReader(shards)
+    few, many = ShardReader(shards, OpenFiles(1)), ShardReader(shards)
     for shard in (0, 1, 0, 2, 1):
         assert few.caption(shard, 1) == many.caption(shard, 1) == f"caption s{shard}n1"
     assert pickle.loads(pickle.dumps(few)).caption(2, 0) == "caption s2n0"

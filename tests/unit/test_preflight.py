@@ -77,7 +77,7 @@ def test_what_is_complete_passes(data: Path) -> None:
     assert problems("data.embeddings=data/emoji64/embeddings/minilm-0123") == ""
     (data / "manifest.json").unlink()  # shards from elsewhere have none
     assert problems() == ""
-    assert problems("data.train=pipe:cat x.tar", "data.embeddings=null") == ""
+    assert problems("data.train=pipe:cat x.tar", "data.embeddings=null", "metrics.captions=validation") == ""
 
 
 def test_shards_that_are_not_there_are_named(data: Path) -> None:

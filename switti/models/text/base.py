@@ -76,6 +76,10 @@ class TextEncoder(Protocol):
         """Captions ("": the null caption) → embedding on the encoder's device, padded to `max_length`."""
         ...
 
+    def to(self, device: torch.device | str) -> Self:
+        """Move the encoder's network, and with it what `encode` gives, to another device."""
+        ...
+
 
 def fingerprint_of(name: str, weights: list[str], settings: dict[str, object]) -> str:
     """SHA-256 over an encoder's name, the digests of its weights and the settings that change its values."""

@@ -11,7 +11,7 @@ projection (transformers' `pooler_output`); both are 1280 wide, so a mix-up woul
 import hashlib
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -97,6 +97,11 @@ class ClipPairEncoder:
     def fingerprint(self) -> str:
         settings: dict[str, object] = {"max_length": self.max_length, "states": STATES, "pooled": POOLED}
         return fingerprint_of(self.name, [state_digest(model) for model in self.models], settings)
+
+    def to(self, device: torch.device | str) -> Self:
+        self.device = torch.device(device)
+        self.models = [model.to(self.device) for model in self.models]
+        return self
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> TextEmbedding:

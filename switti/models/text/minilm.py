@@ -7,7 +7,7 @@ import os
 from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -82,6 +82,12 @@ class MiniLMEncoder:
         with quiet_transformers():  # the pooling layer that is left out would be reported as unexpected
             model = AutoModel.from_pretrained(self.folder, local_files_only=True, add_pooling_layer=False)
         return tokenizer, model.float().eval().requires_grad_(False).to(self.device)
+
+    def to(self, device: torch.device | str) -> Self:
+        self.device = torch.device(device)
+        if "_network" in vars(self):
+            self._network[1].to(self.device)
+        return self
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> TextEmbedding:
