@@ -224,15 +224,19 @@ def steps_in(folder: Path) -> Iterable[int]:
     return [int(name[1]) for name in names if name]
 
 
+def checkpoints_of(run_dir: str | Path) -> list[Path]:
+    """A run's checkpoints, whole or not, newest first."""
+    folder = Path(run_dir) / CHECKPOINTS
+    return [folder / f"step_{step:06d}.ckpt" for step in sorted(steps_in(folder), reverse=True)]
+
+
 def find_resume(run_dir: str | Path, thorough: bool = True) -> Path | None:
     """The newest checkpoint of a run that is whole, or None. Damaged ones are named and passed over.
 
     thorough: compare the bytes of sharded ones with their checksums. Of many ranks only rank zero needs to, whose
     choice counts; the others look at names and sizes.
     """
-    folder = Path(run_dir) / CHECKPOINTS
-    for step in sorted(steps_in(folder), reverse=True):
-        path = folder / f"step_{step:06d}.ckpt"
+    for path in checkpoints_of(run_dir):
         reason = damage(path, thorough)
         if reason is None:
             return path

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from callbacks.checkpointing import find_resume
+from callbacks.checkpointing import checkpoints_of, damage, find_resume
 from configs.loading import SETTINGS, from_run, get, load
 from configs.schema import RunConfig
 from switti.checkpoint import fill, resize_levels, sub_state
@@ -40,7 +40,11 @@ def find_run(target: Path) -> tuple[Path, Path]:
         raise UserError(f"{target} is neither a checkpoint nor a run folder (no {CONFIG} in it)")
     checkpoint = find_resume(target)
     if checkpoint is None:
-        raise UserError(f"{target} has no whole checkpoint yet; train it with `python -m experiments.train`")
+        if broken := checkpoints_of(target):
+            raise UserError(
+                f"{target} has no checkpoint that can be used: {broken[0].name}: {damage(broken[0])}"
+            )
+        raise UserError(f"{target} has no checkpoint yet; train it with `python -m experiments.train`")
     return target, checkpoint
 
 

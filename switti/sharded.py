@@ -34,6 +34,7 @@ from torch.futures import Future
 from switti.checkpoint import WeightsError, mismatches
 from switti.errors import UserError
 from switti.files import (
+    kind_of,
     open_regular,
     read_json,
     sha256_file,
@@ -45,7 +46,7 @@ from switti.files import (
 from switti.optimizer_state import empty_state, fields_of, fill_state, ordered_names, part_of
 from switti.pickles import shown
 from switti.sharded_contents import read_contents
-from switti.torch_files import load_tensor, read_torch
+from switti.torch_files import TorchFileError, load_tensor, read_torch
 
 MANIFEST, STATE = "manifest.json", "state.pt"
 MODEL = "state_dict"
@@ -143,7 +144,8 @@ def _first_failure(error: CheckpointException) -> str:
 def reason(error: Exception) -> str:
     """An error in one line, in the words of the operating system if it is one of its."""
     text = getattr(error, "strerror", None) or next(iter(str(error).strip().splitlines()), "")
-    return str(text) if isinstance(error, OSError | RuntimeError) else f"{type(error).__name__}: {text}"
+    plain = isinstance(error, OSError | RuntimeError | UserError | TorchFileError)
+    return str(text) if plain else f"{type(error).__name__}: {text}"
 
 
 def _make_anew(work: Path) -> None:
@@ -202,8 +204,8 @@ def damage(path: Path, contents: bool = True) -> str | None:
             if Path(name).name != name:
                 return f"{MANIFEST} names {shown(name)}, which is not a file of this folder"
             file = path / name
-            if not file.is_file():
-                return f"{name} is missing"
+            if (kind := kind_of(file)) != "file":
+                return f"{name} is missing" if kind is None else f"{name} is a {kind}, not a regular file"
             if file.stat().st_size != entry["bytes"]:
                 return f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}"
             if contents and sha256_file(file) != entry["sha256"]:
@@ -247,7 +249,7 @@ class _Reader(dcp.FileSystemReader):
             target = planner.resolve_tensor(item).detach()
             if target.shape != part.shape:
                 raise UserError(
-                    f"a part of {item.dest_index.fqn} has another size than the list of contents says"
+                    f"a part of {shown(item.dest_index.fqn)} has another size than the list of contents says"
                 )
             target.copy_(part)
             planner.commit_tensor(item, target)

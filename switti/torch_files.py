@@ -67,6 +67,8 @@ def read_torch(path: Path, mmap: bool = False) -> dict[str, Any]:
         with open_regular(path) as stream:
             check_torch(stream)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"no checkpoint {path}") from error
     except TorchFileError as error:
@@ -107,9 +109,7 @@ def check_torch(stream: BinaryIO) -> None:
     length = stream.seek(0, io.SEEK_END)
     stream.seek(0)
     if start != b"PK\x03\x04":
-        raise TorchFileError(
-            "it does not begin as files of torch.save do (since torch 1.6); download it again, or save it again"
-        )
+        raise TorchFileError("it does not begin as files of torch.save do (since torch 1.6)")
     records, content = _open(stream, length)
     try:
         value, _ = parse_pickle(content, _NAMES)

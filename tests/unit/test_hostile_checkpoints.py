@@ -1,5 +1,8 @@
 """Checkpoints made by an enemy: nothing in them is carried out, and every command ends in one line."""
 
+import io
+import json
+import os
 import pickle
 import shutil
 import time
@@ -13,6 +16,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from payloads import Payload, payloads
 from torch import nn
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex
 
 from callbacks.checkpoint_io import AtomicCheckpointIO
 from configs.loading import load, to_yaml
@@ -23,7 +27,7 @@ from switti.errors import UserError
 from switti.files import sha256_file, write_json
 from switti.models.rqvae import RQVAE, save_rqvae
 from switti.models.transformer import ScaleTransformer
-from switti.sharded import MANIFEST, STATE, is_sharded, load_into, read_plain, read_tensors
+from switti.sharded import MANIFEST, STATE, damage, is_sharded, load_into, read_plain, read_tensors
 from switti.sharded_contents import CONTENTS
 
 NAMES = [payload.name for payload in payloads(Path("mark"), Path("victim"))]
@@ -146,3 +150,135 @@ def carried_out(payload: Payload, mark: Path, victim: Path) -> bool:
     while not (mark.exists() or not victim.exists()) and time.monotonic() < end:
         time.sleep(0.01)  # one of them starts a process
     return mark.exists() or not victim.exists()
+
+
+# ---- contents that lie ------------------------------------------------------------------------------------------
+
+
+def rewritten(checkpoint: Path, change: Callable[[Metadata], Any]) -> None:
+    """The list of contents after a change; it is the test's own, so that it may be unpickled."""
+    contents = pickle.loads((checkpoint / CONTENTS).read_bytes())
+    change(contents)
+    (checkpoint / CONTENTS).write_bytes(pickle.dumps(contents))
+
+
+def places(contents: Metadata, **changes: Any) -> None:
+    """Give one tensor's place other values."""
+    place = next(iter(contents.storage_data.values()))
+    for name, value in changes.items():
+        setattr(place, name, value)
+
+
+def first(contents: Metadata) -> Any:
+    return next(item for item in contents.state_dict_metadata.values() if item.size)
+
+
+def larger(contents: Metadata) -> None:
+    """A tensor of 2^60 numbers in one chunk."""
+    entry, size = first(contents), torch.Size([2**60])
+    entry.size, entry.chunks = size, [ChunkStorageMetadata(torch.Size([0]), size)]
+    for name, found in contents.state_dict_metadata.items():
+        if found is entry:
+            contents.storage_data[MetadataIndex(name, torch.Size([0]))] = next(
+                iter(contents.storage_data.values())
+            )
+
+
+def shifted(contents: Metadata) -> None:
+    chunk = first(contents).chunks[0]
+    chunk.sizes = torch.Size([chunk.sizes[0] - 1, *chunk.sizes[1:]])
+
+
+def replaced(name: str, make: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    """Something else in place of one of the checkpoint's files."""
+
+    def act(checkpoint: Path) -> None:
+        content = checkpoint / name
+        size = content.stat().st_size
+        content.unlink()
+        make(content)
+        manifest = json.loads((checkpoint / MANIFEST).read_text()) if name != MANIFEST else {}
+        if manifest:
+            manifest["files"][name] = {"bytes": size, "sha256": ""}
+            (checkpoint / MANIFEST).write_text(json.dumps(manifest))
+
+    return act
+
+
+def first_part(checkpoint: Path, value: Any, **options: Any) -> None:
+    """Another file of torch.save in place of the first tensor's, padded to its length."""
+    contents = pickle.loads((checkpoint / CONTENTS).read_bytes())
+    place = min(contents.storage_data.values(), key=lambda item: (item.offset, item.length))
+    stream = io.BytesIO()
+    torch.save(value, stream, **options)
+    data = checkpoint / place.relative_path
+    place.offset = data.stat().st_size
+    place.length = max(len(stream.getvalue()), place.length)
+    data.write_bytes(data.read_bytes() + stream.getvalue().ljust(place.length, b"\0"))
+    (checkpoint / CONTENTS).write_bytes(pickle.dumps(contents))
+
+
+def listed(change: Callable[[Metadata], Any]) -> Callable[[Path], Any]:
+    return lambda checkpoint: rewritten(checkpoint, change)
+
+
+DATA = "__0_0.distcp"
+LIES: dict[str, Callable[[Path], Any]] = {
+    "a file above": listed(lambda c: places(c, relative_path=f"../{DATA}")),
+    "a file of the system": listed(lambda c: places(c, relative_path="/etc/passwd")),
+    "a device": listed(lambda c: places(c, relative_path="/dev/zero")),
+    "the way round": listed(lambda c: places(c, relative_path=f"../step_000008.ckpt/{DATA}")),
+    "another file of the folder": listed(lambda c: places(c, relative_path=STATE)),
+    "no file": listed(lambda c: places(c, relative_path="__9_9.distcp")),
+    "a name with escapes": listed(lambda c: places(c, relative_path="\x1b[31m\n" * 1000)),
+    "a place that is a number": listed(lambda c: places(c, relative_path=7)),
+    "beyond the file": listed(lambda c: places(c, offset=2**40)),
+    "longer than the file": listed(lambda c: places(c, length=2**40)),
+    "a negative place": listed(lambda c: places(c, offset=-1)),
+    "a shared place": listed(lambda c: [setattr(item, "offset", 0) for item in c.storage_data.values()]),
+    "a transformed tensor": listed(lambda c: places(c, transform_descriptors=["stream.zstd/1"])),
+    "no places": listed(lambda c: setattr(c, "storage_data", None)),
+    "no tensors": listed(lambda c: setattr(c, "state_dict_metadata", None)),
+    "a tensor of 2^60 numbers": listed(larger),
+    "chunks with a gap": listed(shifted),
+    "no chunks": listed(lambda c: first(c).chunks.clear()),
+    "a chunk twice": listed(lambda c: first(c).chunks.append(first(c).chunks[0])),
+    "a layout for a type": listed(lambda c: setattr(first(c).properties, "dtype", torch.strided)),
+    "a number for contents": lambda checkpoint: (checkpoint / CONTENTS).write_bytes(pickle.dumps(3)),
+    "no contents": lambda checkpoint: (checkpoint / CONTENTS).unlink(),
+    "a part of another shape": lambda checkpoint: first_part(checkpoint, torch.ones(3, 5, 7)),
+    "a part that is a dict": lambda checkpoint: first_part(checkpoint, {"a": torch.ones(3)}),
+    "a part of an old torch": lambda checkpoint: first_part(
+        checkpoint, torch.ones(3), _use_new_zipfile_serialization=False
+    ),
+    "a part of one number repeated": lambda checkpoint: first_part(checkpoint, torch.ones(1).expand(2**20)),
+    **{f"FIFO for {name}": replaced(name, os.mkfifo) for name in (DATA, CONTENTS, STATE, MANIFEST)},
+    **{
+        f"device for {name}": replaced(name, lambda path: path.symlink_to("/dev/zero"))
+        for name in (DATA, CONTENTS, STATE, MANIFEST)
+    },
+    **{f"folder for {name}": replaced(name, Path.mkdir) for name in (DATA, CONTENTS, STATE, MANIFEST)},
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_contents_that_lie_are_refused(name: str, checkpoint: Path) -> None:
+    LIES[name](checkpoint)
+    # Without a manifest a folder is not a checkpoint at all, which commands say.
+    if "manifest" not in name:
+        refused(read_plain, checkpoint)
+    if " for " not in name:
+        seal(checkpoint)
+    for command in ("init_from", "sample", "consolidate")[:: 1 if list(LIES).index(name) % 8 == 0 else 2]:
+        refused(COMMANDS[command], checkpoint)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "3", "{", '{"files": []}', '{"files": {"../a": {"bytes": 1, "sha256": ""}}}', '{"files": {"a": 3}}',
+     '{"files": {"a": {}}}', "[" * 100_000, '{"files": ' + '{"a":' * 100_000],
+)  # fmt: skip
+def test_a_manifest_that_is_none_is_named(content: str, checkpoint: Path) -> None:
+    (checkpoint / MANIFEST).write_text(content)
+    assert damage(checkpoint)
+    refused(COMMANDS["consolidate"], checkpoint)
