@@ -119,7 +119,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
 def write_file(checkpoint: Mapping[str, Any], work: Path) -> None:
     """torch.save to `work`, synced; nothing is left of it after a failure."""
-    work.parent.mkdir(parents=True, exist_ok=True)
+    work.parent.mkdir(exist_ok=True)  # but not the run folder: a removed one stays removed
     try:
         with work.open("wb") as stream:
             torch.save(checkpoint, stream)

@@ -16,7 +16,7 @@ from callbacks.checkpoint_io import AtomicCheckpointIO
 from callbacks.config import CallbacksConfig
 from switti.agreement import gathered, largest
 from switti.errors import UserError
-from switti.files import open_regular, read_json, write_json
+from switti.files import open_regular, read_json_object, write_json, writing
 from switti.run_folder import CHECKPOINTS
 from switti.sharded import damage as shard_damage
 from switti.sharded import remove
@@ -24,6 +24,7 @@ from switti.torch_files import TorchFileError, check_torch
 
 log = logging.getLogger(__name__)
 
+_BEST = "best.json"
 _NAME = re.compile(r"step_(\d+)\.ckpt")
 
 
@@ -62,8 +63,9 @@ class RunCheckpoint(Checkpoint):
         if not isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            clear_leftovers(self.folder)
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                clear_leftovers(self.folder)
         if len(set(gathered(trainer.ckpt_path is not None))) > 1:
             raise UserError(
                 f"not all ranks see the checkpoints in {self.folder}; runs_dir must be shared by all nodes"
@@ -71,10 +73,9 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen_step = self._saved_step = step = trainer.global_step
-        with suppress(UserError):  # a best.json that cannot be read says nothing
-            best = read_json(self.folder / "best.json", default={})
-            same = (best.get("metric"), best.get("mode")) == (self.best_metric, self.best_mode)
-            self._best = best if same and best["step"] <= step and self._path(best["step"]).exists() else {}
+        best = read_best(self.folder)
+        same = bool(best) and (best["metric"], best["mode"]) == (self.best_metric, self.best_mode)
+        self._best = best if same and best["step"] <= step and self._path(best["step"]).exists() else {}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if trainer.global_step == self._seen_step:
@@ -127,11 +128,12 @@ class RunCheckpoint(Checkpoint):
         step, self._pending = self._pending, None
         if failed:
             raise UserError(io.failure or f"another rank cannot write checkpoint {self._path(step)}")
-        io.publish()
-        if trainer.is_global_zero:
-            _link(self.folder / "last.ckpt", self._path(step))
-            self._keep_best()
-            self._prune(step)
+        with writing(self._path(step)):
+            io.publish()
+            if trainer.is_global_zero:
+                _link(self.folder / "last.ckpt", self._path(step))
+                self._keep_best()
+                self._prune(step)
 
     # ---- which ones stay (rank zero) ----------------------------------------------------------------------------
 
@@ -157,7 +159,7 @@ class RunCheckpoint(Checkpoint):
 
     def _keep_best(self) -> None:
         if self._best and (path := self._path(self._best["step"])).exists():
-            write_json(self.folder / "best.json", self._best)
+            write_json(self.folder / _BEST, self._best, parents=False)
             _link(self.folder / "best.ckpt", path)
 
     def _prune(self, newest: int) -> None:
@@ -166,7 +168,7 @@ class RunCheckpoint(Checkpoint):
         kept = {step for step in steps if step <= newest}
         kept = set(sorted(kept)[-self.keep_last :])
         kept |= {step for step in steps if self.keep_every and step % self.keep_every == 0 and step <= newest}
-        protected = read_json(self.folder / "best.json", default={}).get("step")
+        protected = read_best(self.folder).get("step")
         for step in set(steps) - kept - {protected, self._best.get("step")}:
             remove(self._path(step))
 
@@ -190,9 +192,10 @@ def _validation_follows(trainer: Trainer) -> bool:
 def _link(link: Path, target: Path) -> None:
     """A relative link, replaced as a whole."""
     temporary = link.with_name(f".{link.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
-    temporary.replace(link)
+    with writing(link):
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target.name)
+        temporary.replace(link)
 
 
 def build_checkpoint_callback(config: CallbacksConfig, run_dir: str | Path) -> RunCheckpoint:
@@ -208,6 +211,17 @@ def build_checkpoint_callback(config: CallbacksConfig, run_dir: str | Path) -> R
 
 
 # ---- found again ------------------------------------------------------------------------------------------------
+
+
+def read_best(folder: Path) -> dict[str, Any]:
+    """step, metric, mode and value of the best checkpoint; {} if there is none or its file says nothing of use."""
+    try:
+        best = read_json_object(folder / _BEST)
+    except UserError as error:
+        log.warning("%s", error)
+        return {}
+    kinds = {"step": int, "value": int | float, "metric": str, "mode": str}
+    return best if all(isinstance(best.get(key), kind) for key, kind in kinds.items()) else {}
 
 
 def clear_leftovers(folder: Path) -> None:

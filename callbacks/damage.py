@@ -1,6 +1,7 @@
 """Counts of what could not be read: over workers, ranks and restarts, by kind and shard, with a list and a limit."""
 
 import csv
+import io
 import logging
 from collections import Counter
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from switti.agreement import gathered, summed
-from switti.files import atomic_write
+from switti.errors import UserError
+from switti.files import atomic_write, check_target, read_bytes, writing
 from switti.run_folder import DAMAGED
 
 log = logging.getLogger(__name__)
 
 COLUMNS = ("step", "kind", "shard", "key", "reason")
 LISTED = 10_000  # more are counted, not listed
+_MAX_BYTES = 64 << 20
 
 
 class DataDamage(Callback):
@@ -99,7 +102,8 @@ class DataDamage(Callback):
     # ---- the list (rank zero writes) and the state --------------------------------------------------------------
 
     def _append(self, rows: list[tuple[Any, ...]]) -> None:
-        with self.path.open("a", encoding="utf-8", newline="") as stream:
+        check_target(self.path)
+        with writing(self.path), self.path.open("a", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
             if stream.tell() == 0:
                 writer.writerow(COLUMNS)
@@ -109,8 +113,11 @@ class DataDamage(Callback):
         """What the file lists up to the step that the run goes on from; later entries will come again."""
         if not self.path.is_file():
             return {}
-        with self.path.open(encoding="utf-8", newline="") as stream:
-            rows = [[row.get(name) or "" for name in COLUMNS] for row in csv.DictReader(stream)]
+        text = read_bytes(self.path, _MAX_BYTES).decode("utf-8", errors="replace")
+        try:
+            rows = [[row.get(name) or "" for name in COLUMNS] for row in csv.DictReader(io.StringIO(text))]
+        except csv.Error as error:
+            raise UserError(f"{self.path} is not valid CSV ({error}); move it away") from error
         return {
             (kind, key): (int(at), kind, shard, key, reason)
             for at, kind, shard, key, reason in rows

@@ -25,7 +25,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.stopping import EXIT_HUNG
 from switti.errors import UserError
-from switti.files import read_json_object, temporary_beside
+from switti.files import read_json_object, temporary_beside, writing
 from switti.run_folder import FORMAT, HEARTBEAT, HUNG, rank_file, read_record, write_record
 
 # For the other ranks to print before this one ends: so many heartbeats and seconds at the most.
@@ -53,7 +53,8 @@ class Heartbeat(Callback):
             return
         self._trainer = trainer
         if trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
             for path in (*self.folder.glob(rank_file("*")), self.folder / HUNG):
                 path.unlink(missing_ok=True)  # of another attempt, perhaps with more ranks
         trainer.strategy.barrier()

@@ -22,6 +22,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.stopping import EXIT_REQUEUE, PREEMPTING, Interrupted, StopSignals
 from switti.agreement import largest
+from switti.errors import UserError
 from switti.files import write_json
 from switti.run_folder import PREEMPTED
 
@@ -116,7 +117,10 @@ class Preemption(Callback):
             "exit_code": EXIT_REQUEUE,
             "requeued": requeued,
         }
-        write_json(self.marker, content)
+        try:
+            write_json(self.marker, content, parents=False)
+        except UserError as error:  # the exit code says the same
+            print(error, file=sys.stderr, flush=True)
 
     def _requeue(self) -> bool:
         """Whether SLURM has been asked successfully to queue this job again."""

@@ -20,11 +20,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.metrics_log import MetricsCSV
 from switti.errors import UserError
-from switti.run_folder import FORMAT, read_record, write_record
+from switti.run_folder import CONFIG, FORMAT, check_present, read_record, write_record
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 10.0
+LOOK_SECONDS = 1.0  # between two looks whether the run folder is still there
+_HISTORY = ("resumed", "data", "parameters")  # true of a resumed run even if it fails before its first step
 _PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "transformers", "omegaconf", "numpy")
 
 
@@ -55,14 +57,16 @@ class RunRecord(Callback):
             "seed": seed,
             "tokens_per_image": tokens_per_image,
         }
-        self._previous: dict[str, Any] = {}
+        self._previous: dict[str, Any] = read_record(run_dir) or {}
+        self.record |= {key: self._previous[key] for key in _HISTORY if key in self._previous}
         self._training_since: float | None = None
-        self._written = time.monotonic()
+        self._written = self._looked = time.monotonic()
+        self._place: tuple[int, int, bool] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        self._previous = read_record(self.run_dir) or {}
+        self._place = _place(self.run_dir)
         self.record |= {
             "status": "running",
             "error": None,
@@ -119,6 +123,8 @@ class RunRecord(Callback):
             self._write(trainer, pl_module)
 
     def _heartbeat(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and time.monotonic() - self._looked >= LOOK_SECONDS:
+            self._check_place()
         if time.monotonic() - self._written >= HEARTBEAT_SECONDS:
             self._write(trainer, pl_module)
 
@@ -126,6 +132,7 @@ class RunRecord(Callback):
         self._written = time.monotonic()
         if not trainer.is_global_zero:
             return
+        self._check_place()
         began = self._training_since
         seconds = self._previous.get("train_seconds", 0.0) + (
             self._written - began if began is not None else 0.0
@@ -137,6 +144,24 @@ class RunRecord(Callback):
             "peak_memory_bytes": peak_memory(pl_module.device),
         }
         write_record(self.run_dir, self.record)
+
+    def _check_place(self) -> None:
+        """A folder that is removed or renamed under a run is not brought back, and another in its place is not ours."""
+        self._looked = time.monotonic()
+        check_present(self.run_dir)
+        if self._place is not None and _place(self.run_dir) != self._place:
+            raise UserError(
+                f"{self.run_dir} has been removed, emptied or replaced while the run was training; the run ends here"
+            )
+
+
+def _place(run_dir: Path) -> tuple[int, int, bool] | None:
+    """(device, inode, whether it has a config.yaml) of the run folder; None if there is none."""
+    try:
+        found = run_dir.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, (run_dir / CONFIG).exists()
 
 
 def _now() -> str:

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
 
-from switti.files import write_json
+from callbacks.event_log import EventLog
+from switti.files import atomic_write, write_json, writing
 from switti.models.text.base import TextEmbedding
 from switti.run_folder import LATEST_SAMPLES, SAMPLES, SAMPLES_INDEX
 from switti.sampling.config import SamplingConfig
@@ -57,21 +58,18 @@ class SampleGrids(Callback):
                 continue
             pictures = to_pil(images)
             grid = captioned_grid(pictures, self.prompts)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            grid.save(self.folder / f"step_{step:06d}_{kind}.png")
+            write_image(self.folder / f"step_{step:06d}_{kind}.png", grid)
             for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    pixels = np.asarray(grid)
-                    logger.experiment.add_image(f"samples/{kind}", pixels, step, dataformats="HWC")
+                if isinstance(logger, EventLog):
+                    logger.log_image(f"samples/{kind}", np.asarray(grid), step)
             if kind == "guided":
                 self._write_latest(pictures, step)
 
     def _write_latest(self, pictures: list, step: int) -> None:
         latest = self.folder.parent / LATEST_SAMPLES
-        latest.mkdir(parents=True, exist_ok=True)
         files = [f"{i:02d}.png" for i in range(len(pictures))]
         for name, picture in zip(files, pictures, strict=True):
-            picture.save(latest / name)
+            write_image(latest / name, picture)
         index = {
             "step": step,
             "sampling": asdict(self.sampling),
@@ -79,4 +77,12 @@ class SampleGrids(Callback):
             "seeds": self.seeds,
             "files": files,
         }
-        write_json(latest / SAMPLES_INDEX, index)
+        write_json(latest / SAMPLES_INDEX, index, parents=False)
+
+
+def write_image(path: Path, image: Image.Image) -> None:
+    """A PNG file, whole or not at all."""
+    with writing(path):
+        path.parent.mkdir(exist_ok=True)  # but not the run folder: a removed one stays removed
+    with atomic_write(path, parents=False) as temporary:
+        image.save(temporary, format="PNG")

@@ -5,18 +5,18 @@ from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.activation_norms import ActivationNorms
 from callbacks.checkpointing import build_checkpoint_callback
 from callbacks.damage import DataDamage
 from callbacks.data_position import DataPosition
 from callbacks.ema import ExponentialMovingAverage
+from callbacks.event_log import EventLog
 from callbacks.heartbeat import Heartbeat
 from callbacks.metrics_log import MetricsCSV
 from callbacks.online_metrics import OnlineMetrics
 from callbacks.preemption import Preemption
+from callbacks.progress import StepProgress
 from callbacks.pruning import Pruning
 from callbacks.run_record import RunRecord
 from callbacks.run_state import RunState
@@ -141,7 +141,7 @@ def build_callbacks(
             callbacks.append(build_online_metrics(config, datamodule, encoder))
     if settings.prunable:
         callbacks.append(Pruning(config.run_dir))
-    bar = TQDMProgressBar(refresh_rate=config.trainer.log_every)
+    bar = StepProgress(config.trainer.log_every)
     preemption = Preemption(config.run_dir, settings.grace_seconds, settings.requeue)
     return [*callbacks, record, bar, preemption, build_checkpoint_callback(settings, config.run_dir)]
 
@@ -168,7 +168,7 @@ def build_trainer(config: RunConfig, callbacks: list[Callback]) -> Trainer:
         use_distributed_sampler=False,
         enable_model_summary=False,
         default_root_dir=str(folder),
-        logger=[TensorBoardLogger(str(folder), name="", version=""), MetricsCSV(folder)],
+        logger=[EventLog(folder), MetricsCSV(folder)],
         callbacks=callbacks,
         plugins=[*cluster_environment()],
     )

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from switti.errors import UserError
-from switti.files import atomic_write, open_regular, read_bytes, read_json, write_json, writing
+from switti.files import atomic_write, check_target, open_regular, read_bytes, read_json, write_json, writing
 
 # Of the folder as a whole; noted in record.json and in the heartbeat's files.
 FORMAT = 1
@@ -90,6 +90,12 @@ def rank_file(rank: int | str) -> str:
     return f"rank_{rank}.json"
 
 
+def check_present(run_dir: str | Path) -> None:
+    """UserError if the run folder is gone: whoever writes into it must not bring a part of it back."""
+    if not Path(run_dir).is_dir():
+        raise UserError(f"{run_dir} has been removed or renamed; nothing more is written for this run")
+
+
 # ---- record.json --------------------------------------------------------------------------------------------------
 
 
@@ -119,6 +125,7 @@ def read_record(run_dir: str | Path) -> dict[str, Any] | None:
 
 def write_record(run_dir: str | Path, record: Mapping[str, Any]) -> None:
     """Replace the run's record. Raises UserError where it cannot be written, or if the folder is gone."""
+    check_present(run_dir)
     write_json(Path(run_dir) / RECORD, record, parents=False)
 
 
@@ -277,6 +284,8 @@ def _split_quoted(line: str) -> list[str]:
 def append_metrics(run_dir: str | Path, rows: Sequence[Row]) -> None:
     """Add rows at the end of metrics.csv and hand them to the system. Raises UserError where that is impossible."""
     path = Path(run_dir) / METRICS
+    check_present(run_dir)
+    check_target(path)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows((row.step, row.epoch, row.metric, repr(row.value), f"{row.time:.3f}") for row in rows)

@@ -142,7 +142,13 @@ def _first_failure(error: CheckpointException) -> str:
 
 
 def reason(error: Exception) -> str:
-    """An error in one line, in the words of the operating system if it is one of its."""
+    """An error in one line, in the words of the operating system if it is one of its, or follows from one of its."""
+    cause: BaseException | None = error
+    while isinstance(cause, RuntimeError) and cause.__context__ is not None:
+        cause = (
+            cause.__context__
+        )  # torch's writer says in its own words that a file has not grown as it should
+    error = cause if isinstance(cause, OSError) else error
     text = getattr(error, "strerror", None) or next(iter(str(error).strip().splitlines()), "")
     plain = isinstance(error, OSError | RuntimeError | UserError | TorchFileError)
     return str(text) if plain else f"{type(error).__name__}: {text}"
@@ -150,7 +156,8 @@ def reason(error: Exception) -> str:
 
 def _make_anew(work: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    work.parent.mkdir(exist_ok=True)
+    work.mkdir()
 
 
 def _describe(work: Path, pattern: str) -> dict[str, Any]:

@@ -1,0 +1,91 @@
+"""TensorBoard's event file; a run that cannot write it ends like one that cannot write any other of its files."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from switti.errors import UserError
+from switti.files import write_failure
+
+
+class EventLog(TensorBoardLogger):
+    """Lightning's logger. A thread of TensorBoard's writes the file; when it fails, the next call raises UserError."""
+
+    def __init__(self, run_dir: str | Path) -> None:
+        super().__init__(str(run_dir), name="", version="")
+        _report_once()
+
+    @property
+    def path(self) -> Path:
+        """What messages call the file, whose name has the time and the host in it."""
+        return Path(self.log_dir) / "events.out.tfevents"
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # Lightning wraps whatever a writer raises in a ValueError
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if not isinstance(cause, OSError):
+                raise
+            raise UserError(write_failure(self.path, cause.strerror or str(cause), cause.errno)) from error
+
+    @property
+    def experiment(self) -> Any:
+        """Opened by the first who asks."""
+        with self._writing():
+            return super().experiment
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        with self._writing():
+            super().log_metrics(metrics, step)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run folder's config.yaml holds them, and experiments.board shows them."""
+
+    @rank_zero_only
+    def log_image(self, name: str, image_HWC: np.ndarray, step: int) -> None:
+        """An image of bytes, RGB."""
+        with self._writing():
+            self.experiment.add_image(name, image_HWC, step, dataformats="HWC")
+
+    @rank_zero_only
+    def save(self) -> None:
+        with self._writing():
+            self.experiment.flush()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Close the file. Of a run that has failed the first error is the one to report."""
+        if self._experiment is None:
+            return
+        try:
+            with self._writing():
+                self._experiment.flush()
+                self._experiment.close()
+        except UserError:
+            with suppress(OSError):
+                self._experiment.close()
+            if status == "success":
+                raise
+
+
+def _report_once() -> None:
+    """Keep the traceback of TensorBoard's thread from the screen: its error is raised again where the run logs."""
+    inner = threading.excepthook
+    if getattr(inner, "is_ours", False):
+        return
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        theirs = type(arguments.thread).__module__.startswith("tensorboard.")
+        if not (theirs and issubclass(arguments.exc_type, OSError)):
+            inner(arguments)
+
+    hook.is_ours = True  # type: ignore[attr-defined]
+    threading.excepthook = hook
