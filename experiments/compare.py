@@ -13,12 +13,13 @@ from pathlib import Path
 from experiments.command import run
 from switti.errors import UserError
 from switti.escape import printable
-from switti.report.build import write_report
+from switti.report.build import write_report, write_search_report
 from switti.report.formatting import plural
 from switti.report.runs import Run, find_runs, folders_without_record, read_run
+from switti.report.search import read_search, search_of
 from switti.report.study import group
 
-RUNS_DIR = "runs"
+RUNS_DIR, PAIR_BY = "runs", "seed"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,9 +29,7 @@ def parser() -> argparse.ArgumentParser:
         "runs", nargs="+", metavar="STUDY|RUN_DIR", help="a study below runs/, or folders of runs"
     )
     parser.add_argument("--out", metavar="DIR", help="where to write (default: runs/<study>/report)")
-    parser.add_argument(
-        "--pair-by", default="seed", metavar="KEY", help="setting that pairs runs (default: seed)"
-    )
+    parser.add_argument("--pair-by", metavar="KEY", help="setting that pairs runs (default: seed)")
     parser.add_argument(
         "--vary",
         action="append",
@@ -68,17 +67,31 @@ def read_runs(paths: list[Path], named: set[Path]) -> tuple[list[Run], list[tupl
     return runs, skipped
 
 
+def searched_folder(options: argparse.Namespace) -> Path | None:
+    """The folder of a search, if that is what is to be reported; None where the user asks for a comparison."""
+    if len(options.runs) > 1 or options.pair_by or options.vary:
+        return None
+    folders = (Path(options.runs[0]), Path(RUNS_DIR) / options.runs[0])
+    folder = next((path for path in folders if path.is_dir()), None)
+    return folder if folder and search_of(folder) else None
+
+
 def main(arguments: list[str]) -> None:
     options = parser().parse_args(arguments)
     paths = find_runs(options.runs, RUNS_DIR)
     named = {path.resolve() for text in options.runs for path in (Path(text), Path(RUNS_DIR) / text)}
-    runs, skipped = read_runs(paths, named)
-    study = group(runs, options.pair_by, options.vary)
-    study = replace(study, skipped=tuple((path.name, reason) for path, reason in skipped))
-    page = write_report(study, options.out or default_folder(paths))
-    for path, reason in skipped:
+    runs, left_out = read_runs(paths, named)
+    skipped = tuple((path.name, reason) for path, reason in left_out)
+    if folder := searched_folder(options):
+        search = read_search(folder, runs, skipped)
+        page = write_search_report(search, options.out or folder / "report")
+        counts = plural(len(search.trials), "trial")
+    else:
+        study = replace(group(runs, options.pair_by or PAIR_BY, options.vary), skipped=skipped)
+        page = write_report(study, options.out or default_folder(paths))
+        counts = f"{plural(len(study.runs), 'run')}, {plural(len(study.variants), 'variant')}"
+    for path, reason in left_out:
         print(printable(f"skipped {path}: {reason}"), file=sys.stderr)
-    counts = f"{plural(len(study.runs), 'run')}, {plural(len(study.variants), 'variant')}"
     print(printable(f"{counts}: {page}"))
 
 

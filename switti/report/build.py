@@ -2,9 +2,10 @@
 
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from switti.errors import UserError
-from switti.files import atomic_write
+from switti.files import atomic_write, writing
 from switti.report import html, markdown, plots, sheets, tables
 from switti.report.document import Block, Document, Figure, Pictures, Text, cleaned, code
 from switti.report.forest import forest_figure
@@ -18,6 +19,8 @@ from switti.report.picture_sections import (
 )
 from switti.report.run_sections import runs_section, settings_section
 from switti.report.scale_section import scales_section
+from switti.report.search import Search
+from switti.report.search_document import search_document, search_rows
 from switti.report.sections import cost_section, curves_section, metrics_section
 from switti.report.study import Study, show, sort_values
 from switti.report.verdict import label_variants, leader, learning, verdict
@@ -110,12 +113,25 @@ def check_folder(folder: Path) -> None:
 
 def write_report(study: Study, folder: str | Path) -> Path:
     """Write index.html, report.md, rows.csv, paired.csv and every plot as SVG and PNG; return the page's path."""
-    folder = Path(folder)
+    files = {
+        "rows.csv": tables.rows(study),
+        "paired.csv": (list(tables.PAIRED_COLUMNS), tables.paired_rows(study)),
+    }
+    return _write(document(study), files, Path(folder))
+
+
+def write_search_report(search: Search, folder: str | Path) -> Path:
+    """The same for a search; its rows.csv has a row a trial, and nothing is paired."""
+    return _write(cleaned(search_document(search)), {"rows.csv": search_rows(search)}, Path(folder))
+
+
+def _write(report: Document, files: dict[str, tuple[list[str], list[list[Any]]]], folder: Path) -> Path:
     check_folder(folder)
-    report = document(study)
-    header, rows = tables.rows(study)
-    tables.write_csv(folder / "rows.csv", header, rows)
-    tables.write_csv(folder / "paired.csv", tables.PAIRED_COLUMNS, tables.paired_rows(study))
+    for stale in {"rows.csv", "paired.csv"} - set(files):  # of an earlier report of another kind
+        with writing(folder / stale):
+            (folder / stale).unlink(missing_ok=True)
+    for name, (header, rows) in files.items():
+        tables.write_csv(folder / name, header, rows)
     for block in [*report.lead, *(block for section in report.sections for block in section.blocks)]:
         if isinstance(block, Figure):
             plots.save_figure(block, folder)

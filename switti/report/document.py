@@ -18,10 +18,13 @@ _CODE = re.compile(r"`([^`]*)`")
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph. `note` explains, `warning` must not be overlooked, `missing` tells how to get what is not there."""
+    """A paragraph. `note` explains, `warning` must not be overlooked, `missing` tells how to get what is not there.
+
+    `command` is for a terminal: its text is taken as it is, backticks and all.
+    """
 
     text: str
-    kind: Literal["plain", "summary", "verdict", "note", "warning", "missing"] = "plain"
+    kind: Literal["plain", "summary", "verdict", "note", "warning", "missing", "command"] = "plain"
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,19 @@ class Panel:
     height: float | None = None
 
 
+# How a legend shows an entry: a line in a colour, a dashed line, or a mark (Matplotlib's) in a colour.
+LegendKey = int | Literal["dashed"] | tuple[str, int]
+Legend = tuple[tuple[str, LegendKey], ...]
+
+
 @dataclass(frozen=True)
 class Figure:
-    """Panels that belong together, saved as `<name>.svg` and `.png`. `legend`: (label, colour number or 'dashed')."""
+    """Panels that belong together, saved as `<name>.svg` and `.png`. `legend`: (label, key)."""
 
     name: str
     caption: str
     panels: tuple[Panel, ...]
-    legend: tuple[tuple[str, int | Literal["dashed"]], ...] = ()
+    legend: Legend = ()
     small: bool = False
 
 

@@ -3,13 +3,12 @@
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from switti.report import plots
-from switti.report.document import Figure, Panel
+from switti.report.document import Figure, Legend, Panel
 from switti.report.formatting import number, percent, plus_minus
 from switti.report.metric_names import describe, is_detail
 from switti.report.runs import Run
@@ -17,7 +16,6 @@ from switti.report.statistics import WINDOW, band, smooth
 from switti.report.study import Study, Variant, scale_sides
 from switti.report.values import is_cost, is_of_data, metric_names, scale_numbers, summary
 
-Legend = tuple[tuple[str, int | Literal["dashed"]], ...]
 BAND_NOTE = (
     "Lines are means over seeds, bands reach from the lowest to the highest run, of those that got so far."
 )

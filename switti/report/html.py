@@ -75,4 +75,4 @@ ENVIRONMENT.filters |= {
     "plot": _plot,
     "data_uri": data_uri,
 }
-ENVIRONMENT.globals |= {"LONG_CELL": _LONG_CELL, "COLOURS": len(plots.PALETTE)}
+ENVIRONMENT.globals |= {"LONG_CELL": _LONG_CELL, "COLOURS": len(plots.PALETTE), "MARKS": plots.MARKS}

@@ -2,7 +2,7 @@
 
 import re
 
-from switti.escape import markdown_code, markdown_text
+from switti.escape import markdown_code, markdown_text, printable
 from switti.report.document import Block, Definitions, Document, Figure, Pictures, Table, Text, segments
 from switti.report.sheets import COLUMNS
 
@@ -40,6 +40,8 @@ def _blocks(blocks: list[Block]) -> list[str]:
 
 
 def _block(block: Block) -> str:
+    if isinstance(block, Text) and block.kind == "command":
+        return _command(block.text)
     if isinstance(block, Text):
         mark = _MARKS[block.kind]
         return mark + _inline(block.text, paragraph=True)
@@ -51,6 +53,12 @@ def _block(block: Block) -> str:
     if isinstance(block, Definitions):
         return "\n".join(_definition(*item) for item in block.items)
     return _pictures(block)
+
+
+def _command(text: str) -> str:
+    """A block of code, whatever backticks are in it."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+    return f"{fence}\n{printable(text)}\n{fence}"
 
 
 def _inline(text: str, paragraph: bool = False) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from switti.files import atomic_write
-from switti.report.document import Figure, Panel
+from switti.report.document import Figure, LegendKey, Panel
 from switti.report.statistics import Band
 
 # Okabe & Ito's colours, told apart by every kind of colour vision; the page holds their counterparts on dark ground.
@@ -114,9 +114,11 @@ def save_figure(figure: Figure, folder: Path) -> None:
                 )
 
 
-def _handle(key: int | str) -> Line2D:
+def _handle(key: LegendKey) -> Line2D:
     if isinstance(key, int):
         return Line2D([], [], color=colour(key))
+    if isinstance(key, tuple):
+        return Line2D([], [], **mark(*key))
     return Line2D([], [], color=DASHED, linestyle="--", linewidth=1.0)
 
 
@@ -128,6 +130,22 @@ def _fill(axes: Axes, panel: Panel, small: bool, titled: bool) -> None:
         axes.set_title(panel.title)
 
 
+# Matplotlib's marks, and the characters that show them in a page's legend.
+MARKS = {"o": "●", "O": "○", "v": "▽", "x": "×", "D": "◇"}
+
+
+def mark(name: str, number: int, size: float = 5.0) -> dict[str, Any]:
+    """How a point is drawn that tells its kind by form and colour: "o" filled, "O", "v" and "D" hollow, "x"."""
+    face = colour(number) if name == "o" else "none"
+    return {
+        "marker": name.lower() if name == "O" else name,
+        "markersize": size,
+        "color": colour(number),
+        "markerfacecolor": face,
+        "linestyle": "none",
+    }
+
+
 def step_axis(axes: Axes) -> None:
     """Steps in thousands where they are many."""
     axes.xaxis.set_major_formatter(
@@ -136,21 +154,22 @@ def step_axis(axes: Axes) -> None:
     axes.set_xlabel("step")
 
 
-def log_axis(axes: Axes) -> None:
-    """A logarithmic vertical axis, with enough ticks labelled over any range; linear if nothing is positive."""
-    if axes.dataLim.minposy == np.inf:
+def log_axis(axes: Axes, which: Literal["x", "y"] = "y") -> None:
+    """A logarithmic axis, with enough ticks labelled over any range; linear if nothing is positive."""
+    if (axes.dataLim.minposy if which == "y" else axes.dataLim.minposx) == np.inf:
         return
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
+    (axes.set_yscale if which == "y" else axes.set_xscale)("log")
+    axis = axes.yaxis if which == "y" else axes.xaxis
+    low, high = axes.get_ylim() if which == "y" else axes.get_xlim()
     decades = np.log10(high / low)
     if decades < 0.7:
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axis.set_major_locator(MaxNLocator(5))
     elif decades < 2:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     else:
-        axes.yaxis.set_major_locator(LogLocator(numticks=6))
-    axes.yaxis.set_major_formatter(FuncFormatter(_power if decades >= 2 else _plain))
-    axes.yaxis.set_minor_locator(NullLocator())
+        axis.set_major_locator(LogLocator(numticks=6))
+    axis.set_major_formatter(FuncFormatter(_power if decades >= 2 else _plain))
+    axis.set_minor_locator(NullLocator())
 
 
 def _plain(value: float, _: int) -> str:

@@ -23,7 +23,11 @@ def runs_section(study: Study) -> Section:
         pair = show(run.setting(study.pair_by))
         rows.append((run.name, variant, pair, _status(run), step, commit, device, *times))
     table = Table(header, tuple(rows), words=frozenset({0, 1, 3, 5, 6, 7}))
-    return Section("runs", "Runs", [*_flags(study), table, _provenance(study), _versions(study)])
+    return Section(
+        "runs",
+        "Runs",
+        [*(Text(flag, "warning") for flag in flags(study)), table, _provenance(study), versions(study)],
+    )
 
 
 def _provenance(study: Study) -> Table:
@@ -70,10 +74,11 @@ def _status(run: Run) -> str:
     return status if run.finished else f"⚠ {status}"
 
 
-def _flags(study: Study) -> list[Text]:
+def flags(study: Study, ends: bool = True) -> list[str]:
+    """What is unfinished, diverged, not reproducible or without a partner. ends: also how runs ended."""
     flags = [f"{code(name)} is left out of this report: {reason}." for name, reason in study.skipped]
     for run in study.runs:
-        if not run.finished:
+        if ends and not run.finished:
             status = run.record.get("status") or "of unknown status"
             life = f" (last sign of life {moment(run.record.get('updated'))})" if status == "running" else ""
             reason = f": {run.record['error']}" if run.record.get("error") else ""
@@ -96,7 +101,7 @@ def _flags(study: Study) -> list[Text]:
             )
     if unpaired := [code(run.name) for run in study.unpaired]:
         flags.append(f"Without a partner, hence not in any difference: {', '.join(unpaired)}.")
-    return [Text(flag, "warning") for flag in flags]
+    return flags
 
 
 def _exchanged(key: str, groups: list[list[Run]]) -> str:
@@ -107,7 +112,7 @@ def _exchanged(key: str, groups: list[list[Run]]) -> str:
     )
 
 
-def _versions(study: Study) -> Text:
+def versions(study: Study) -> Text:
     """Versions once if all runs agree, otherwise each library's different ones."""
     names = sorted({name for run in study.runs for name in (run.record.get("versions") or {})})
     parts = []

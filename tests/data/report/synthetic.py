@@ -1,4 +1,4 @@
-"""python tests/data/report/synthetic.py DIR: a made-up study of 2 variants × 2 seeds, to look at the report."""
+"""python tests/data/report/synthetic.py DIR: a made-up study (2 variants × 2 seeds) and a search, to look at."""
 
 import csv
 import json
@@ -210,5 +210,76 @@ def write_study(root: Path, seeds: tuple[int, ...] = (0, 1), sides: list[int] = 
     return root / "visibility"
 
 
+SPACE = {
+    "optimizer.learning_rate": {"choices": None, "low": 1e-5, "high": 1e-2, "step": None, "log": True},
+    "model.depth": {"choices": None, "low": 2, "high": 8, "step": 2, "log": False},
+    "model.norms": {"choices": ["sandwich", "pre"], "low": None, "high": None, "step": None, "log": False},
+    "data.caption_dropout": {"choices": None, "low": 0.0, "high": 0.5, "step": None, "log": False},
+}
+# Optimum of the made-up search: learning rate 1e-3, as deep as may be, norms hardly matter, dropout not at all.
+STEPS = 200
+
+
+def trial_loss(parameters: dict[str, Any], step: int) -> float:
+    rate = abs(np.log10(parameters["optimizer.learning_rate"]) + 3)
+    value = 5.0 + rate - 0.05 * parameters["model.depth"] + 0.02 * (parameters["model.norms"] == "pre")
+    return float(value + 3 * np.exp(-step / 60))
+
+
+def write_trial(folder: Path, number: int, parameters: dict[str, Any], state: str, **changes: Any) -> Path:
+    """A trial's run folder. state: finished, failed, running, or pruned half-way."""
+    name = f"trial_{number:04d},learning_rate={parameters['optimizer.learning_rate']:.4g}"
+    settings = config("non_causal", 0, name, [1, 2, 4]) | {
+        "study": folder.name,
+        "callbacks": {"prunable": True},
+    }
+    for key, value in parameters.items():
+        group, _, last = key.partition(".")
+        settings[group][last] = value
+    settings["model"]["norms"] = parameters["model.norms"]
+    status = {"pruned": "interrupted"}.get(state, state)
+    end = {"pruned": STEPS // 2, "failed": 0, "running": STEPS // 4}.get(state, STEPS)
+    error = "ValueError: loss is not finite" if state == "failed" else None
+    entry = record(
+        name, 0, status=status, step=end, max_steps=STEPS, error=error, study=folder.name, **changes
+    )
+    points = [(step, "validation/loss", trial_loss(parameters, step)) for step in range(20, end + 1, 20)]
+    run = write_run(folder / name, settings, entry, points)
+    if state == "pruned":
+        (run / "prune.json").write_text(
+            json.dumps({"trial": number, "step": end, "metric": "validation/loss", "value": 1.0})
+        )
+    return run
+
+
+def write_search(root: Path, trials: int = 24, name: str = "rates", **changes: Any) -> Path:
+    """A search below `root` as sweeps leave it: every fifth trial was pruned, every eleventh failed."""
+    folder, rng = root / name, np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    search = {"space": SPACE, "metric": "validation/loss", "direction": "minimize", "trials": trials, "sampler": "tpe",
+              "seed": 0, "pruner": "median", "startup_trials": 5, "warmup_steps": 0, "storage": None}  # fmt: skip
+    study = {
+        "format": 1,
+        "name": name,
+        "base": "generator/tiny",
+        "vary": {},
+        "pair_by": None,
+        "points": {},
+        "runs": [],
+    }
+    (folder / "study.json").write_text(json.dumps(study | {"search": search | changes}))
+    for number in range(trials):
+        parameters = {
+            "optimizer.learning_rate": float(10 ** rng.uniform(-5, -2)),
+            "model.depth": int(2 * rng.integers(1, 5)),
+            "model.norms": str(rng.choice(["sandwich", "pre"])),
+            "data.caption_dropout": float(rng.uniform(0, 0.5)),
+        }
+        state = "pruned" if number % 5 == 4 else "failed" if number % 11 == 10 else "finished"
+        write_trial(folder, number, parameters, state)
+    return folder
+
+
 if __name__ == "__main__":
     print(write_study(Path(sys.argv[1])))
+    print(write_search(Path(sys.argv[1])))
