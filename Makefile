@@ -47,7 +47,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 ##@ Checks
-.PHONY: lint format test test-all test-distributed hooks
+.PHONY: lint format test test-all test-distributed fuzz hooks
 lint: $(READY)  ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -65,6 +65,11 @@ test-all: $(READY)  ## quick, slow and distributed tests
 
 test-distributed: $(READY)  ## tests that start several processes
 	$(PY) -m pytest -q -m "distributed"
+
+# More: make fuzz FUZZ='--seed 1 --only shards images'
+FUZZ   ?= --seconds 900
+fuzz: $(READY)  ## mutate everything that is read, 15 minutes: no traceback, hang, executed code or silent acceptance
+	$(PY) tests/fuzz $(FUZZ)
 
 hooks:  ## the same checks before each commit
 	$(PY) -m pre_commit install
