@@ -18,7 +18,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from configs.loading import SETTINGS, from_run, get
 from configs.schema import RunConfig
-from experiments.status import average_speed, read_rows
+from experiments.progress import average_speed, read_rows
 from switti.errors import UserError
 from switti.run_folder import CONFIG, read_record
 from switti.studies import read_study, run_folders, state_of

@@ -5,68 +5,25 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from types import FrameType
 from typing import Protocol
 
-from callbacks.stopping import EXIT_HUNG, EXIT_REQUEUE
 from configs.study import PlannedRun
+from experiments.jobs import REQUEUE, Job, Outcome, end_of
+from experiments.screen import Screen, last_state
+from experiments.time_left import Pace
 from switti.errors import UserError
 from switti.run_folder import PREEMPTED, PRUNE, read_record
 
+Output = Callable[[Job, bytes, bool], None]  # the run, what it has printed, whether that was all
 TRAIN = ["-m", "experiments.train"]  # what Python is given, before a run's arguments
-REQUEUE = (EXIT_REQUEUE, EXIT_HUNG)  # ends of a run that is worth another start
 TAIL_LINES = 12
 _TORCHRUN = re.compile(rb"^[EW]\d{4} \S+ \d+ \S*torch/distributed/elastic/", re.MULTILINE)
 _POLL_SECONDS = 0.1
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run to be started. lock: descriptor of its lock, which whoever works on the run keeps open."""
-
-    name: str
-    arguments: list[str]
-    folder: Path
-    nodes: int
-    devices: int
-    accelerator: str
-    lock: int
-
-    @property
-    def ranks(self) -> int:
-        return self.nodes * self.devices
-
-    def release(self) -> None:
-        """Give the lock back, as far as this process has it."""
-        os.close(self.lock)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a job ended. tail: its last lines."""
-
-    job: Job
-    code: int
-    tail: list[str]
-
-
-def job_of(planned: PlannedRun, lock: int) -> Job:
-    """`lock` as from `switti.studies.claim`."""
-    settings = planned.config.trainer
-    return Job(
-        planned.name,
-        planned.arguments,
-        planned.config.run_dir,
-        settings.num_nodes,
-        settings.devices,
-        settings.accelerator,
-        lock,
-    )
 
 
 class Launcher(Protocol):
@@ -87,8 +44,8 @@ class Launcher(Protocol):
     def running(self) -> list[Job]:
         """Started and not yet returned by `poll`."""
 
-    def poll(self) -> list[Outcome]:
-        """Those that have ended since the last call."""
+    def poll(self, output: Output) -> list[Outcome]:
+        """Those that have ended since the last call. output: gets what runs on this machine have printed."""
 
     def stop(self, times: int) -> None:
         """Ask all to stop, for the first, second … time: the more often, the less politely."""
@@ -103,8 +60,17 @@ class Source(Protocol):
     def watch(self, running: list[Job]) -> None:
         """Called all the time."""
 
-    def ended(self, outcome: Outcome) -> None:
-        """Called once for each job, still under its lock."""
+    def ended(self, outcome: Outcome) -> str:
+        """Called once for each job, still under its lock; a line on it."""
+
+    def waiting(self) -> list[int]:
+        """Steps of each run that has not been given out, as far as is known."""
+
+    def total(self) -> int:
+        """Runs of the study."""
+
+    def summary(self, outcomes: list[Outcome]) -> str:
+        """How the study stands after these, and what the same command again would do."""
 
 
 class _Stops:
@@ -127,7 +93,7 @@ class _Stops:
                 signal.signal(number, handler)
 
 
-def drive(source: Source, launcher: Launcher) -> tuple[list[Outcome], bool]:
+def drive(source: Source, launcher: Launcher, screen: Screen) -> tuple[list[Outcome], bool]:
     """Run what `source` gives until it has no more; (how each ended, whether the user stopped it).
 
     Ctrl-C (or SIGTERM, SIGHUP) asks each run to save and stop, and waits; again: at once; a third time kills.
@@ -136,26 +102,37 @@ def drive(source: Source, launcher: Launcher) -> tuple[list[Outcome], bool]:
     outcomes: list[Outcome] = []
     waiting: Job | None = None
     steps: dict[str, int] = {}
+    begun: dict[str, float] = {}
+    pace = Pace()
     told = 0
-    with _Stops().counting() as stops:
+    with _Stops().counting() as stops, screen:
         while True:
             if not stops.asked:
                 waiting = _fill(source, launcher, waiting)
             elif stops.asked != told:
                 told = stops.asked
-                print(f"\nstopping: {_STOPPING[min(told, 3) - 1]}", flush=True)
+                _say(f"\nstopping: {_STOPPING[min(told, 3) - 1]}")
                 launcher.stop(told)
             source.watch(launcher.running())
-            for outcome in launcher.poll():
+            begun = {job.name: begun.get(job.name, time.monotonic()) for job in launcher.running()}
+            for outcome in launcher.poll(_guarded(screen.output)):
                 if not stops.asked and goes_on(outcome, steps):
-                    print(f"{outcome.job.name}: interrupted by its machine; it goes on", flush=True)
+                    _say(f"{outcome.job.name}: interrupted by its machine; it goes on")
                     launcher.start([outcome.job])
                     continue
+                outcome = _noted(outcome, time.monotonic() - begun[outcome.job.name])
                 try:
-                    source.ended(outcome)
+                    _say(source.ended(outcome))
                 finally:
                     outcome.job.release()
+                if outcome.end in ("finished", "pruned"):
+                    pace.ended(outcome.job.steps, outcome.seconds)
                 outcomes.append(outcome)
+            held = [] if waiting is None else [waiting.steps]
+            with _outlasting_the_terminal():
+                screen.show(
+                    launcher.running(), lambda held=held: held + source.waiting(), source.total(), pace
+                )
             if not launcher.running() and (stops.asked or waiting is None):
                 more = None if stops.asked else source.next()
                 if more is None:
@@ -165,6 +142,32 @@ def drive(source: Source, launcher: Launcher) -> tuple[list[Outcome], bool]:
     if waiting is not None:
         waiting.release()
     return outcomes, bool(stops.asked)
+
+
+@contextmanager
+def _outlasting_the_terminal() -> Iterator[None]:
+    """A terminal that was closed, or a pipe that nobody reads, must not leave the runs without their driver."""
+    try:
+        yield
+    except (OSError, SystemExit):  # SystemExit: rich's answer to a broken pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # type: ignore[union-attr]
+
+
+def _say(text: str) -> None:
+    with _outlasting_the_terminal():
+        print(text, flush=True)
+
+
+def _guarded(output: Output) -> Output:
+    def guarded(job: Job, content: bytes, last: bool) -> None:
+        with _outlasting_the_terminal():
+            output(job, content, last)
+
+    return guarded
+
+
+def _noted(outcome: Outcome, seconds: float) -> Outcome:
+    return replace(outcome, seconds=seconds, end=end_of(outcome.job, outcome.code))
 
 
 _STOPPING = (
@@ -187,6 +190,8 @@ def _fill(source: Source, launcher: Launcher, waiting: Job | None) -> Job | None
             break
         batch.append(job)
     if batch:
+        for job in batch:
+            _say(f"{job.place}: {job.name} starts")
         launcher.start(batch)
     return waiting
 
@@ -215,11 +220,6 @@ def torchrun(processes: int, arguments: list[str]) -> list[str]:
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
         "--shutdown-timeout=120", *arguments,
     ]  # fmt: skip
-
-
-def last_state(line: bytes) -> str:
-    """What a terminal would show of a line that a progress bar has rewritten with carriage returns."""
-    return line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace")
 
 
 def tail_of(content: bytes) -> list[str]:

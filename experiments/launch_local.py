@@ -8,13 +8,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import IO
 
 from configs.study import PlannedRun
-from experiments.launch import TRAIN, Job, Outcome, last_state, tail_of, torchrun
+from experiments.jobs import Job, Outcome
+from experiments.launch import TRAIN, Output, tail_of, torchrun
 from switti.errors import UserError
 from switti.run_folder import LOG
 
@@ -29,7 +30,6 @@ class _Child:
     start: int
     slot: int
     gpus: list[str]
-    rest: bytes = field(default=b"")
 
 
 class LocalLauncher:
@@ -124,11 +124,11 @@ class LocalLauncher:
         taken = {gpu for child in self._children for gpu in child.gpus}
         return [gpu for gpu in self.gpus if gpu not in taken]
 
-    def poll(self) -> list[Outcome]:
+    def poll(self, output: Output) -> list[Outcome]:
         ended = []
         for child in list(self._children):
             code = child.process.poll()
-            self._pass_on(child, last=code is not None)
+            output(child.job, child.log.read(), code is not None)
             if code is None:
                 continue
             with suppress(
@@ -151,30 +151,11 @@ class LocalLauncher:
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
 
-    def _pass_on(self, child: _Child, last: bool) -> None:
-        """Copy a run's new output to ours: as it is if it has the terminal for itself, otherwise by marked lines."""
-        content = child.log.read()
-        if self.at_a_time == 1:
-            _write(content + (b"\n" if last and content and not content.endswith(b"\n") else b""))
-            return
-        *lines, child.rest = (child.rest + content).split(b"\n")
-        if last and child.rest:
-            lines.append(child.rest)
-        for line in lines:
-            _write(f"[{child.job.name}] {last_state(line)}\n".encode())
-
 
 def _tail(child: _Child) -> list[str]:
     end = child.log.seek(0, os.SEEK_END)
     child.log.seek(max(child.start, end - _TAIL_BYTES))
     return tail_of(child.log.read())
-
-
-def _write(content: bytes) -> None:
-    if content:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(content)
-        sys.stdout.buffer.flush()
 
 
 def visible_gpus() -> list[str]:

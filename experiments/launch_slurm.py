@@ -22,7 +22,8 @@ from types import FrameType
 from typing import Any
 
 from configs.study import PlannedRun
-from experiments.launch import TRAIN, Job, Outcome, tail_of
+from experiments.jobs import Job, Outcome
+from experiments.launch import TRAIN, Output, tail_of
 from switti.errors import UserError
 from switti.files import write_json
 from switti.run_folder import LOG, QUEUED
@@ -244,7 +245,7 @@ class SlurmLauncher:
         }
         return parameters | {name: value for name, value in optional.items() if value is not None}
 
-    def poll(self) -> list[Outcome]:
+    def poll(self, output: Output) -> list[Outcome]:
         ask = time.monotonic() - self._asked > _ASK_SECONDS
         if ask:
             self._asked = time.monotonic()

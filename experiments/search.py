@@ -12,10 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from configs.loading import text_of
-from configs.search import Axis, Search, without_password
+from configs.search import Search, without_password
 from configs.study import PlannedRun, Study
-from experiments.launch import Job, Outcome, job_of
+from experiments.jobs import Job, Outcome, count, describe, job_of
 from experiments.planning import ACTIONS
 from switti.errors import UserError
 from switti.files import write_json
@@ -24,15 +23,10 @@ from switti.studies import alone, claim, state_of
 
 try:
     import optuna
-    from optuna.distributions import (
-        BaseDistribution,
-        CategoricalDistribution,
-        FloatDistribution,
-        IntDistribution,
-    )
     from optuna.trial import FrozenTrial, TrialState
 
-    from experiments.search_storage import StorageErrors, open_storage, reason, storage_exists
+    from experiments.search_objects import distribution, meant, open_study, sampler, stored
+    from experiments.search_storage import StorageErrors, reason, storage_exists
 except ImportError as error:
     raise UserError("a search needs Optuna 5: pip install 'optuna>=5,<6' (or -e '.[sweep]')") from error
 
@@ -53,6 +47,7 @@ class SearchSource:
             set()
         )  # runs that have ended here: what did not finish waits for the next command
         self._watched = 0.0
+        self._steps = 0  # of a trial
         with alone(study.folder):  # two drivers would both make the database's tables
             self.optuna = open_study(study)
             self._prepare()
@@ -67,18 +62,81 @@ class SearchSource:
                     return job
         return None
 
-    def ended(self, outcome: Outcome) -> None:
+    def ended(self, outcome: Outcome) -> str:
+        """The trial's value or why it has none, its settings, and the best one so far."""
         number = self._mine.pop(outcome.job.name)
         self._over.add(outcome.job.name)
         with self._told_in_a_line():
             self._tell(number, outcome.job.folder)
+            trials = self.optuna.get_trials(deepcopy=False)
+        trial = trials[number]
+        head = f"{outcome.job.place}: {_label(outcome.job.name)}"
+        settings = _settings(trial.params)
+        last = trial.intermediate_values.get(max(trial.intermediate_values, default=-1))
+        if trial.state == TrialState.COMPLETE:
+            said = f"{head}: {self.search.metric} {trial.value:.5g} ({settings})"
+        elif trial.state == TrialState.PRUNED:
+            value = "" if last is None else f" with {self.search.metric} {last:.5g}"
+            said = f"{head}: pruned at step {max(trial.intermediate_values, default=0)}{value} ({settings})"
+        else:
+            said = f"{describe(outcome)} ({settings})"
+        best = self._best(trials)
+        if best is None:
+            return said
+        return f"{said}; best so far {best.value:.5g}, {'this one' if best is trial else _label(best.user_attrs[_RUN])}"
+
+    def _best(self, trials: list[FrozenTrial]) -> FrozenTrial | None:
+        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        sign = 1 if self.search.direction == "minimize" else -1
+        return min(complete, key=lambda trial: sign * trial.value, default=None)
+
+    def waiting(self) -> list[int]:
+        """All trials that are still to be proposed, as long as the first one."""
+        with suppress(*StorageErrors):
+            if self.search.sampler != "grid":
+                begun = sum(map(_counts, self.optuna.get_trials(deepcopy=False)))
+                return [self._steps] * max(0, self.search.trials - begun)
+            return [self._steps] * len(self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+        return []
+
+    def total(self) -> int:
+        """Trials of the whole study."""
+        return (
+            min(self.search.trials, len(self.search.grid()))
+            if self.search.sampler == "grid"
+            else self.search.trials
+        )
+
+    def summary(self, outcomes: list[Outcome]) -> str:
+        """How all trials stand now, by all drivers together, and the best one."""
+        with self._told_in_a_line():
+            trials = self.optuna.get_trials(deepcopy=False)
+        retried = {trial.user_attrs.get(_RETRY_OF) for trial in trials}
+        ends = {outcome.job.name: outcome.end for outcome in outcomes}
+        words = [
+            _STANDING.get(trial.state) or ends.get(trial.user_attrs[_RUN]) or _standing(self.study, trial)
+            for trial in trials
+            if trial.number not in retried and (_RUN in trial.user_attrs or _ERROR in trial.user_attrs)
+        ]
+        words += ["not started"] * max(0, self.total() - len(words))
+        again = "; the same command again goes on" if set(words) - {"finished", "pruned"} else ""
+        best = self._best(trials)
+        found = (
+            "no trial is finished"
+            if best is None
+            else (
+                f"best: {self.search.metric} {best.value:.5g} by {best.user_attrs[_RUN]} ({_settings(best.params)})"
+            )
+        )
+        return f"{count(words)}{again}\n{found}"
 
     def watch(self, running: list[Job]) -> None:
         """Report new values of the metric; write the file on which a run that is not worth it stops."""
         if self.search.pruner == "none" or time.monotonic() - self._watched < _WATCH_SECONDS:
             return
         self._watched = time.monotonic()
-        with suppress(*StorageErrors):  # a server that is away for a moment stops nobody
+        # A server that is away for a moment stops nobody, and neither do metrics that cannot be read.
+        with suppress(*StorageErrors, UserError):
             self._prune(running)
 
     def _prune(self, running: list[Job]) -> None:
@@ -102,20 +160,12 @@ class SearchSource:
                 "that have been started go on, the same command again goes on with the search"
             ) from error
 
-    def describe_best(self) -> str:
-        """A line on the best whole trial so far."""
-        if not self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            return "no trial is finished"
-        best = self.optuna.best_trial
-        settings = " ".join(f"{name}={value}" for name, value in best.params.items())
-        return f"best: {self.search.metric} {best.value:.5g} by {best.user_attrs[_RUN]} ({settings})"
-
     def _prepare(self) -> None:
         """Queue the points of a grid, once, and what failed before, once more."""
         trials = self.optuna.get_trials(deepcopy=False)
         if self.search.sampler == "grid" and not trials:
             for point in self.search.grid()[: self.search.trials]:
-                self.optuna.enqueue_trial({name: _stored(value) for name, value in point.items()})
+                self.optuna.enqueue_trial({name: stored(value) for name, value in point.items()})
         retried = {trial.user_attrs.get(_RETRY_OF) for trial in trials}
         for trial in trials:
             again = (
@@ -176,13 +226,20 @@ class SearchSource:
             os.close(lock)
             return None
         self._mine[planned.name] = number
-        return job_of(planned, lock)
+        self._steps = planned.config.trainer.max_steps
+        return job_of(planned, lock, self._place(planned.name))
+
+    def _place(self, run: str) -> str:
+        """ "trial 4 of 20", the same for another attempt."""
+        first = int(_label(run).removeprefix("trial_"))
+        earlier = [trial for trial in self.optuna.get_trials(deepcopy=False) if trial.number <= first]
+        return f"trial {sum(map(_counts, earlier))} of {self.total()}"
 
     def _plan(self, run: str | None, number: int, params: dict[str, Any]) -> PlannedRun:
         """run: the one that this trial goes on with; otherwise it is named by its number."""
-        values = {name: _meant(self.search.space[name], value) for name, value in params.items()}
+        values = {name: meant(self.search.space[name], value) for name, value in params.items()}
         more = [] if self.search.pruner == "none" else ["callbacks.prunable=true"]
-        label = run.split(",")[0] if run else f"trial_{number:04d}"
+        label = _label(run) if run else f"trial_{number:04d}"
         return self.study.plan_trial(label, values, more)
 
     def _report(self, number: int, folder: Path) -> bool:
@@ -201,7 +258,11 @@ class SearchSource:
     def _tell(self, number: int, folder: Path) -> None:
         """Finished: its last value; given up: pruned; failed: failed. Anything else goes on with the next command."""
         state = state_of(folder, held=True)
-        values = list(metric_values(folder, self.search.metric).values())
+        try:
+            values = list(metric_values(folder, self.search.metric).values())
+        except UserError as error:
+            print(f"trial {number}: {error}", flush=True)
+            values = []
         if state == "finished" and values and math.isfinite(values[-1]):
             self.optuna.tell(number, values[-1])
         elif state == "finished":
@@ -214,68 +275,38 @@ class SearchSource:
             self.optuna.tell(number, state=TrialState.FAIL)
 
 
+_STANDING = {
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.WAITING: "not started",
+}
+
+
+def _standing(study: Study, trial: FrozenTrial) -> str:
+    """How the run of a trial stands that has begun and not ended."""
+    try:
+        state = state_of(study.folder / trial.user_attrs[_RUN])
+    except UserError:
+        return "failed"
+    return state if state in ("running", "queued") else "interrupted"
+
+
+def _label(run: str) -> str:
+    """ "trial_0007" of a run's name."""
+    return run.partition(",")[0]
+
+
+def _settings(params: dict[str, Any]) -> str:
+    return " ".join(
+        f"{name}={f'{value:.4g}' if isinstance(value, float) else value}" for name, value in params.items()
+    )
+
+
 def _counts(trial: FrozenTrial) -> bool:
     """Whether it is one of the study's trials: not a second attempt, and not lost before it had a name."""
     lost = trial.state == TrialState.FAIL and _RUN not in trial.user_attrs and _ERROR not in trial.user_attrs
     return _RETRY_OF not in trial.user_attrs and not lost
-
-
-def _stored(value: Any) -> Any:
-    """A choice as a storage can keep it."""
-    return value if value is None or isinstance(value, bool | int | float | str) else text_of(value)
-
-
-def _meant(axis: Axis, stored: Any) -> Any:
-    return next((choice for choice in axis.choices or [] if _stored(choice) == stored), stored)
-
-
-def distribution(axis: Axis) -> BaseDistribution:
-    """Optuna's word for an axis."""
-    if axis.choices is not None:
-        return CategoricalDistribution([_stored(choice) for choice in axis.choices])
-    assert axis.low is not None and axis.high is not None
-    if isinstance(axis.low, int):
-        return IntDistribution(axis.low, int(axis.high), log=axis.log, step=int(axis.step or 1))
-    return FloatDistribution(axis.low, axis.high, log=axis.log, step=axis.step)
-
-
-def sampler(search: Search, trials: int) -> "optuna.samplers.BaseSampler":
-    """What proposes the next trial; a function of the seed and of the trials so far, whichever driver asks."""
-    seed = search.seed * 100_003 + trials
-    if search.sampler == "tpe":
-        return optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=search.startup_trials, constant_liar=True
-        )
-    return optuna.samplers.RandomSampler(seed=seed)
-
-
-def pruner(search: Search) -> "optuna.pruners.BasePruner":
-    """What decides that a trial is not worth its end."""
-    if search.pruner == "median":
-        return optuna.pruners.MedianPruner(search.startup_trials, search.warmup_steps)
-    if search.pruner == "successive_halving":
-        return optuna.pruners.SuccessiveHalvingPruner()
-    return optuna.pruners.HyperbandPruner() if search.pruner == "hyperband" else optuna.pruners.NopPruner()
-
-
-def open_study(study: Study) -> "optuna.Study":
-    """The storage's study of this name, made if need be. UserError if the storage cannot be opened."""
-    search = study.search
-    assert search is not None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        return optuna.create_study(
-            study_name=study.name,
-            storage=open_storage(study),
-            direction=search.direction,
-            sampler=sampler(search, 0),
-            pruner=pruner(search),
-            load_if_exists=True,
-        )
-    except Exception as error:  # whatever a database driver raises
-        raise UserError(
-            f"search.storage={without_password(search.storage) or 'null'} cannot be opened: {reason(search, error)}"
-        ) from error
 
 
 def show(study: Study) -> None:

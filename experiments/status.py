@@ -1,32 +1,48 @@
 """python -m experiments.status STUDY [--once] [--every SECONDS]
 
-The runs of a study with their state, step, speed, last metrics and last sign of life, read from the run folders alone.
-On a terminal the table is shown again every few seconds until Ctrl-C; elsewhere, or with --once, it is printed once.
+The runs of a study with their state, step, speed, time left, last losses and metrics, and last sign of life, read from
+the run folders alone. On a terminal the table is shown again every few seconds until Ctrl-C; elsewhere, or with --once,
+it is printed once, 80 columns wide unless COLUMNS says otherwise. What does not fit is named below it.
 
     python -m experiments.status demo
     python -m experiments.status runs/demo --once
 """
 
 import argparse
-import shutil
-import sys
 import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
 from experiments.command import run
+from experiments.jobs import count
+from experiments.progress import Progress, read_progress, short_duration, short_rate
 from switti.errors import UserError
-from switti.files import read_json_object
-from switti.run_folder import HEARTBEAT, LOG, RECORD, Row, rank_file, read_metrics, read_record
-from switti.studies import find_study, heartbeat_age, read_study, state_of
+from switti.run_folder import LOG, RECORD
+from switti.studies import find_study, read_study
 
-# Of the metrics: enough for the last value of what is logged often, and of most that is not.
-_TAIL_BYTES = 1 << 20
-_LOSSES = {"train/loss": "train loss", "validation/loss": "validation loss"}
 _METRICS = "metrics/"
-_RECENT = 20  # logged values over which the speed of a run is taken
-_HOME, _CLEAR_LINE, _CLEAR_REST, _CLEAR = "\x1b[H", "\x1b[K", "\x1b[J", "\x1b[2J"
+# Of values in the order of their importance: the first ones stay where there is little room.
+_VALUES = {
+    "train/loss": "train loss",
+    "validation/loss": "valid. loss",
+    "validation/psnr": "PSNR, dB",
+    "validation/lpips": "LPIPS",
+    "validation/ssim": "SSIM",
+    "validation/codebook_use": "codebook use",
+}
+_COLORS = {"running": "cyan", "finished": "green", "failed": "red", "killed": "red", "unreadable": "red"}
+_STATES: dict[str | None, str] = {"new": "not started"}
+_FIRST = 2  # values that are given room before speed and times
+_GAP = 2  # columns between two columns
+_NARROWEST = 16  # columns of a run's name, which is folded if it is longer
 
 
 def main(arguments: list[str]) -> int:
@@ -39,58 +55,55 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--once", action="store_true", help="print it once, also on a terminal")
     parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="(default %(default)s)")
     options = parser.parse_args(arguments)
-    if options.every <= 0:
+    if not 0 < options.every < float("inf"):
         raise UserError(f"--every {options.every:g} must be positive")
     folder = find_study(options.study)
-    if options.once or not sys.stdout.isatty():
-        print(table(folder))
+    console = Console(highlight=False)
+    if options.once or not console.is_terminal:
+        console.print(screen(folder, console.width))
         return 0
-    _live(folder, options.every)
+    _live(folder, console, options.every)
     return 0
 
 
-def _live(folder: Path, every: float) -> None:
-    """Redraws in place, cut to the terminal, until Ctrl-C, which is the way to leave and no error."""
-    print(_CLEAR, end="")
-    with suppress(KeyboardInterrupt):
+def _live(folder: Path, console: Console, every: float) -> None:
+    """Drawn again and again until Ctrl-C, which is the way to leave and no error."""
+    with suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False, screen=True) as live:
         while True:
-            size = shutil.get_terminal_size()
-            lines = [*table(folder).splitlines(), "", f"{time.strftime('%H:%M:%S')}  Ctrl-C leaves"]
-            shown = "\n".join(line[: size.columns] + _CLEAR_LINE for line in lines[: size.lines - 1])
-            print(_HOME + shown + "\n" + _CLEAR_REST, end="", flush=True)
+            foot = Text(f"\n{time.strftime('%H:%M:%S')}  Ctrl-C leaves", style="dim")
+            live.update(Group(screen(folder, console.width), foot), refresh=True)
             time.sleep(every)
 
 
-def table(folder: Path) -> str:
-    """One line a run; columns are padded to their widest cell."""
-    runs = planned_runs(folder)
+def screen(folder: Path, width: int) -> RenderableType:
+    """The table in `width` columns, with what it has no room for below it."""
+    runs = {name: read_progress(folder / name) for name in planned_runs(folder)}
     if not runs:
-        return f"no run in {folder} has started"
-    found: dict[str, list[Row]] = {}
-    cells: dict[str, list[str]] = {}
-    problems = []
-    for name in runs:
-        try:
-            found[name] = read_rows(folder / name)
-            cells[name] = [*_progress(folder / name, found[name]), _age(folder / name)]
-        except UserError as error:  # a damaged run must not hide the others
-            found[name], cells[name] = [], ["unreadable", "–", "–", "–", "–"]
-            problems.append(str(error))
-    last = {name: {row.metric: row.value for row in rows} for name, rows in found.items()}
-    metrics = sorted({metric for values in last.values() for metric in values if metric.startswith(_METRICS)})
-    shown = [*_LOSSES, *metrics]
-    head = [_LOSSES.get(metric, metric.removeprefix(_METRICS)) for metric in shown]
-    lines = [["run", "state", "step", "steps/s", "left", *head, "seen"]]
-    for name in runs:
-        values = [f"{last[name][metric]:.4f}" if metric in last[name] else "–" for metric in shown]
-        *progress, seen = cells[name]
-        lines.append([name, *progress, *values, seen])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
+        return Text(f"no run in {folder} has started")
+    table, hidden = runs_table(runs, width)
+    lines = [
+        Text(""),
+        Text(count([_state(progress) for progress in runs.values()])),
     ]
-    counts = _counts([line[1] for line in lines[1:]])
-    return "\n".join([*(line.rstrip() for line in padded), "", counts, *problems])
+    for name, progress in runs.items():
+        if progress.error:
+            lines.append(Text(f"{name}: {progress.error}" if progress.state else progress.error, "red"))
+    if hidden:
+        lines.append(Text(f"not shown in {width} columns: {', '.join(hidden)}", style="dim"))
+    return Group(table, *lines)
+
+
+def runs_table(runs: dict[str, Progress], width: int) -> tuple[Table, list[str]]:
+    """(a line for each run, heads of the columns that have no room)."""
+    shown, hidden = _fitting(runs, width)
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold", show_edge=False)
+    table.add_column("run", overflow="fold")
+    for column in shown:
+        table.add_column(column.head, justify=column.justify, no_wrap=True)
+    room = width - sum(column.width(runs.values()) + _GAP for column in shown)
+    for name, progress in runs.items():
+        table.add_row(Text(folded(name, max(1, room))), *(column.cell(progress) for column in shown))
+    return table, hidden
 
 
 def planned_runs(folder: Path) -> list[str]:
@@ -100,70 +113,66 @@ def planned_runs(folder: Path) -> list[str]:
     return list(dict.fromkeys([*planned, *started]))
 
 
-def _progress(run_dir: Path, rows: list[Row]) -> list[str]:
-    """State, step, speed, time left."""
-    record = read_record(run_dir)
-    state = str(state_of(run_dir))
-    if not record:
-        return [state, "–", "–", "–"]
-    step, steps = record.get("step", 0), record.get("max_steps", 0)
-    step = max([step, *(row.step for row in rows[-1:])]) if state == "running" else step
-    speed = (recent_speed(rows, record) if state == "running" else None) or average_speed(record)
-    left = (steps - step) / speed if speed and state == "running" else None
-    if state == "failed" and record.get("error"):
-        state = f"failed: {record['error']}"
-    elif state == "running" and (phase := _phase(run_dir)):
-        state = f"running: {phase}"
-    return [state, f"{step}/{steps}", f"{speed:.2f}" if speed else "–", duration(left)]
+@dataclass(frozen=True)
+class _Column:
+    head: str
+    text: Callable[[Progress], str]
+    right: bool = True
+
+    @property
+    def justify(self) -> Literal["left", "right"]:
+        return "right" if self.right else "left"
+
+    def cell(self, progress: Progress) -> Text:
+        text = self.text(progress)
+        return Text(text, style=_COLORS.get(_state(progress), "") if self.head == "state" else "")
+
+    def width(self, runs: Iterable[Progress]) -> int:
+        return max([len(self.head), *(len(self.text(progress)) for progress in runs)])
 
 
-def recent_speed(rows: list[Row], record: dict[str, Any]) -> float | None:
-    """Steps a second over the last logged values; before a run was resumed they say nothing."""
-    begun = max(record.get("resumed", []), default=0)
-    points = [(row.step, row.time) for row in rows if row.metric == "train/loss" and row.step > begun]
-    if len(points) < 2:
-        return None
-    (first, start), (last, end) = points[-_RECENT:][0], points[-1]
-    return (last - first) / (end - start) if end > start and last > first else None
+def _fitting(runs: dict[str, Progress], width: int) -> tuple[list[_Column], list[str]]:
+    """(columns beside the name, heads of those that have no room)."""
+    values = {metric for progress in runs.values() for metric in progress.values}
+    measured = sorted(metric for metric in values if metric.startswith(_METRICS))
+    metrics = [metric for metric in (*_VALUES, *measured) if metric in values]
+    state = _Column("state", _state_and_phase, right=False)
+    step = _Column("step", lambda progress: f"{progress.step}/{progress.steps}" if progress.steps else "–")
+    rate = _Column("rate", lambda progress: short_rate(progress.rate))
+    left = _Column("left", lambda progress: short_duration(progress.left))
+    seen = _Column("seen", lambda progress: short_duration(progress.seen))
+    found = [_Column(_VALUES.get(name, name.removeprefix(_METRICS)), _value(name)) for name in metrics]
+    room = width - min(max(map(len, runs)), max(_NARROWEST, width * 2 // 5))
+    chosen = []
+    for column in [state, step, *found[:_FIRST], left, rate, seen, *found[_FIRST:]]:
+        if (needed := column.width(runs.values()) + _GAP) <= room:
+            chosen.append(column)
+            room -= needed
+    columns = [state, step, rate, left, *found, seen]
+    hidden = [column.head for column in columns if column not in chosen]
+    return [column for column in columns if column in chosen], hidden
 
 
-def average_speed(record: dict[str, Any]) -> float | None:
-    """Steps a second of the whole training."""
-    seconds, step = record.get("train_seconds"), record.get("step")
-    return step / seconds if seconds and step else None
+def _value(metric: str) -> Callable[[Progress], str]:
+    return lambda progress: f"{progress.values[metric]:.4f}" if metric in progress.values else "–"
 
 
-def _phase(run_dir: Path) -> str | None:
-    with suppress(UserError):
-        return read_json_object(run_dir / HEARTBEAT / rank_file(0)).get("phase")
-    return None
+def _state(progress: Progress) -> str:
+    return _STATES.get(progress.state, progress.state or "unreadable")
 
 
-def _age(run_dir: Path) -> str:
-    age = heartbeat_age(run_dir)
-    return "–" if age is None else f"{duration(age)} ago"
+def _state_and_phase(progress: Progress) -> str:
+    return progress.phase or _state(progress)
 
 
-def _counts(states: list[str]) -> str:
-    """ "2 finished, 1 running"."""
-    plain = [state.partition(":")[0] for state in states]
-    return ", ".join(f"{plain.count(state)} {state}" for state in dict.fromkeys(plain))
-
-
-def read_rows(run_dir: Path) -> list[Row]:
-    """The newest rows of a run's metrics."""
-    return read_metrics(run_dir, last_bytes=_TAIL_BYTES)
-
-
-def duration(seconds: float | None) -> str:
-    """ "1 h 02 min", "3 min 04 s" or "5 s"."""
-    if seconds is None:
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-    )
+def folded(name: str, width: int) -> str:
+    """A run's name on lines of `width` characters, broken behind its commas where that is possible."""
+    lines = [""]
+    for part in name.replace(",", ",\0").split("\0"):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

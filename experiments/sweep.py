@@ -9,24 +9,27 @@ a failing run does not stop the others. Several such commands may work on one st
     python -m experiments.sweep demo
     python -m experiments.sweep demo trainer.max_steps=50 study=demo_short --jobs 2
     python -m experiments.sweep base=generator/demo vary.seed=[0,1] vary.model.visibility=[causal,non_causal] study=mine
-    python -m experiments.sweep search_demo search.trials=40 --dry-run
+    python -m experiments.sweep search_smoke search.trials=40 --dry-run
     python -m experiments.sweep demo --launcher slurm --partition gpu --time 4:00:00 --jobs 8
 
-What a run printed is in its output.log. Ctrl-C lets the runs save and stop; a second one stops them at once.
-Exit code 0 when every run is finished (or is running elsewhere), 1 when a run failed, 130 after Ctrl-C.
+On a terminal each run in progress has a live line, and the study its time left. What a run printed is in its
+output.log. Ctrl-C lets the runs save and stop; a second one stops them at once.
+Exit code 0 when every run is finished (or running elsewhere), 1 when one failed or was interrupted, 130 after Ctrl-C.
 """
 
 import argparse
 import sys
 
-from configs.study import Study, load_study
-from experiments.command import EXIT_INTERRUPTED, run
-from experiments.launch import REQUEUE, Job, Launcher, Outcome, Source, drive, job_of
+from configs.loading import CONFIGS, names_below
+from configs.study import PlannedRun, Study, load_study
+from experiments.command import run
+from experiments.jobs import Job, Outcome, count, describe, job_of, steps_left, why
+from experiments.launch import Launcher, Source, drive
 from experiments.launch_local import LocalLauncher
 from experiments.planning import ACTIONS, check_same, check_study, print_plan, save_study
 from experiments.preflight import check_files
+from experiments.screen import screen_for
 from switti.errors import UserError
-from switti.run_folder import read_record
 from switti.studies import State, claim, state_of
 
 
@@ -47,7 +50,7 @@ def main(arguments: list[str]) -> int:
         return 0 if study.search is None else _show_search(study)
     source: Source = _Grid(study) if study.search is None else _search(study)
     save_study(study)  # a storage that cannot be opened has stopped the command by now
-    outcomes, stopped = drive(source, launcher)
+    outcomes, stopped = drive(source, launcher, screen_for(study.name, _places(options)))
     if options.detach:
         print(
             f"study {study.name}: submitted; python -m experiments.status {study.name} shows how the runs do"
@@ -56,7 +59,7 @@ def main(arguments: list[str]) -> int:
     _summarise(study, source, outcomes)
     if stopped:
         raise KeyboardInterrupt
-    return 1 if any(outcome.code for outcome in outcomes if not _is_pruned(outcome)) else 0
+    return 1 if any(outcome.end in ("failed", "interrupted") for outcome in outcomes) else 0
 
 
 def _check_files(study: Study, states: dict[str, State], launcher: str) -> None:
@@ -79,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     form = argparse.ArgumentParser(
         prog="python -m experiments.sweep",
         description=__doc__,
+        epilog=f"configs/studies/ holds {', '.join(names_below(CONFIGS / 'studies'))}.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = form.add_argument
@@ -135,25 +139,78 @@ class _Grid:
     """The runs of a grid as a source of jobs: those that nobody works on and that are not finished."""
 
     def __init__(self, study: Study) -> None:
-        self._left = list(study.runs)
+        self._runs = study.runs
+        self._left = {
+            f"run {number} of {len(study.runs)}": planned for number, planned in enumerate(study.runs, 1)
+        }
+        self._steps: dict[str, int] = {}
 
     def next(self) -> Job | None:
         while self._left:
-            planned = self._left.pop(0)
+            place = next(iter(self._left))
+            planned = self._left.pop(place)
             folder = planned.config.run_dir
             if (lock := claim(folder)) is None:
                 continue
-            job = job_of(planned, lock)
+            job = job_of(planned, lock, place)
             if ACTIONS[state_of(folder, held=True)] != "skip":
                 return job
             job.release()
         return None
 
     def watch(self, running: list[Job]) -> None:
-        """Nothing: a grid's runs are never given up."""
+        """Nothing: a grid's runs are never pruned."""
 
-    def ended(self, outcome: Outcome) -> None:
-        """Nothing: the run folder says it all."""
+    def ended(self, outcome: Outcome) -> str:
+        return describe(outcome)
+
+    def waiting(self) -> list[int]:
+        """Steps of those that are still to be looked at; a finished one has none left."""
+        return [self._steps_of(planned) for planned in self._left.values() if self._steps_of(planned)]
+
+    def _steps_of(self, planned: PlannedRun) -> int:
+        if planned.name not in self._steps:
+            self._steps[planned.name] = steps_left(planned)
+        return self._steps[planned.name]
+
+    def total(self) -> int:
+        return len(self._runs)
+
+    def summary(self, outcomes: list[Outcome]) -> str:
+        """How all runs of the study stand now, whoever has worked on them."""
+        ends = {outcome.job.name: outcome.end for outcome in outcomes}
+        words = [ends.get(planned.name) or _standing(planned) for planned in self._runs]
+        before = sum(
+            word == "finished" and run.name not in ends for word, run in zip(words, self._runs, strict=True)
+        )
+        text = count(sorted(words, key=_ORDER.index))
+        if before:
+            text = text.replace(" finished", f" finished ({before} before)", 1)
+        todo = [_AGAIN[word] for word in dict.fromkeys(words) if word in _AGAIN]
+        return text + (f"; the same command again {' and '.join(dict.fromkeys(todo))}" if todo else "")
+
+
+# Of the summary: how runs can stand, and what the same command would do about it.
+_ORDER = ["finished", "pruned", "running", "queued", "interrupted", "failed", "not started"]
+_AGAIN = {
+    "interrupted": "resumes what was interrupted",
+    "failed": "retries what failed",
+    "not started": "starts what was not",
+}
+
+
+def _standing(planned: PlannedRun) -> str:
+    """How a run stands that this command has not worked on."""
+    try:
+        state = state_of(planned.config.run_dir)
+    except UserError:
+        return "failed"
+    return {"new": "not started", "killed": "interrupted"}.get(state, state)
+
+
+def _places(options: argparse.Namespace) -> int:
+    """Runs at a time."""
+    return options.jobs or (1 if options.launcher == "local" else sys.maxsize)
 
 
 def _search(study: Study) -> Source:
@@ -169,44 +226,12 @@ def _show_search(study: Study) -> int:
     return 0
 
 
-def _is_pruned(outcome: Outcome) -> bool:
-    return state_of(outcome.job.folder) == "pruned"
-
-
-def _is_interrupted(outcome: Outcome) -> bool:
-    """Whether it has saved itself; torchrun turns the exit codes that say so into 1."""
-    if outcome.job.ranks == 1:
-        return outcome.code in (EXIT_INTERRUPTED, *REQUEUE)
-    return state_of(outcome.job.folder) == "interrupted"
-
-
-def _why(outcome: Outcome) -> str:
-    """The error in a line: from the record, or what a command says last when a user is to blame."""
-    if error := (read_record(outcome.job.folder) or {}).get("error"):
-        return error
-    said = [line.removeprefix("error: ") for line in outcome.tail if line.startswith("error: ")]
-    return said[-1] if said else f"exit code {outcome.code}"
-
-
 def _summarise(study: Study, source: Source, outcomes: list[Outcome]) -> None:
-    pruned = [outcome for outcome in outcomes if _is_pruned(outcome)]
-    failed = [outcome for outcome in outcomes if outcome.code != 0 and outcome not in pruned]
-    for outcome in failed:
-        if _is_interrupted(outcome):
-            print(f"\n{outcome.job.name} was interrupted")
-            continue
-        print(f"\n{outcome.job.name} failed: {_why(outcome)}")
-        print("\n".join(f"    {line}" for line in outcome.tail))
-    words = [f"{len(outcomes) - len(failed) - len(pruned)} finished now"]
-    if study.search is None:
-        words.append(f"{len(study.runs) - len(outcomes)} skipped")
-    else:
-        words.append(f"{len(pruned)} given up")
-    words.append(f"{len(failed)} not finished")
-    again = "; the same command again retries or resumes them" if failed else ""
-    print(f"\nstudy {study.name}: {', '.join(words)}{again}")
-    if hasattr(source, "describe_best"):
-        print(source.describe_best())
+    for outcome in outcomes:
+        if outcome.end == "failed":
+            print(f"\n{outcome.job.name} failed: {why(outcome)}")
+            print("\n".join(f"    {line}" for line in outcome.tail))
+    print(f"\nstudy {study.name}: {source.summary(outcomes)}")
     sys.stdout.flush()  # ahead of what is said on stderr
 
 

@@ -10,6 +10,7 @@ torchrun --nproc-per-node=8 -m experiments.train CONFIG trainer.devices=8 traine
 import argparse
 import fcntl
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import IO
@@ -118,6 +119,7 @@ def train(config: RunConfig) -> None:
     except OSError as error:
         raise UserError(f"runs_dir={config.runs_dir}: cannot create {folder}: {error.strerror}") from error
 
+    _tell(f"{folder}: importing torch and lightning")
     from lightning.pytorch import seed_everything
     from lightning.pytorch.utilities import rank_zero_only
 
@@ -125,6 +127,7 @@ def train(config: RunConfig) -> None:
     from experiments.assembly import build_callbacks, build_datamodule, build_module, build_trainer
     from switti.models.text.base import build_text_encoder
 
+    _tell(f"{folder}: loading data and models")
     lock = hold(folder) if rank_zero_only.rank == 0 else None
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     quieten()
@@ -142,6 +145,12 @@ def train(config: RunConfig) -> None:
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=False)
     if lock is not None:
         lock.close()
+
+
+def _tell(text: str) -> None:
+    """What takes long, said by one of the ranks, which do not know each other yet."""
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        print(text, flush=True)
 
 
 def hold(folder: Path) -> IO[str]:

@@ -14,8 +14,9 @@ from stand_in import driver, prepare, starts
 from configs.search import Axis, without_password
 from configs.study import load_study
 from experiments import launch_local, sweep
-from experiments.launch import Outcome
-from experiments.search import SearchSource, distribution, pruner, sampler
+from experiments.jobs import Outcome
+from experiments.search import SearchSource
+from experiments.search_objects import distribution, pruner, sampler
 from switti.errors import UserError
 from switti.studies import claim, state_of
 
@@ -120,7 +121,9 @@ def test_a_failed_trial_is_tried_again_in_its_folder_and_counts_once(study: Path
 def test_a_killed_run_waits_for_the_next_command(study: Path, capfdbinary) -> None:
     Path("die").touch()
     assert sweep.main([str(study), "search.trials=1"]) == 1
-    assert "failed: exit code -9" in capfdbinary.readouterr().out.decode()
+    text = capfdbinary.readouterr().out.decode()
+    assert "failed: killed by SIGKILL; memory may have run out" in text
+    assert "study rates: 1 failed; the same command again goes on" in text
     assert states() == ["RUNNING"] and starts(f"rates/{runs()[0]}") == 1
     Path("die").unlink()
     assert sweep.main([str(study), "search.trials=1"]) == 0
@@ -133,7 +136,7 @@ def test_what_is_not_worth_it_is_given_up(study: Path, capfdbinary) -> None:
     arguments = ["search.sampler=grid", "search.pruner=median", "search.startup_trials=1", space]
     assert sweep.main([str(study), *arguments]) == 0
     assert states() == ["COMPLETE", "PRUNED"]
-    assert "1 finished now, 1 given up, 0 not finished" in capfdbinary.readouterr().out.decode()
+    assert "study rates: 1 finished, 1 pruned" in capfdbinary.readouterr().out.decode()
     assert state_of(Path("runs/rates") / runs()[1]) == "pruned"
     reported = trials()[1].intermediate_values
     assert reported[1] == pytest.approx(2 + 1) and max(reported) < 5

@@ -2,10 +2,14 @@
 
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,9 +17,11 @@ import pytest
 from stand_in import driver, prepare
 from stand_in import starts as starts_of
 
+from configs.loading import CONFIGS
 from configs.study import load_study
-from experiments import launch_local, status, sweep
-from experiments.launch import job_of, tail_of
+from experiments import launch_local, sweep
+from experiments.jobs import job_of
+from experiments.launch import tail_of
 from switti.errors import UserError
 from switti.studies import claim, is_claimed, state_of
 
@@ -46,16 +52,63 @@ def test_a_failing_run_stops_no_other_and_is_retried_alone(study: Path, capfdbin
     assert [starts(seed) for seed in range(3)] == [1, 1, 1]
     assert "seed=1 failed: ValueError: loss is not finite" in text
     assert "    Traceback\n    ValueError: loss is not finite" in text
-    assert "2 finished now, 0 skipped, 1 not finished" in text
+    assert "study seeds: 2 finished, 1 failed; the same command again retries what failed" in text
 
     Path("fail").unlink()
     assert sweep.main([str(study)]) == 0
     text = capfdbinary.readouterr().out.decode()
     assert [starts(seed) for seed in range(3)] == [1, 2, 1]
-    assert "1 finished now, 2 skipped, 0 not finished" in text
+    assert "study seeds: 3 finished (2 before)\n" in text
 
     assert sweep.main([str(study)]) == 0
     assert [starts(seed) for seed in range(3)] == [1, 2, 1]
+
+
+def test_each_run_is_counted_when_it_starts_and_when_it_ends(study: Path, capfdbinary) -> None:
+    sweep.main([str(study)])
+    lines = [line for line in capfdbinary.readouterr().out.decode().splitlines() if line.startswith("run ")]
+    assert [line.partition(":")[0] for line in lines] == [f"run {n} of 3" for n in (1, 1, 2, 2, 3, 3)]
+    assert [lines[0], lines[2]] == ["run 1 of 3: seed=0 starts", "run 2 of 3: seed=1 starts"]
+    assert re.fullmatch(r"run 1 of 3: seed=0 finished: 5 steps, \d+ s, validation loss [\d.]+", lines[1])
+    (Path("runs/seeds/seed=1") / "record.json").unlink()
+    (Path("runs/seeds/seed=1") / "output.log").unlink()
+    sweep.main([str(study)])  # only the one in the middle is left
+    assert "run 2 of 3: seed=1 starts" in capfdbinary.readouterr().out.decode()
+
+
+def test_a_terminal_that_is_closed_leaves_no_run_without_its_driver(study: Path, root: Path) -> None:
+    Path("slow").write_text("0.5")
+    master, slave = pty.openpty()
+    command = [sys.executable, "-c", driver([str(study), "vary.seed=[0]"])]
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+    os.close(slave)
+    drained = threading.Thread(target=drain, args=(master,), daemon=True)
+    drained.start()
+    wait_for(lambda: Path("runs/seeds/seed=0/metrics.csv").is_file())
+    process.send_signal(signal.SIGHUP)
+    os.close(master)
+    process.wait(timeout=60)
+    assert state_of("runs/seeds/seed=0") == "interrupted"
+
+
+def drain(descriptor: int) -> None:
+    with suppress(OSError):
+        while os.read(descriptor, 1 << 16):
+            pass
+
+
+def test_the_help_names_studies_that_exist(capsys) -> None:
+    with pytest.raises(SystemExit):
+        sweep.main(["--help"])
+    text = capsys.readouterr().out
+    named = re.findall(r"^ +python -m experiments\.sweep (\S+)", text, flags=re.MULTILINE)
+    assert named
+    for name in named:
+        assert "=" in name or load_study(name)
+    listed = text.replace("\n", " ").partition("configs/studies/ holds ")[2].partition(".")[0]
+    assert (
+        sorted(path.stem for path in (CONFIGS / "studies").glob("*.yaml")) == listed.replace(",", "").split()
+    )
 
 
 def test_study_json_says_how_runs_pair(study: Path) -> None:
@@ -169,6 +222,11 @@ def test_stopping_leaves_every_run_resumable(study: Path, root: Path, number: in
         "interrupted",
         "new",
     ]
+    assert "run 1 of 3: seed=0 was interrupted at step" in text
+    assert (
+        "study seeds: 2 interrupted, 1 not started; "
+        "the same command again resumes what was interrupted and starts what was not" in text
+    )
 
 
 def test_progress_bars_do_not_fill_the_tail() -> None:
@@ -188,27 +246,6 @@ def test_jobs_must_be_positive(study: Path, jobs: str, capsys) -> None:
         sweep.main([str(study), "--jobs", jobs])
     assert caught.value.code == 2
     assert "--jobs" in capsys.readouterr().err
-
-
-def test_status_shows_each_run_with_its_last_losses(study: Path, capsys) -> None:
-    Path("fail").touch()
-    sweep.main([str(study)])
-    (Path("runs/seeds/seed=0") / "metrics.csv").write_text(
-        "step,epoch,metric,value,time\n1,0,train/loss,4.5,0\n5,0,train/loss,4.25,1\n5,0,validation/loss,4.75,1\n5,0,trai"
-    )
-    capsys.readouterr()
-    assert status.main(["seeds"]) == 0
-    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
-    assert "finished" in rows["seed=0"]
-    assert "5/1000" in rows["seed=0"]
-    assert "2.50" in rows["seed=0"]  # 5 steps in 2 s
-    assert "4.2500" in rows["seed=0"]
-    assert "4.7500" in rows["seed=0"]
-    assert "failed: ValueError: loss is not finite" in rows["seed=1"]
-    with pytest.raises(
-        UserError, match="no study 'sedes', neither as a path nor below runs/; did you mean 'seeds'"
-    ):
-        status.main(["sedes"])
 
 
 def test_a_study_may_be_said_on_the_command_line(study: Path, capsys) -> None:
@@ -355,50 +392,6 @@ def test_gpus_are_given_to_one_run_each(study: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(UserError, match=r"more GPUs than there are \(0\)"):
         launch_local.LocalLauncher(1).check(load_study(study, ["trainer.accelerator=gpu"]).runs[0])
-
-
-def test_status_lists_what_has_not_started_and_how_fast_a_run_is(study: Path, capsys) -> None:
-    sweep.main([str(study), "vary.seed=[0]"])
-    saved = json.loads(Path("runs/seeds/study.json").read_text())
-    saved["runs"].append({"name": "seed=7", "varied": {"seed": 7}})
-    Path("runs/seeds/study.json").write_text(json.dumps(saved))
-    folder = Path("runs/seeds/seed=0")
-    rows = [f"{step},0,train/loss,1.0,{1000 + step / 4}\n" for step in range(10, 101, 10)]
-    (folder / "metrics.csv").write_text("".join(rows) + "100,0,metrics/fid_alexnet,12.5,1025\n")
-    record = json.loads((folder / "record.json").read_text())
-    running = record | {
-        "status": "running",
-        "pid": os.getpid(),
-        "step": 90,
-        "max_steps": 500,
-        "resumed": [30],
-    }
-    (folder / "record.json").write_text(json.dumps(running))
-    (folder / "heartbeat").mkdir()
-    for rank, age in ((0, 5), (1, 70)):
-        content = {"rank": rank, "phase": "validation", "time": time.time() - age}
-        (folder / "heartbeat" / f"rank_{rank}.json").write_text(json.dumps(content))
-    capsys.readouterr()
-    status.main(["seeds", "--once"])
-    head, run, new, _, counts = capsys.readouterr().out.splitlines()
-    assert "fid_alexnet" in head and "12.5" in run
-    assert "running: validation" in run and "100/500" in run
-    assert "4.00" in run and "1 min 40 s" in run  # 400 steps left at 4 a second
-    assert "1 min 10 s ago" in run  # the most silent rank
-    assert new.split()[:2] == ["seed=7", "new"]
-    assert counts == "1 running, 1 new"
-
-
-def test_status_shows_the_others_beside_a_damaged_record(study: Path, capsys) -> None:
-    sweep.main([str(study)])
-    Path("runs/seeds/seed=1/record.json").write_text("{")
-    capsys.readouterr()
-    assert status.main(["seeds", "--once"]) == 0
-    text = capsys.readouterr().out
-    assert [line.split()[1] for line in text.splitlines()[1:4]] == ["finished", "unreadable", "finished"]
-    counts, reason = text.splitlines()[-2:]
-    assert counts == "2 finished, 1 unreadable"
-    assert reason.startswith("runs/seeds/seed=1/record.json is not valid JSON")
 
 
 def test_a_run_that_failed_before_its_record_is_no_new_one(tmp_path: Path) -> None:
