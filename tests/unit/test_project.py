@@ -1,8 +1,11 @@
 """The files around the code agree with each other."""
 
+import ast
 import re
 import subprocess
+import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,34 @@ def test_conda_and_pip_ask_for_the_same(root: Path, project: dict) -> None:
     (pip,) = [item["pip"] for item in environment["dependencies"] if isinstance(item, dict)]
     assert set(pip) == wanted_by(project)
     assert f"python{project['project']['requires-python']}" in environment["dependencies"]
+
+
+def test_what_the_code_imports_is_declared(root: Path, project: dict) -> None:
+    requirements = pytest.importorskip("packaging.requirements")
+    extras = project["project"]["optional-dependencies"]
+    texts = [*wanted_by(project), *extras["postgresql"]]
+    declared = {requirements.Requirement(text).name.lower().replace("-", "_") for text in texts}
+    own = set(project["tool"]["ruff"]["lint"]["isort"]["known-first-party"])
+    names = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open_clip_torch"}  # modules called otherwise
+    modules = {
+        module.split(".")[0]: path
+        for layer in own
+        for path in (root / layer).rglob("*.py")
+        for module in imported(path)
+    }
+    foreign = {names.get(module, module).lower(): path for module, path in modules.items()}
+    missing = {
+        name: path for name, path in foreign.items() if name not in declared | own | sys.stdlib_module_names
+    }
+    assert not missing
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
 
 
 def test_tested_torch_is_within_the_range(root: Path, project: dict) -> None:
