@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from experiments.command import run, split_prompts
 from switti.errors import UserError
+from switti.escape import spreadsheet_cell
 from switti.files import atomic_write
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ def heat_map(stem: Path, rows: list[list[float]], columns: list[str], label: str
     plt.close(figure)
     with atomic_write(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["scale", *columns])
+        writer.writerow(["scale", *map(spreadsheet_cell, columns)])
         writer.writerows([k, *row] for k, row in enumerate(rows))
     return [plot, table]
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from switti.errors import UserError
+from switti.escape import printable
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 EXIT_FAILURE = 1  # the machine's fault: no permission, a full disk
@@ -80,5 +81,5 @@ def _setting_with_dashes(words: list[str]) -> str:
 
 
 def _report(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print("error: " + "\n".join(map(printable, message.splitlines())), file=sys.stderr)
     return code

@@ -3,6 +3,9 @@
 Compare runs: one self-contained page (index.html), report.md, rows.csv (a row a run), paired.csv (paired differences
 with intervals), every plot as SVG and PNG and the pictures as sheets. Reads run folders only; no torch, no network.
 Overwrites nothing but an earlier report.
+
+Of a study that is a search the page tells the best trial and the command that repeats it, the history, the objective
+against each parameter and the ranking; --vary or --pair-by compare its trials as runs instead.
 """
 
 import argparse

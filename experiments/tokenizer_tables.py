@@ -4,6 +4,7 @@ import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from switti.escape import spreadsheet_cell
 from switti.files import atomic_write
 from switti.metrics.tokenizer_quality import TokenizerReport
 
@@ -51,7 +52,8 @@ def picture_rows(reports: Mapping[str, TokenizerReport], keys: list[str]) -> Ite
 
 def write_csv(path: Path, rows: Iterable[list[object]]) -> None:
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream, lineterminator="\n").writerows(rows)
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerows(map(spreadsheet_cell, row) for row in rows)
 
 
 def worst_first(reports: Mapping[str, TokenizerReport]) -> list[int]:

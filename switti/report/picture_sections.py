@@ -37,7 +37,7 @@ def samples_section(study: Study) -> Section:
     return section
 
 
-def first_pictures(study: Study) -> list[Block]:
+def first_pictures(study: Study) -> list[Pictures]:
     """The first captions of the first training seed that has any, for the head of the page."""
     for block in samples_section(study).blocks:
         if isinstance(block, Pictures):

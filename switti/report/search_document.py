@@ -1,6 +1,7 @@
 """The report of a search: the best trial first, with what repeats it; no verdicts between trials."""
 
 import shlex
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -11,11 +12,12 @@ from switti.report.picture_sections import conventions_section, first_pictures
 from switti.report.run_sections import flags, versions
 from switti.report.search import STATES, Search, Trial
 from switti.report.search_figures import history_figure, importance_figure, parameters_figure, values_figure
-from switti.report.study import Study, Variant, differing, group, show
+from switti.report.study import Study, Variant, differing, show
 from switti.report.values import final, metric_names
 from switti.report.verdict import learning
 from switti.run_folder import CONFIG
 
+_PRUNED = "Of a pruned trial the last value that it reached, which a longer training would have changed."
 _ROWS = 100  # of the ranking
 _RECORD_COLUMNS = (
     "status",
@@ -33,7 +35,7 @@ _RECORD_COLUMNS = (
 def search_document(search: Search) -> Document:
     """All that the report of a search says, independent of how it is shown."""
     best = search.best
-    lead: list[Block] = [*_learning(best), *_best(search), *_command(search)]
+    lead: list[Block] = [*(learning(_alone(best)) if best else []), *_best(search), *_command(search)]
     if unfinished := search.of("running", "interrupted"):
         lead.append(
             Text(f"{plural(len(unfinished), 'trial')} not finished yet: the best may change.", "warning")
@@ -42,8 +44,9 @@ def search_document(search: Search) -> Document:
         text = f"{plural(len(search.skipped), 'run folder')} could not be read and stand apart (see Trials)."
         lead.append(Text(text, "warning"))
     lead.append(history_figure(search))
-    if best and (study := _alone(best)):
-        lead += first_pictures(study)
+    if best and best.run.config.get("seed") is not None:
+        pictures = first_pictures(_alone(best))
+        lead += [replace(block, title="First images of the best trial") for block in pictures]
     lead.append(Text(_subject(search), "note"))
     sections = [
         _parameters(search),
@@ -82,20 +85,16 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float | str) and not isinstance(value, bool) else show(value)
 
 
-def _alone(trial: Trial) -> Study | None:
-    """A study of this trial's run alone, for sections about runs."""
-    return group([trial.run], "seed", None) if "seed" in trial.run.config else None
+def _alone(trial: Trial) -> Study:
+    """A study of this trial's run alone, for what is said of runs."""
+    variant = Variant(f"trial {trial.number}", (trial.run,))
+    return Study(trial.run.name, variant.runs, (variant,), (), "seed")
 
 
 def _as_study(search: Search) -> Study:
     """All trials as runs of one variant: for what is said of runs, not of differences."""
     runs = tuple(trial.run for trial in search.trials)
     return Study(search.name, runs, (Variant("all trials", runs),), (), "seed", search.skipped)
-
-
-def _learning(best: Trial | None) -> list[Text]:
-    study = _alone(best) if best else None
-    return learning(study) if study else []
 
 
 def _best(search: Search) -> list[Text]:
@@ -171,9 +170,10 @@ def _ranking(search: Search) -> Section:
     words = frozenset(
         {len(header) - 2, *(3 + i for i, p in enumerate(search.parameters) if p.choices is not None)}
     )
-    caption = "Of a pruned trial the last value that it reached, which a longer training would have changed."
+    caption = _PRUNED if search.of("pruned") else ""
     if len(rows) > _ROWS:
         caption += f" The first {_ROWS} of {len(rows)}; all are in rows.csv."
+    caption = caption.strip()
     blocks: list[Block] = [Table(header, tuple(rows[:_ROWS]), caption, words)]
     note = "A trial is one run with one seed: the order of close trials may be chance. Train the best few with several "
     note += "seeds (a study with `vary: {seed: [0, 1, 2]}`) before one is preferred."

@@ -46,7 +46,8 @@ def history_figure(search: Search) -> Figure:
     best = search.best
     alt = f"{search.metric.title} of {len(search.trials)} trials by number"
     alt += f"; the best is {number(best.value)} at trial {best.number}." if best else "; none has finished."
-    caption = "Each trial's objective; of a pruned one the last value that it reached."
+    caption = "Each trial's objective"
+    caption += "; of a pruned one the last value that it reached." if search.of("pruned") else "."
     if any(trial.value is None for trial in search.trials):
         caption += " At the lower border: trials without a value."
     panel = Panel("search/history", search.metric.heading, alt, partial(_draw_history, search=search))

@@ -246,6 +246,9 @@ def test_the_terminal_gets_no_escape_codes(tmp_path: Path) -> None:
         [sys.executable, "-m", "experiments.compare", str(study)], capture_output=True, text=True, check=True
     )
     assert "\x1b" not in done.stdout + done.stderr and "skipped" in done.stderr
+    command = [sys.executable, "-m", "experiments.compare", "\x1b[31mnowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "\x1b" not in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_names_that_are_not_text_are_shown_with_marks(tmp_path: Path) -> None:
