@@ -111,9 +111,9 @@ def render(svg: Path, size: int) -> Image.Image:
                 svg_string=svg.read_text(encoding="utf-8"), width=size, height=size, skip_system_fonts=True
             )
         )
-    except (ValueError, OSError) as error:
+    except Exception as error:  # whatever the renderer raises
         raise DamagedPictureError(f"cannot be rendered: {error}") from error
-    drawn = to_rgb(Image.open(io.BytesIO(data)))
+    drawn = to_rgb(Image.open(io.BytesIO(data), formats=("PNG",)))
     if drawn.getextrema() == ((255, 255),) * 3:
         raise DamagedPictureError("renders to an empty picture")
     if drawn.size == (size, size):

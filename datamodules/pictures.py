@@ -136,7 +136,7 @@ def _foreign(data: bytes) -> str:
         return "HTML in place of the image: download it again"
     if name is not None:
         return f"format not supported: {name}; convert it to JPEG or PNG"
-    return "not an image of a known format (JPEG, PNG, WebP, AVIF, GIF, BMP, TIFF), or its header is damaged"
+    return "not an image: neither JPEG, PNG, WebP, AVIF, GIF, BMP nor TIFF, or its header is damaged"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

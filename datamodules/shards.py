@@ -8,15 +8,25 @@ import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from switti.errors import UserError
-from switti.files import sha256_file, write_json
+from switti.files import (
+    kind_of,
+    read_json_object,
+    sha256_file,
+    sync_file,
+    sync_folder,
+    write_json,
+    writing,
+)
 
 MANIFEST = "manifest.json"
+ATTRIBUTION = "ATTRIBUTION.md"
+SKIPPED = "skipped.csv"
 WORKING = ".preparing"
 
 
@@ -45,17 +55,21 @@ class ShardWriter:
         self._samples = 0
 
     def write(self, sample: Sample, kind: str) -> None:
-        if self._tar is None:
-            path = self.folder / f"{self.split}-{len(self.shards):06d}.tar"
-            self._tar = tarfile.open(path, "w", format=tarfile.GNU_FORMAT)  # noqa: SIM115 (closed in close())
-        self._add(f"{sample.key}.{sample.suffix}", sample.picture)
-        self._add(f"{sample.key}.txt", sample.caption.encode())
-        meta = json.dumps(sample.meta, ensure_ascii=False, sort_keys=True)
-        self._add(f"{sample.key}.json", meta.encode())
+        with writing(self._path):
+            if self._tar is None:
+                self._tar = tarfile.open(self._path, "w", format=tarfile.GNU_FORMAT)  # noqa: SIM115 (see close)
+            self._add(f"{sample.key}.{sample.suffix}", sample.picture)
+            self._add(f"{sample.key}.txt", sample.caption.encode())
+            meta = json.dumps(sample.meta, ensure_ascii=False, sort_keys=True)
+            self._add(f"{sample.key}.json", meta.encode())
         self.kinds[kind] += 1
         self._samples += 1
         if self._samples == self.shard_size:
             self.close()
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / f"{self.split}-{len(self.shards):06d}.tar"
 
     def _add(self, name: str, data: bytes) -> None:
         member = tarfile.TarInfo(name)
@@ -68,11 +82,25 @@ class ShardWriter:
         """Finish the open shard and note its size and digest."""
         if self._tar is None:
             return
-        self._tar.close()
-        path = Path(str(self._tar.name))
+        path = self._path
+        with writing(path):
+            self._tar.close()
+            sync_file(path)
         row = {"name": path.name, "split": self.split, "samples": self._samples}
         self.shards.append(row | {"bytes": path.stat().st_size, "sha256": sha256_file(path)})
         self._tar, self._samples = None, 0
+
+
+def check_out(out: Path) -> None:
+    """UserError unless `out` is a folder, a link to one, or not there."""
+    try:
+        kind = kind_of(out) or kind_of(out, follow=False)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be used: {error.strerror}; give another folder") from error
+    if kind == "symbolic link":
+        raise UserError(f"--out {out} is a symbolic link to nothing; give a folder")
+    if kind not in (None, "folder"):
+        raise UserError(f"--out {out} is a {kind}; give a folder")
 
 
 def existing_manifest(out: Path) -> dict[str, Any] | None:
@@ -82,12 +110,16 @@ def existing_manifest(out: Path) -> dict[str, Any] | None:
         UserError: the manifest cannot be read.
     """
     path = out / MANIFEST
-    if not path.exists():
-        return None
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is no readable manifest; give another --out") from error
+    with writing(path):
+        if not os.path.lexists(path):
+            return None
+        manifest = read_json_object(path)
+    shards = manifest.get("shards")
+    if not isinstance(manifest.get("settings"), dict) or not isinstance(shards, list):
+        raise UserError(f"{path} is not a manifest of this command; give another --out")
+    if not all(isinstance(row, dict) and {"name", "bytes"} <= row.keys() for row in shards):
+        raise UserError(f"{path} does not say which shards there are; give another --out")
+    return manifest
 
 
 def is_prepared(out: Path, settings: dict[str, Any]) -> bool:
@@ -95,14 +127,11 @@ def is_prepared(out: Path, settings: dict[str, Any]) -> bool:
 
     Raises:
         UserError: it holds shards of other settings, some shard of the manifest is gone or has another size, or
-            shards lie there that no manifest speaks of.
+            files of such names lie there that no manifest speaks of.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; give a folder")
     manifest = existing_manifest(out)
     if manifest is None:
-        if not (out / WORKING / MANIFEST).exists() and any(out.glob("*.tar")):
-            raise UserError(f"{out} holds .tar files without a {MANIFEST}; give another --out")
+        _check_clear(out, settings)
         return False
     old = manifest.get("settings", {})
     changed = sorted(k for k in old.keys() | settings.keys() if old.get(k) != settings.get(k))
@@ -115,7 +144,7 @@ def is_prepared(out: Path, settings: dict[str, Any]) -> bool:
         what = ", ".join(f"{k} was {old.get(k)!r}, now {settings.get(k)!r}" for k in changed)
         raise UserError(f"{out} was prepared with other settings ({what}); give another --out")
     for row in manifest["shards"]:
-        path = out / row["name"]
+        path = out / str(row["name"])
         if not path.exists() or path.stat().st_size != row["bytes"]:
             raise UserError(
                 f"{path} is missing or damaged; remove {out} and prepare again, or give another --out"
@@ -123,37 +152,76 @@ def is_prepared(out: Path, settings: dict[str, Any]) -> bool:
     return True
 
 
+def _check_clear(out: Path, settings: dict[str, Any]) -> None:
+    """UserError if publishing would overwrite what is not its own."""
+    begun = existing_manifest(out / WORKING)
+    if begun is not None and begun["settings"] == settings:
+        return  # what lies there was published by the same command, which is now finished
+    names = [name for name in (ATTRIBUTION, SKIPPED) if os.path.lexists(out / name)]
+    names += sorted(path.name for path in out.glob("*.tar"))[:1]
+    if names and begun is None:
+        raise UserError(f"{out} holds {names[-1]} without a {MANIFEST}; give another --out")
+    if names:
+        raise UserError(
+            f"{out} holds a part of shards of other settings, whose preparation was interrupted; remove it, or give "
+            "another --out"
+        )
+
+
 @contextmanager
 def working_folder(out: Path) -> Iterator[Path]:
     """A folder inside `out` (so that publishing is a rename) held by this process alone; removed on failure.
 
     Raises:
-        UserError: another process is preparing the same folder.
+        UserError: another process is preparing the same folder, or it cannot be made.
     """
     work = out / WORKING
-    new = not out.exists()
-    work.mkdir(parents=True, exist_ok=True)
-    handle = os.open(work, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        raise UserError(f"{out} is being prepared by another process") from error
+    with writing(out):
+        made = [folder for folder in (out, *out.absolute().parents) if not folder.exists()]
+        work.mkdir(parents=True, exist_ok=True)
+    handle = _hold(work)
     try:
         yield work
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
-        if new and not any(out.iterdir()):
-            out.rmdir()
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
         raise
     finally:
         os.close(handle)
 
 
+def _hold(work: Path) -> int:
+    """A descriptor that holds the lock of the working folder."""
+    busy = UserError(
+        f"{work.parent} is being prepared by another process; wait for it, or give another --out"
+    )
+    handle = -1
+    try:
+        handle = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(handle).st_ino == os.stat(work).st_ino:
+            return handle
+        error: OSError | None = None  # the other one has just removed the folder that was opened
+    except (BlockingIOError, FileNotFoundError) as caught:
+        error = caught
+    except OSError as caught:
+        if handle >= 0:
+            os.close(handle)
+        raise UserError(
+            f"{work} cannot be locked: {caught.strerror}; remove it, or give another --out"
+        ) from caught
+    if handle >= 0:
+        os.close(handle)
+    raise busy from error
+
+
 def clear(work: Path) -> None:
     """Remove what an interrupted preparation left in its working folder."""
-    for path in work.iterdir():
-        path.unlink()
+    with writing(work):
+        for path in work.iterdir():
+            path.unlink()
 
 
 def write_manifest(work: Path, manifest: dict[str, Any]) -> None:
@@ -164,7 +232,9 @@ def write_manifest(work: Path, manifest: dict[str, Any]) -> None:
 def publish(out: Path) -> None:
     """Rename everything from the working folder into `out`, the manifest last: who sees it sees whole shards."""
     work = out / WORKING
-    names = sorted(path.name for path in work.iterdir() if path.name != MANIFEST)
-    for name in [*names, MANIFEST]:
-        os.replace(work / name, out / name)
-    work.rmdir()
+    with writing(out):
+        names = sorted(path.name for path in work.iterdir() if path.name != MANIFEST)
+        for name in [*names, MANIFEST]:
+            os.replace(work / name, out / name)
+        sync_folder(out)
+        work.rmdir()

@@ -1,18 +1,25 @@
-"""Sources of pictures with captions: a folder with .txt files, a table (CSV, TSV, JSONL), COCO captions."""
+"""Sources of images with captions: a folder with .txt files, a table (CSV, TSV, JSONL), COCO captions.
 
-import csv
+File names of a table start from its folder, or from --images. They may be absolute or climb with `..` as long as they
+stay below that folder; others are skipped, so that a table from elsewhere cannot choose among all files of a machine.
+"""
+
 import hashlib
-import json
+import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datamodules.captions import UnusableTextError, decode_text, one_line, readable
 from datamodules.pictures import (
+    DEFAULT_LIMITS,
     SHARD_SUFFIXES,
     SUFFIXES,
     DamagedPictureError,
+    Limits,
     decode,
     encode_jpeg,
     encode_png,
@@ -20,29 +27,39 @@ from datamodules.pictures import (
 )
 from datamodules.preparing import Listing, Skipped
 from datamodules.shards import Sample
+from datamodules.tables import TABLES, Row, TableError, coco_rows, table_rows
 from switti.errors import UserError
+from switti.files import kind_of, read_bytes
 
-TABLES = (".csv", ".tsv", ".jsonl")
+MAX_TABLE_BYTES = 4 << 30
+MAX_CAPTION_BYTES = 1 << 20
+JOINED = "captions with line breaks or control characters, joined to one line"
+# Endings of images that are not read; a folder's files of these are named even without a caption.
+UNREAD_SUFFIXES = (
+    ".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".svg", ".eps", ".psd", ".ico", ".tga", ".ppm", ".pgm", ".exr",
+    ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class PictureItem:
-    """A picture file and its captions, the main one first. `origin`: its name inside the source."""
+    """An image file and its captions, the main one first. `origin`: its name inside the source."""
 
     path: Path
     origin: str
     captions: tuple[str, ...]
+    limits: Limits = DEFAULT_LIMITS
 
     @property
     def key(self) -> str:
         """A readable part and a digest of file and caption. Dots would end the key in a shard."""
-        readable = re.sub(r"[^A-Za-z0-9_-]+", "_", str(Path(self.origin).with_suffix("")))[-60:]
+        visible = re.sub(r"[^A-Za-z0-9_-]+", "_", os.path.splitext(self.origin)[0])[-60:]
         digest = hashlib.sha256(f"{self.origin}\n{self.captions[0]}".encode()).hexdigest()
-        return f"{readable}-{digest[:12]}"
+        return f"{visible}-{digest[:12]}"
 
     @property
     def group(self) -> str:
-        return self.origin  # a picture that is listed with two captions stays in one split
+        return self.origin  # an image that is listed with two captions stays in one split
 
     @property
     def kind(self) -> str:
@@ -58,10 +75,11 @@ class PictureItem:
             DamagedPictureError: it cannot be read or decoded.
         """
         try:
-            data = self.path.read_bytes()
-        except OSError as error:
-            raise DamagedPictureError(f"cannot be read: {error.strerror}") from error
-        image = decode(data)
+            # No format that is read takes more than eight bytes a pixel.
+            data = read_bytes(self.path, 8 * self.limits.max_pixels)
+        except (OSError, UserError) as error:
+            raise DamagedPictureError(f"cannot be read: {_reason(error)}") from error
+        image = decode(data, self.limits)
         suffix = self.path.suffix.lower().lstrip(".")
         meta = {
             "captions": list(self.captions),
@@ -80,107 +98,180 @@ class PictureItem:
         return Sample(self.key, data, suffix, self.captions[0], meta)
 
 
-def list_source(source: Path, images: Path | None, file_column: str, caption_column: str) -> Listing:
+def _reason(error: OSError | UserError) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+
+
+def list_source(
+    source: Path,
+    images: Path | None = None,
+    file_column: str = "file",
+    caption_column: str = "caption",
+    encoding: str | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Listing:
     """List a folder, a table or a COCO captions file.
 
     Args:
         images: folder that a table's file names start from (default: the table's own).
+        encoding: of captions and tables without a byte order mark (default: UTF-8).
 
     Raises:
-        UserError: there is no such source, its kind is not known, or it lacks the columns.
+        UserError: there is no such source, its kind is not known, or it cannot be trusted to be what it seems.
     """
-    if not source.exists():
-        raise UserError(f"no such folder or table: {source}")
-    if images is not None and not images.is_dir():
-        raise UserError(f"--images {images} is not a folder")
-    settings: dict[str, Any] = {"source": str(source.resolve())}
-    if source.is_dir():
-        if images is not None:
-            raise UserError("--images belongs to a table or COCO file; a folder holds its own pictures")
-        return _listing(_folder_rows(source), settings)
-    root = images or source.parent
-    settings["images"] = str(root.resolve())
-    if source.suffix.lower() == ".json":
-        if images is None:
-            raise UserError(
-                f"{source} is taken for COCO captions: give the folder of its pictures with --images"
-            )
-        return _listing(_coco_rows(source, root), settings)
-    if source.suffix.lower() not in TABLES:
-        raise UserError(f"{source} is neither a folder nor {', '.join(TABLES)} or COCO .json")
-    settings |= {"file_column": file_column, "caption_column": caption_column}
-    return _listing(_table_rows(source, root, file_column, caption_column), settings)
-
-
-Row = tuple[Path, str, list[str]]  # path, origin, captions
-
-
-def _listing(rows: Iterable[Row], settings: dict[str, Any]) -> Listing:
-    items: dict[str, PictureItem] = {}
-    skipped = []
-    for path, origin, captions in rows:
-        spoken = tuple(dict.fromkeys(c.strip() for c in captions if c.strip()))
-        if not spoken:
-            skipped.append(Skipped(origin, "no caption"))
-        elif not path.is_file():
-            skipped.append(Skipped(origin, "no such file"))
-        else:
-            item = PictureItem(path, origin, spoken)
-            if item.key in items:
-                skipped.append(Skipped(origin, "listed twice with one caption"))
-            items.setdefault(item.key, item)
-    return Listing(list(items.values()), settings, skipped)
-
-
-def _folder_rows(folder: Path) -> Iterator[Row]:
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):
-        beside = path.with_suffix(".txt")
-        captions = [beside.read_text(encoding="utf-8", errors="replace")] if beside.is_file() else []
-        yield path, str(path.relative_to(folder)), [" ".join(c.split()) for c in captions]
-
-
-def _table_rows(table: Path, root: Path, file_column: str, caption_column: str) -> Iterator[Row]:
-    rows = _jsonl(table) if table.suffix.lower() == ".jsonl" else _separated(table)
-    for row in rows:
-        for option, column in (("--file-column", file_column), ("--caption-column", caption_column)):
-            if column not in row:
-                raise UserError(
-                    f"{table} has no column '{column}' ({option}); it has {', '.join(map(str, row))}"
-                )
-        name = str(row[file_column] or "")
-        yield root / name, name or f"(row without a file in {table.name})", [str(row[caption_column] or "")]
-
-
-def _separated(table: Path) -> Iterator[dict[str, Any]]:
-    with table.open(newline="", encoding="utf-8-sig") as lines:
-        try:
-            yield from csv.DictReader(lines, delimiter="\t" if table.suffix.lower() == ".tsv" else ",")
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{table} cannot be read as a table: {error}") from error
-
-
-def _jsonl(table: Path) -> Iterator[dict[str, Any]]:
-    with table.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{table}, line {number}, is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise UserError(f"{table}, line {number}, is not a JSON object")
-            yield row
-
-
-def _coco_rows(source: Path, root: Path) -> Iterator[Row]:
     try:
-        content = json.loads(source.read_text(encoding="utf-8"))
-        captions: dict[Any, list[str]] = {image["id"]: [] for image in content["images"]}
-        for annotation in content["annotations"]:
-            captions.setdefault(annotation["image_id"], []).append(str(annotation["caption"]))
-        names = [(image["file_name"], captions[image["id"]]) for image in content["images"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{source} is not a COCO captions file: {type(error).__name__} {error}") from error
-    for name, found in names:
-        yield root / name, name, found
+        kind = kind_of(source)
+    except OSError as error:
+        raise UserError(f"cannot read {readable(str(source))}: {error.strerror}") from error
+    if kind is None:
+        raise UserError(f"no such folder or table: {readable(str(source))}")
+    if images is not None and not images.is_dir():
+        raise UserError(f"--images {readable(str(images))} is not a folder")
+    settings: dict[str, Any] = {"source": readable(str(source.resolve()))}
+    settings |= {} if encoding is None else {"encoding": encoding}
+    settings |= {
+        name: value for name, value in vars(limits).items() if value != getattr(DEFAULT_LIMITS, name)
+    }
+    if kind == "folder":
+        if images is not None:
+            raise UserError("--images belongs to a table or COCO file; a folder holds its own images")
+        return _listing(_FolderRows(source, encoding), source, settings, limits)
+    if kind != "file":
+        raise UserError(f"{readable(str(source))} is a {kind}, neither a folder nor a table")
+    root = images or source.parent
+    settings["images"] = readable(str(root.resolve()))
+    suffix = source.suffix.lower()
+    if suffix not in (*TABLES, ".json"):
+        raise UserError(f"{readable(str(source))} is neither a folder nor {', '.join(TABLES)} or COCO .json")
+    if suffix == ".json" and images is None:
+        raise UserError(f"{source} is taken for COCO captions: give the folder of its images with --images")
+    if suffix != ".json":
+        settings |= {"file_column": file_column, "caption_column": caption_column}
+    try:
+        data = read_bytes(source, MAX_TABLE_BYTES)
+    except OSError as error:
+        raise UserError(f"cannot read {readable(str(source))}: {error.strerror}") from error
+    try:
+        if suffix == ".json":
+            return _listing(coco_rows(data, encoding), root, settings, limits)
+        rows = table_rows(data, suffix, file_column, caption_column, encoding, _Root(root).holds)
+        return _listing(rows, root, settings, limits)
+    except TableError as error:
+        join = ", " if str(error).startswith("line ") else " "
+        raise UserError(f"{readable(str(source))}{join}{error}") from error
+
+
+def _listing(rows: Iterable[Row], folder: Path, settings: dict[str, Any], limits: Limits) -> Listing:
+    root = _Root(folder)
+    items: dict[str, PictureItem] = {}
+    skipped: list[Skipped] = []
+    notes: Counter[str] = Counter()
+    for row in rows:
+        path, origin, problem = root.locate(row.name)
+        captions, joined, trouble = _clean(row.captions)
+        # What the row says of itself comes first, then whether it has a caption, then its file.
+        problem = row.problem or trouble or problem
+        if problem:
+            skipped.append(Skipped(origin, problem, row.where))
+            continue
+        item = PictureItem(path, origin, captions, limits)
+        if item.key in items:
+            skipped.append(Skipped(origin, "listed twice with one caption", row.where))
+            continue
+        items[item.key] = item
+        notes[JOINED] += joined
+    return Listing(list(items.values()), settings, skipped, notes=+notes)
+
+
+def _clean(captions: Iterable[str]) -> tuple[tuple[str, ...], int, str]:
+    """(the distinct captions that are not blank, how many were joined to one line, why there are none)."""
+    try:
+        lines = [one_line(caption) for caption in captions]
+    except UnusableTextError as error:
+        return (), 0, str(error)
+    kept = tuple(dict.fromkeys(line for line, _ in lines if line))
+    return kept, sum(joined for _, joined in lines), "" if kept else "no caption"
+
+
+class _Root:
+    """The folder that a source's file names start from."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = os.path.abspath(folder)
+        self.bases = tuple(dict.fromkeys((self.folder, os.path.realpath(folder))))
+
+    def locate(self, name: str) -> tuple[Path, str, str]:
+        """(path, name to show, what is wrong with it) of a file that the source names."""
+        if not name:
+            return Path(self.folder), "(no file name)", "no file name"
+        if name.startswith(("http://", "https://")):
+            return Path(name), readable(name), "no such file: addresses are not downloaded"
+        path = os.path.normpath(os.path.join(self.folder, name))
+        base = next((b for b in self.bases if os.path.commonpath([b, path]) == b), None)
+        if base is None:
+            remedy = "give a folder that holds all files with --images"
+            return Path(path), readable(name), f"outside of {readable(self.folder)}: {remedy}"
+        origin = readable(os.path.relpath(path, base))
+        try:
+            kind = kind_of(path)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not a file name"
+            return Path(path), origin, f"cannot be read: {reason}"
+        problem = "no such file" if kind is None else f"cannot be read: a {kind}, not a regular file"
+        return Path(path), origin, "" if kind == "file" else problem
+
+    def holds(self, name: str) -> bool:
+        return not self.locate(name)[2]
+
+
+class _FolderRows:
+    """The images below a folder with the captions beside them, and what lies there in place of one."""
+
+    def __init__(self, folder: Path, encoding: str | None) -> None:
+        self.folder, self.encoding = folder, encoding
+
+    def __iter__(self) -> Iterator[Row]:
+        unread: list[OSError] = []
+        for place, folders, files in os.walk(self.folder, onerror=unread.append):
+            folders.sort()
+            for name in folders:
+                if os.path.islink(os.path.join(place, name)):
+                    yield Row("", self._name(place, name), problem="link to a folder: not followed")
+            yield from self._folder(place, sorted(files))
+        for error in unread:
+            yield Row("", self._name(str(error.filename), ""), problem=f"cannot be read: {error.strerror}")
+
+    def _name(self, place: str, name: str) -> str:
+        return os.path.relpath(os.path.join(place, name), self.folder)
+
+    def _folder(self, place: str, files: list[str]) -> Iterator[Row]:
+        ends = {name: os.path.splitext(name) for name in files}
+        captions = {stem: name for name, (stem, end) in ends.items() if end.lower() == ".txt"}
+        captions |= {stem: name for name, (stem, end) in ends.items() if end == ".txt"}
+        images = {stem for stem, end in ends.values() if end.lower() in SUFFIXES}
+        others: set[str] = set()
+        for name, (stem, end) in ends.items():
+            shown = self._name(place, name)
+            if end.lower() in SUFFIXES:
+                yield self._image(shown, place, captions.get(stem))
+            elif end.lower() in UNREAD_SUFFIXES:
+                others.add(stem)
+                yield Row(
+                    "", shown, problem=f"format not supported: {end.lower()}; convert it to JPEG or PNG"
+                )
+            elif end.lower() != ".txt" and stem in captions and stem not in images:
+                others.add(stem)
+                yield Row("", shown, problem=f"unknown ending: {end or 'none'}")
+        for stem in sorted(captions.keys() - images - others):
+            yield Row("", self._name(place, captions[stem]), problem="caption without an image")
+
+    def _image(self, shown: str, place: str, caption: str | None) -> Row:
+        if caption is None:
+            return Row("", shown)
+        try:
+            data = read_bytes(os.path.join(place, caption), MAX_CAPTION_BYTES)
+            return Row("", shown, (decode_text(data, self.encoding),))
+        except UnusableTextError as error:
+            return Row("", shown, problem=f"caption {error}")
+        except (OSError, UserError) as error:
+            return Row("", shown, problem=f"caption cannot be read: {_reason(error)}")

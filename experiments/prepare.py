@@ -1,12 +1,15 @@
 """python -m experiments.prepare emoji|FOLDER|TABLE --out DIR
 
-Pictures with captions → WebDataset shards `train-*.tar` and `validation-*.tar` with a manifest.
+Images with captions → WebDataset shards `train-*.tar` and `validation-*.tar` with a manifest.
 
 emoji    two open emoji styles that ship inside packages (see datamodules/emoji.py): no download
-FOLDER   pictures with a .txt beside each
-TABLE    .csv, .tsv or .jsonl with a file and a caption column, or COCO captions (.json, with --images DIR)
+FOLDER   images with a .txt beside each
+TABLE    .csv, .tsv or .jsonl with a file and a caption column, or COCO captions (.json, with --images DIR). Several
+         captions of an image are a JSON list; file names must lie below the table's folder, or below --images
 
-The shards appear all at once when everything is written; the same command again does nothing.
+Read are JPEG, PNG, WebP, AVIF, GIF, BMP and TIFF, by content. Line breaks in captions become spaces. What cannot be
+used is counted by reason and listed in skipped.csv. The shards appear all at once when everything is written; the same
+command again does nothing.
 """
 
 import argparse
@@ -15,13 +18,17 @@ import os
 import time
 from pathlib import Path
 
+from datamodules.captions import check_encoding
+from datamodules.config import MAX_PIXELS, Limits
 from datamodules.emoji import ATTRIBUTION, emoji_items
 from datamodules.preparing import Listing, prepare
+from datamodules.shards import SKIPPED
 from datamodules.sources import list_source
 from experiments.command import run
 from switti.errors import UserError
 
-EMOJI_SIZE, PICTURE_SIZE = 64, 512
+EMOJI_SIZE, PICTURE_SIZE, MAX_SIZE = 64, 512, 8192
+MAX_WORKERS = 1024
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,13 +40,26 @@ def parser() -> argparse.ArgumentParser:
     add = form.add_argument
     add("source", help="'emoji', a folder, a table or COCO captions")
     add("--out", type=Path, required=True, help="folder of the shards")
-    add("--size", type=int, help=f"side in px (emoji: {EMOJI_SIZE}); pictures with a longer shorter side are shrunk "
+    add("--size", type=int, help=f"side in px (emoji: {EMOJI_SIZE}); images with a longer shorter side are shrunk "
         f"to it ({PICTURE_SIZE}); 0 keeps their bytes")  # fmt: skip
     add("--skin-tones", action="store_true", help="emoji: with skin tones (near-duplicates)")
     add("--flags", action="store_true", help="emoji: with the flags of countries and their parts")
     add("--images", type=Path, help="table or COCO: folder that the file names start from")
     add("--file-column", default="file", help="table: column of the file names (%(default)s)")
     add("--caption-column", default="caption", help="table: column of the captions (%(default)s)")
+    add("--encoding", help="of captions and tables without a byte order mark, e.g. cp1252 (utf-8)")
+    add(
+        "--max-pixels",
+        type=int,
+        default=Limits.max_pixels,
+        help="skip images of more pixels (%(default)s; WebP: of more than a third of it)",
+    )
+    add(
+        "--max-aspect-ratio",
+        type=float,
+        default=Limits.max_aspect_ratio,
+        help="skip images whose longer side is more than so many times the shorter one (%(default)s)",
+    )
     add(
         "--validation-fraction",
         type=float,
@@ -62,8 +82,9 @@ def main(argv: list[str]) -> int:
         size = EMOJI_SIZE if options.size is None else options.size
     else:
         listing = list_source(
-            Path(options.source), options.images, options.file_column, options.caption_column
-        )
+            Path(options.source), options.images, options.file_column, options.caption_column,
+            options.encoding, Limits(options.max_pixels, options.max_aspect_ratio),
+        )  # fmt: skip
         size = PICTURE_SIZE if options.size is None else options.size
     manifest = prepare(
         listing, options.out, size, options.validation_fraction, options.shard_size, options.workers
@@ -73,8 +94,9 @@ def main(argv: list[str]) -> int:
         return 0
     seconds = time.perf_counter() - begun
     counts = ", ".join(f"{split} {n}" for split, n in manifest["samples"].items())
-    skipped, shards = len(manifest["skipped"]), len(manifest["shards"])
-    print(f"{options.out}: {counts} samples in {shards} shards, {skipped} skipped, {seconds:.1f} s")
+    skipped, shards = sum(manifest["skipped"].values()), len(manifest["shards"])
+    named = f" (named in {options.out / SKIPPED})" if skipped else ""
+    print(f"{options.out}: {counts} samples in {shards} shards, {skipped} skipped{named}, {seconds:.1f} s")
     return 0
 
 
@@ -85,6 +107,17 @@ def check(options: argparse.Namespace) -> None:
         raise UserError("--images does not go with emoji")
     if not emoji and (options.skin_tones or options.flags):
         raise UserError("--skin-tones and --flags go with emoji only")
+    limits = (options.max_pixels, options.max_aspect_ratio) != (Limits.max_pixels, Limits.max_aspect_ratio)
+    if emoji and (limits or options.encoding is not None):
+        raise UserError("--encoding, --max-pixels and --max-aspect-ratio do not go with emoji")
+    if options.encoding is not None:
+        check_encoding(options.encoding)
+    if not 1 <= options.max_pixels <= MAX_PIXELS:
+        raise UserError(f"--max-pixels {options.max_pixels} must lie in [1, {MAX_PIXELS}]")
+    if not options.max_aspect_ratio >= 1.0:
+        raise UserError(f"--max-aspect-ratio {options.max_aspect_ratio} must be at least 1")
+    if options.size is not None and options.size > MAX_SIZE:
+        raise UserError(f"--size {options.size} must be at most {MAX_SIZE}")
     if options.size is not None and options.size < (1 if emoji else 0):
         raise UserError(
             f"--size {options.size} must be {'positive' if emoji else 'positive, or 0 to keep the bytes'}"
@@ -93,6 +126,8 @@ def check(options: argparse.Namespace) -> None:
         raise UserError(f"--validation-fraction {options.validation_fraction} must lie in [0, 1)")
     if options.shard_size < 1:
         raise UserError(f"--shard-size {options.shard_size} must be positive")
+    if not 1 <= options.workers <= MAX_WORKERS:
+        raise UserError(f"--workers {options.workers} must lie in [1, {MAX_WORKERS}]")
 
 
 if __name__ == "__main__":

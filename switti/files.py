@@ -182,7 +182,10 @@ def open_regular(path: str | Path) -> BinaryIO:
 def read_bytes(path: str | Path, limit: int) -> bytes:
     """A regular file's bytes. Raises UserError when it is larger than `limit` bytes, else as `open_regular`."""
     with open_regular(path) as stream:
-        content = stream.read(limit + 1)
+        # Not `read(limit + 1)`, which takes that much memory first, however small the file is.
+        content = stream.read(min(limit, os.fstat(stream.fileno()).st_size) + 1)
+        while len(content) <= limit and (more := stream.read(_CHUNK)):
+            content += more
     if len(content) > limit:
         raise UserError(f"{path} is larger than {limit / 2**20:.0f} MiB and was not read")
     return content

@@ -65,7 +65,7 @@ def test_every_format_of_the_list_is_read_by_its_content(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, said", [("EPS", "EPS"), ("JPEG2000", "JPEG 2000"), ("ICO", "ICO"), ("PDF", "PDF"), ("PPM", "known format")]
+    "name, said", [("EPS", "EPS"), ("JPEG2000", "JPEG 2000"), ("ICO", "ICO"), ("PDF", "PDF"), ("PPM", "not an image")]
 )  # fmt: skip
 def test_formats_outside_the_list_are_not_opened(name: str, said: str) -> None:
     assert said in refused(encoded(smooth(16, 16), name))
