@@ -16,7 +16,6 @@ from pathlib import Path
 from experiments.command import run
 from switti.errors import UserError
 from switti.escape import printable
-from switti.report.build import write_report, write_search_report
 from switti.report.formatting import plural
 from switti.report.runs import Run, find_runs, folders_without_record, read_run
 from switti.report.search import read_search, search_of
@@ -85,6 +84,9 @@ def main(arguments: list[str]) -> None:
     named = {path.resolve() for text in options.runs for path in (Path(text), Path(RUNS_DIR) / text)}
     runs, left_out = read_runs(paths, named)
     skipped = tuple((path.name, reason) for path, reason in left_out)
+
+    from switti.report.build import write_report, write_search_report  # only now: it takes a second
+
     if folder := searched_folder(options):
         search = read_search(folder, runs, skipped)
         page = write_search_report(search, options.out or folder / "report")

@@ -313,7 +313,6 @@ def show(study: Study) -> None:
     """The trials so far, and what the same command without --dry-run would do."""
     assert study.search is not None
     trials = open_study(study).get_trials(deepcopy=False) if storage_exists(study) else []
-    print(f"study {study.name}: search over {', '.join(study.search.space)} in {study.folder}")
     retried = {trial.user_attrs.get(_RETRY_OF) for trial in trials}
     for trial in (trial for trial in trials if _RUN in trial.user_attrs and trial.number not in retried):
         state = state_of(study.folder / trial.user_attrs[_RUN])

@@ -45,6 +45,10 @@ def main(arguments: list[str]) -> int:
         launcher.check(planned)
     if study.search is None:
         print_plan(study, states)
+    else:
+        print(
+            f"study {study.name}: search over {', '.join(study.search.space)} in {study.folder}", flush=True
+        )
     _check_files(study, states, options.launcher)
     if options.dry_run:
         return 0 if study.search is None else _show_search(study)

@@ -1,6 +1,7 @@
 """Rules of the code base: who may import whom, sizes, torch-free settings, commands that explain themselves."""
 
 import ast
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -125,10 +126,19 @@ def test_commands_open_with_their_command_line(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_explain_themselves(command: str) -> None:
+def test_commands_explain_themselves_at_once(command: str) -> None:
+    """In less than a second of one core, whatever else the machine does: nothing heavy is imported for it."""
+    before = processor_seconds()
     done = subprocess.run(
         [sys.executable, "-m", f"experiments.{command}", "--help"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
+    assert processor_seconds() - before < 1.0
+
+
+def processor_seconds() -> float:
+    """Of all child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

@@ -108,7 +108,9 @@ def test_nothing_to_show_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "runs" / "empty").mkdir(parents=True)
     with pytest.raises(UserError, match="no run in runs/empty has started"):
         board.main(["empty"])
-    with pytest.raises(UserError, match="no study 'nix', neither as a path nor below runs/; there are: empty"):
+    with pytest.raises(
+        UserError, match="no study 'nix', neither as a path nor below runs/; there are: empty"
+    ):
         board.main(["nix"])
 
 

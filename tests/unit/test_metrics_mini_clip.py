@@ -14,7 +14,8 @@ from PIL import Image
 
 from datamodules.emoji import EmojiItem, emoji_items, render
 from datamodules.hashing import stable_fraction
-from experiments import mini_clip as command
+from experiments import mini_clip_training as training
+from experiments.mini_clip import expand
 from switti.errors import UserError
 from switti.metrics.collection import build_metrics
 from switti.metrics.config import MetricsConfig
@@ -24,14 +25,14 @@ from switti.metrics.scores import pair_auc
 SMALL = MiniClipConfig(text_width=6, hidden=32, width=8)
 
 
-def _toy_features(count: int = 64) -> command.Features:
+def _toy_features(count: int = 64) -> training.Features:
     """Captions are numbered points; the picture of each is a fixed linear image of it."""
     generator = torch.Generator().manual_seed(0)
     texts = torch.randn(count, 6, generator=generator)
     mixing = torch.randn(6, SMALL.picture_width, generator=generator)
     pictures = (texts @ mixing).unsqueeze(1).repeat(1, 2, 1)
     captions = [f"thing {index // 2}, {('red', 'blue')[index % 2]} style" for index in range(count)]
-    return command.Features(pictures, texts, [[index] for index in range(count)], captions)
+    return training.Features(pictures, texts, [[index] for index in range(count)], captions)
 
 
 def test_contrast_against_plain_python() -> None:
@@ -42,7 +43,7 @@ def test_contrast_against_plain_python() -> None:
     texts[3] = texts[1]
     with torch.no_grad():
         a, b = heads.image(pictures).double().numpy(), heads.text(texts).double().numpy()
-        loss = float(command.contrast(heads, pictures, texts, caption))
+        loss = float(training.contrast(heads, pictures, texts, caption))
     assert np.linalg.norm(a, axis=1) == pytest.approx(np.ones(5), rel=1e-5)
     scores = a @ b.T * math.exp(float(heads.scale.detach()))
     total = 0.0
@@ -55,16 +56,16 @@ def test_contrast_against_plain_python() -> None:
 
 def test_training_learns_a_toy() -> None:
     data = _toy_features()
-    before = command.measure(MiniClipHeads(SMALL).eval(), data)
-    heads = command.fit(data, SMALL, steps=40, batch=32, rate=3e-3, seed=1)
-    after = command.measure(heads, data)
+    before = training.measure(MiniClipHeads(SMALL).eval(), data)
+    heads = training.fit(data, SMALL, steps=40, batch=32, rate=3e-3, seed=1)
+    after = training.measure(heads, data)
     assert after["auc"] > 0.9 > before["auc"]
     assert after["style_accuracy"] > 0.85
 
 
 def test_training_is_repeatable() -> None:
     first, second = (
-        command.fit(_toy_features(), SMALL, steps=3, batch=32, rate=3e-3, seed=1) for _ in range(2)
+        training.fit(_toy_features(), SMALL, steps=3, batch=32, rate=3e-3, seed=1) for _ in range(2)
     )
     assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
 
@@ -72,8 +73,8 @@ def test_training_is_repeatable() -> None:
 def test_variation_is_light_seeded_and_keeps_white_borders_white() -> None:
     pictures = torch.ones(4, 3, 16, 16)
     pictures[:, :, 6:10, 6:10] = 0.2
-    first = command.varied(pictures, torch.Generator().manual_seed(0))
-    assert torch.equal(first, command.varied(pictures, torch.Generator().manual_seed(0)))
+    first = training.varied(pictures, torch.Generator().manual_seed(0))
+    assert torch.equal(first, training.varied(pictures, torch.Generator().manual_seed(0)))
     assert not torch.equal(first[0], first[1])
     assert 0 <= float(first.min()) < 0.5 < float(first[:, :, 0, 0].min())
 
@@ -83,7 +84,7 @@ def test_weights_survive_saving(tmp_path: Path) -> None:
     heads = MiniClipHeads(SMALL)
     heads.image.standardise_like(torch.randn(20, SMALL.picture_width) * 3 + 1)
     results = {"train": {"auc": 0.987, "style_accuracy": 0.5}, "validation": {"auc": 0.876}}
-    command.save(tmp_path, heads, results, ["--data", "a b.tar"], 12.3, 99)
+    training.save(tmp_path, heads, results, ["--data", "a b.tar"], 12.3, 99)
     loaded = load_heads(tmp_path)
     for name, value in heads.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], value, atol=1e-3, rtol=1e-3)
@@ -114,11 +115,11 @@ def test_shards_are_read_with_all_captions(tmp_path: Path) -> None:
                 entry = tarfile.TarInfo(f"{index}.{kind}")
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
-    split = command.read(command.expand([str(tmp_path / "train-*.tar")]))
+    split = training.read(expand([str(tmp_path / "train-*.tar")]))
     assert split.captions == [["plain", "long 0"], ["plain", "long 1"]]
     assert split.images_N3HW[:, 0].float().mean(dim=(1, 2)).tolist() == [0, 255]
     with pytest.raises(UserError, match="no shards match"):
-        command.expand([str(tmp_path / "other-*.tar")])
+        expand([str(tmp_path / "other-*.tar")])
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +138,7 @@ def test_shipped_heads_tell_held_out_captions_and_styles_apart(held_out: list[Em
     captions = [item.captions[0] for item in held_out]
     similarity = model.encode_images(pictures) @ model.encode_texts(captions).T
     assert pair_auc(similarity) > 0.85
-    assert command.style_accuracy(similarity, captions)["style_accuracy"] > 0.9
+    assert training.style_accuracy(similarity, captions)["style_accuracy"] > 0.9
     metrics = build_metrics(MetricsConfig(names=["mini_clip_score"]))
     metrics.update(pictures, captions)
     values = metrics.compute()
