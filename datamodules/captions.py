@@ -6,7 +6,6 @@ Every function is pure. What is wrong with a caption is said as "reason: details
 import codecs
 import math
 import re
-import unicodedata
 from typing import Any
 
 from datamodules.pictures import LFS_POINTER
@@ -21,8 +20,9 @@ _MARKS = (
 )  # fmt: skip
 # A list as Python prints it, or JSON that is damaged.
 _LIST_LIKE = re.compile(r"""\[\s*['"].*['"]\s*,?\s*\]""", re.DOTALL)
-_BREAKS = ("Cc", "Zl", "Zp")  # control characters, line and paragraph separators
-_BYTE_ORDER_MARK = "\ufeff"
+# Control characters, line and paragraph separators, byte order marks.
+_BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
 class UnusableTextError(ValueError):
@@ -114,27 +114,17 @@ def one_line(caption: str) -> tuple[str, bool]:
     """
     if "\0" in caption:
         raise UnusableTextError("caption holds NUL characters")
-    if any("\ud800" <= char <= "\udfff" for char in caption):
+    if _HALVES.search(caption):
         raise UnusableTextError("caption holds halves of surrogate pairs")
-    if caption.isascii() and caption.isprintable():
-        return " ".join(caption.split()), False
-    marked = "".join(
-        "\n" if unicodedata.category(char) in _BREAKS or char == _BYTE_ORDER_MARK else char
-        for char in caption
-    ).strip()
+    marked = _BREAKS.sub("\n", caption).strip()
     return " ".join(marked.split()), "\n" in marked
 
 
 def readable(name: str) -> str:
     """A file name as it can be shown and stored: bytes that are not UTF-8 and control characters as escapes."""
-    # Python keeps such bytes of a name as halves of surrogate pairs.
-    text = name.encode("utf-8", "surrogateescape" if _is_from_bytes(name) else "backslashreplace")
-    shown = text.decode("utf-8", "backslashreplace")
-    return "".join(
-        char.encode("unicode_escape").decode() if unicodedata.category(char) in _BREAKS else char
-        for char in shown
-    )
-
-
-def _is_from_bytes(name: str) -> bool:
-    return all("\udc80" <= char <= "\udcff" for char in name if "\ud800" <= char <= "\udfff")
+    if _HALVES.search(name):
+        # Python keeps bytes of a name that are not UTF-8 as such halves, U+DC80 to U+DCFF.
+        own = all("\udc80" <= half <= "\udcff" for half in _HALVES.findall(name))
+        encoded = name.encode("utf-8", "surrogateescape" if own else "backslashreplace")
+        name = encoded.decode("utf-8", "backslashreplace")
+    return _BREAKS.sub(lambda found: found[0].encode("unicode_escape").decode(), name)

@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from datamodules.damage import Kind
-from datamodules.pictures import SUFFIXES
+from datamodules.pictures import SUFFIXES, UNREAD_SUFFIXES
 from datamodules.tar import Member
 
 PICTURE, CAPTION, META, EMBEDDING = range(4)
 # Bytes of a member. A larger picture or caption is damage, a larger json is ignored as if it were not there.
 LIMITS = (256 << 20, 64 << 10, 1 << 20, 16 << 20)
 EMBEDDING_SUFFIX = ".text.safetensors"
-_UNREAD = (".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".eps")  # pictures, but not to us
 _COMPOUND = 4  # dots within a compound extension, at most
 _PARTS = {".txt": CAPTION, ".json": META}
 _WORDS = ("picture", "caption", "json", "embedding")
@@ -36,7 +35,7 @@ def sample_part(name: str) -> tuple[str, int] | None:
     else:
         stem, dot, suffix = base.rpartition(".")
         ending = f".{suffix.lower()}"
-        known = PICTURE if ending in SUFFIXES or ending in _UNREAD else _PARTS.get(ending)
+        known = PICTURE if ending in SUFFIXES or ending in UNREAD_SUFFIXES else _PARTS.get(ending)
         if known is None or not dot:
             return None
         part = known

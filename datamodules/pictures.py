@@ -19,6 +19,11 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from datamodules.config import Limits
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
+# Endings of images that are not read.
+UNREAD_SUFFIXES = (
+    ".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".svg", ".eps", ".psd", ".ico", ".tga", ".ppm", ".pgm", ".exr",
+    ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2",
+)  # fmt: skip
 # What is stored and read as it is, by format; the rest becomes PNG.
 SHARD_SUFFIXES = {"JPEG": ("jpg", "jpeg"), "MPO": ("jpg", "jpeg"), "PNG": ("png",), "WEBP": ("webp",)}
 

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.captions import UnusableTextError, decode_text, one_line, readable
+from datamodules.members import CAPTION, LIMITS, PICTURE
 from datamodules.pictures import (
     DEFAULT_LIMITS,
     SHARD_SUFFIXES,
     SUFFIXES,
+    UNREAD_SUFFIXES,
     DamagedPictureError,
     Limits,
     decode,
@@ -32,13 +34,8 @@ from switti.errors import UserError
 from switti.files import kind_of, read_bytes
 
 MAX_TABLE_BYTES = 4 << 30
-MAX_CAPTION_BYTES = 1 << 20
+MAX_CAPTION_BYTES = 1 << 20  # of a file; LIMITS holds for what is made of it
 JOINED = "captions with line breaks or control characters, joined to one line"
-# Endings of images that are not read; a folder's files of these are named even without a caption.
-UNREAD_SUFFIXES = (
-    ".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".svg", ".eps", ".psd", ".ico", ".tga", ".ppm", ".pgm", ".exr",
-    ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,6 +92,8 @@ class PictureItem:
             data, suffix = encode_png(image), "png"
         elif suffix not in kept:
             suffix = kept[0]
+        if len(data) > LIMITS[PICTURE]:
+            raise DamagedPictureError(f"file too large: {len(data)} bytes, the limit is {LIMITS[PICTURE]}")
         return Sample(self.key, data, suffix, self.captions[0], meta)
 
 
@@ -190,6 +189,8 @@ def _clean(captions: Iterable[str]) -> tuple[tuple[str, ...], int, str]:
     except UnusableTextError as error:
         return (), 0, str(error)
     kept = tuple(dict.fromkeys(line for line, _ in lines if line))
+    if sum(len(line.encode()) for line in kept) > LIMITS[CAPTION]:
+        return (), 0, f"caption too long: more than {LIMITS[CAPTION]} bytes"
     return kept, sum(joined for _, joined in lines), "" if kept else "no caption"
 
 
@@ -207,11 +208,13 @@ class _Root:
         if name.startswith(("http://", "https://")):
             return Path(name), readable(name), "no such file: addresses are not downloaded"
         path = os.path.normpath(os.path.join(self.folder, name))
-        base = next((b for b in self.bases if os.path.commonpath([b, path]) == b), None)
+        base = next(
+            (base for base in self.bases if path == base or path.startswith(os.path.join(base, ""))), None
+        )
         if base is None:
             remedy = "give a folder that holds all files with --images"
             return Path(path), readable(name), f"outside of {readable(self.folder)}: {remedy}"
-        origin = readable(os.path.relpath(path, base))
+        origin = readable(path[len(base) :].lstrip("/")) or "."
         try:
             kind = kind_of(path)
         except (OSError, ValueError) as error:

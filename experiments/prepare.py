@@ -5,7 +5,7 @@ Images with captions → WebDataset shards `train-*.tar` and `validation-*.tar` 
 emoji    two open emoji styles that ship inside packages (see datamodules/emoji.py): no download
 FOLDER   images with a .txt beside each
 TABLE    .csv, .tsv or .jsonl with a file and a caption column, or COCO captions (.json, with --images DIR). Several
-         captions of an image are a JSON list; file names must lie below the table's folder, or below --images
+         captions of an image are a JSON list, the main one first; file names lie below the table's folder or --images
 
 Read are JPEG, PNG, WebP, AVIF, GIF, BMP and TIFF, by content. Line breaks in captions become spaces. What cannot be
 used is counted by reason and listed in skipped.csv. The shards appear all at once when everything is written; the same
@@ -67,7 +67,12 @@ def parser() -> argparse.ArgumentParser:
         help="expected share of the validation split (%(default)s)",
     )
     add("--shard-size", type=int, default=1000, help="samples a shard (%(default)s)")
-    add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes (%(default)s)")
+    add(
+        "--workers",
+        type=int,
+        default=min(8, os.cpu_count() or 1),
+        help="processes; 0: this one alone (%(default)s)",
+    )
     return form
 
 
@@ -126,8 +131,8 @@ def check(options: argparse.Namespace) -> None:
         raise UserError(f"--validation-fraction {options.validation_fraction} must lie in [0, 1)")
     if options.shard_size < 1:
         raise UserError(f"--shard-size {options.shard_size} must be positive")
-    if not 1 <= options.workers <= MAX_WORKERS:
-        raise UserError(f"--workers {options.workers} must lie in [1, {MAX_WORKERS}]")
+    if not 0 <= options.workers <= MAX_WORKERS:
+        raise UserError(f"--workers {options.workers} must lie in [0, {MAX_WORKERS}]")
 
 
 if __name__ == "__main__":

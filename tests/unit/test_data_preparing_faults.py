@@ -138,6 +138,18 @@ def test_line_breaks_are_joined_and_counted(images: Path, tmp_path: Path, caplog
     assert list(notes.values()) == [1] and "line breaks" in caplog.text
 
 
+def test_what_the_reader_of_shards_would_refuse_is_not_written(
+    images: Path, tmp_path: Path, monkeypatch
+) -> None:
+    from datamodules import sources as module
+
+    (images / "a0.txt").write_text("word " * 20_000)
+    monkeypatch.setattr(module, "LIMITS", (1000, *module.LIMITS[1:]))
+    (images / "a1.png").write_bytes(png(1, 40, 40))
+    prepare(images, "--out", tmp_path / "out")
+    assert reasons(tmp_path / "out") == {"a0.png": "caption too long", "a1.png": "file too large"}
+
+
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
