@@ -178,18 +178,22 @@ def working_folder(out: Path) -> Iterator[Path]:
     work = out / WORKING
     with writing(out):
         made = [folder for folder in (out, *out.absolute().parents) if not folder.exists()]
-        work.mkdir(parents=True, exist_ok=True)
-    handle = _hold(work)
     try:
-        yield work
+        with writing(out):
+            work.mkdir(parents=True, exist_ok=True)
+        handle = _hold(work)
+        try:
+            yield work
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        finally:
+            os.close(handle)
     except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
         with suppress(OSError):
             for folder in made:
                 folder.rmdir()
         raise
-    finally:
-        os.close(handle)
 
 
 def _hold(work: Path) -> int:
