@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from switti.agreement import gathered, summed
+from switti.environment import masked
 from switti.errors import UserError
 from switti.files import atomic_write, check_target, read_bytes, writing
 from switti.run_folder import DAMAGED
@@ -135,4 +136,4 @@ class DataDamage(Callback):
 
 def _plain(damage: Any) -> tuple[Any, ...]:
     """Of a datamodules.samples.Damage: what can be sent and listed."""
-    return damage.kind, damage.shard, damage.key, damage.reason, damage.samples
+    return damage.kind, masked(damage.shard), masked(damage.key), masked(damage.reason), damage.samples

@@ -2,12 +2,14 @@
 
 import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from switti.errors import UserError
 from switti.files import writing
 
 
@@ -46,9 +48,11 @@ class StepProgress(TQDMProgressBar):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """End the line, so that the error begins a new one."""
-        for bar in (self._val_progress_bar, self._train_progress_bar):
-            if bar is not None:
-                bar.close()
+        with suppress(UserError):  # the first error is the one to report
+            for bar in (self._val_progress_bar, self._train_progress_bar):
+                if bar is not None:
+                    bar.close()
+            _Screen().flush()
 
 
 class _Screen:

@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.metrics_log import MetricsCSV
+from switti.environment import masked
 from switti.errors import UserError
 from switti.run_folder import CONFIG, FORMAT, check_present, read_record, write_record
 
@@ -72,7 +73,7 @@ class RunRecord(Callback):
             "error": None,
             "started": _now(),
             "ended": None,
-            "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+            "command": masked(shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]])),
             "pid": os.getpid(),
             **git_state(Path(__file__).parent),
             "versions": versions(),
@@ -116,7 +117,7 @@ class RunRecord(Callback):
         interrupted = isinstance(exception, KeyboardInterrupt | SystemExit)
         self.record |= {
             "status": "interrupted" if interrupted else "failed",
-            "error": None if interrupted else last_line(exception),
+            "error": None if interrupted else masked(last_line(exception)),
             "ended": _now(),
         }
         with suppress(UserError):  # the disk may be what failed; the first error is the one to report

@@ -7,8 +7,11 @@ Later sources win: defaults, bases in order, the file, the command line. `${toke
 
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, fields, is_dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,12 +22,15 @@ from omegaconf.errors import OmegaConfBaseException
 from configs.foreign_names import FOREIGN
 from configs.schema import LINKS, RunConfig
 from configs.settings import Setting, walk
+from switti.environment import masked, take
 from switti.errors import UserError
-from switti.run_folder import CONFIG
+from switti.run_folder import CONFIG, RECORD
+from switti.run_folder import check_name as check_run_name
 from switti.suggestions import did_you_mean, not_found, shortened
 
 CONFIGS = Path(__file__).parent
 SETTINGS: dict[str, Setting] = {setting.name: setting for setting in walk(RunConfig)}
+PLACE = ("name", "study", "runs_dir")  # where a run's folder is, which is not what the run computes
 _GROUPS = {name.rpartition(".")[0] for name in SETTINGS} - {""}
 _LARGEST = 1 << 63  # no setting needs an integer of more bits
 
@@ -36,20 +42,62 @@ def load(config: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises UserError for a missing file, an unknown name, a value of the wrong type or out of range.
     """
     path = find(config)
-    return _compose([*_chain(path, ()), _parse_overrides(overrides)], default_name=path.stem)
+    changes = _parse_overrides(overrides)
+    composed = _compose([*_chain(path, ()), changes], default_name=path.stem)
+    if path.name == CONFIG and (path.parent / RECORD).exists():
+        _place(composed, path.parent, {name for name, _, _ in changes})
+    for what in ("name", "study"):
+        if (value := getattr(composed, what)) is not None:
+            check_run_name(value, what)
+    return composed
 
 
 def from_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The settings saved in a run folder's config.yaml."""
+    """The settings saved in a run folder's config.yaml; name, study and runs_dir are where the folder is now.
+
+    An environment variable that a text refers to and that is not set stays `$NAME`: whoever needs the value says so.
+    """
     path = Path(run_dir) / CONFIG
     if not path.is_file():
         raise UserError(f"{run_dir} is not a run folder: it has no {CONFIG}")
-    return _compose([*_chain(path, ()), _parse_overrides(overrides)], default_name=Path(run_dir).name)
+    changes = _parse_overrides(overrides)
+    config = _compose([*_chain(path, ()), changes], default_name=Path(run_dir).name, lenient=True)
+    _place(config, Path(run_dir), {name for name, _, _ in changes})
+    return config
+
+
+def _place(config: RunConfig, folder: Path, given: set[str]) -> None:
+    """Take name, study and runs_dir of a run folder from where it is, as far as they are not `given`."""
+    here = Path(os.path.abspath(folder))
+    if Path(os.path.abspath(config.run_dir)) == here:
+        return
+    study = here.parent.name
+    found = {"name": here.name, "study": None if study == "single" else study, "runs_dir": here.parents[1]}
+    for name, value in found.items():
+        if name not in given:
+            setattr(config, name, None if value is None else str(value))
 
 
 def to_yaml(config: RunConfig) -> str:
-    """All settings, resolved, in the form that `load` and `from_run` read."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """All settings, in the form that `load` and `from_run` read; resolved, but for what the environment says."""
+    tree = OmegaConf.structured(config)
+    for name, value in config.interpolated.items():
+        OmegaConf.update(tree, name, value, merge=False)
+    return OmegaConf.to_yaml(tree)
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """The same as plain containers."""
+    content = asdict(config)
+    for name, value in config.interpolated.items():
+        *groups, last = name.split(".")
+        reduce(lambda tree, group: tree[group], groups, content)[last] = value
+    return content
+
+
+def shown(config: RunConfig, name: str) -> Any:
+    """The value of a setting as it may be stored and shown: with `${oc.env:…}` if it was given so."""
+    return config.interpolated.get(name, get(config, name))
 
 
 def get(config: RunConfig, name: str) -> Any:
@@ -61,8 +109,17 @@ def get(config: RunConfig, name: str) -> Any:
 
 
 def find(config: str | Path, folder: Path = CONFIGS, kind: str = "config") -> Path:
-    """The file meant by a path or by a name below `folder`; `.yaml` may be left out. kind: what a message calls it."""
-    tried = [Path(config), Path(f"{config}.yaml"), folder / config, folder / f"{config}.yaml"]
+    """The file meant by a path or by a name below `folder`; `.yaml` may be left out. kind: what a message calls it.
+
+    A run folder means the settings that it was started with.
+    """
+    tried = [
+        Path(config),
+        Path(f"{config}.yaml"),
+        folder / config,
+        folder / f"{config}.yaml",
+        Path(config, CONFIG),
+    ]
     for path in tried:
         if path.is_file():
             return path
@@ -218,7 +275,9 @@ def _meant(setting: Setting, value: Any) -> str:
     return did_you_mean(str(value), setting.choices)
 
 
-def _compose(sources: list[list[tuple[str, Any, str]]], default_name: str) -> RunConfig:
+def _compose(
+    sources: list[list[tuple[str, Any, str]]], default_name: str, lenient: bool = False
+) -> RunConfig:
     tree = OmegaConf.structured(RunConfig)
     for name, link in LINKS.items():
         OmegaConf.update(tree, name, link, merge=False)
@@ -227,24 +286,82 @@ def _compose(sources: list[list[tuple[str, Any, str]]], default_name: str) -> Ru
             OmegaConf.update(tree, name, value, merge=False)
         except OmegaConfBaseException as error:
             raise UserError(source + _not_a(SETTINGS[name], value)) from error
-    _resolve(tree)
-    config = cast(RunConfig, OmegaConf.to_object(tree))
+    with _environment.lenient_if(lenient):
+        kept = _resolve(tree)
+        config = cast(RunConfig, OmegaConf.to_object(tree))
+    config.interpolated = {name: value for name, value in kept.items() if name not in PLACE}
     config.name = config.name or default_name
     _validate(config, "")
     return config
 
 
-def _resolve(tree: DictConfig) -> None:
-    """Follow every interpolation, so that a wrong one is reported under the name of the setting that holds it."""
+def _resolve(tree: DictConfig) -> dict[str, Any]:
+    """Follow every interpolation, so that a wrong one is reported under the name of the setting that holds it.
+
+    Returns the settings that depend on the environment, each as it was given.
+    """
+    kept, given = {}, OmegaConf.to_container(tree, resolve=False)
+    untyped = OmegaConf.create(given)
     for setting in SETTINGS.values():
+        _environment.begin()
+        raw = reduce(lambda tree, part: tree[part], setting.name.split("."), cast(Any, given))
         try:
+            if isinstance(raw, list) and setting.takes_text and "${" in str(raw):
+                # OmegaConf follows what is in a list only where the list's type is not one of several.
+                OmegaConf.update(
+                    tree, setting.name, list(OmegaConf.select(untyped, setting.name)), merge=False
+                )
             value = OmegaConf.select(tree, setting.name)
             numbers = list(value) if OmegaConf.is_list(value) else [value]
         except OmegaConfBaseException as error:
-            reason = str(error).split("\n")[0]
+            if _environment.missing:
+                missing = f"the environment variable {_environment.missing[0]} is not set"
+                raise UserError(f"{setting.name}={shortened(_show(raw))}: {missing}") from error
+            reason = masked(str(error).split("\n")[0])
             raise UserError(f"{setting.name} cannot be worked out: {reason}") from error
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise UserError(f"{setting.name}={_show(value)} is not a finite number")
+        if _environment.asked or "${" in str(value):
+            kept[setting.name] = raw
+    return kept
+
+
+class _Environment:
+    """OmegaConf's `oc.env`, which notes that it was asked.
+
+    lenient: a variable that is not set is `$NAME` instead of an error.
+    """
+
+    def __init__(self) -> None:
+        self.asked, self.lenient = False, False
+        self.missing: list[str] = []
+
+    def begin(self) -> None:
+        self.asked, self.missing = False, []
+
+    @contextmanager
+    def lenient_if(self, lenient: bool) -> Iterator[None]:
+        self.lenient = lenient
+        try:
+            yield
+        finally:
+            self.lenient = False
+
+    def __call__(self, name: str, *default: Any) -> Any:
+        self.asked = True
+        try:
+            return take(name)
+        except KeyError:
+            if default:
+                return None if default[0] is None else str(default[0])
+            self.missing.append(name)
+            if self.lenient:
+                return f"${name}"
+            raise
+
+
+_environment = _Environment()
+OmegaConf.register_resolver("oc.env", _environment, replace=True, annotation_validation="off")
 
 
 def _validate(config: Any, path: str) -> None:

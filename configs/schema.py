@@ -1,9 +1,10 @@
 """Every setting of a run, composed from the dataclasses that live beside what they configure. Imports no torch."""
 
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, cast
 
 from callbacks.config import CallbacksConfig
 from datamodules.config import DataConfig
@@ -17,7 +18,6 @@ from switti.models.text.config import TextConfig
 from switti.sampling.config import SamplingConfig
 
 _SEEDS = 1 << 32  # what NumPy's generators take
-_FOLDER_NAME = re.compile(r"[^/\\\0\s][^/\\\0]*")
 
 
 @dataclass
@@ -48,6 +48,9 @@ class RunConfig:
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
+    # Not a setting: what refers to the environment, as it was given. It is stored and shown in place of the values.
+    interpolated = cast(Mapping[str, Any], MappingProxyType({}))
+
     @property
     def run_dir(self) -> Path:
         """runs/<study or "single">/<run>."""
@@ -55,10 +58,6 @@ class RunConfig:
 
     def validate(self) -> None:
         """What concerns more than one group. Raises UserError naming both settings."""
-        for name in ("name", "study"):
-            value = getattr(self, name)
-            if value is not None and (value in (".", "..") or not _FOLDER_NAME.fullmatch(value)):
-                raise UserError(f"{name}={value!r} must be usable as a folder name")
         if not 0 <= self.seed < _SEEDS:
             raise UserError(f"seed={self.seed} must lie in [0, {_SEEDS})")
         for ours, theirs in (

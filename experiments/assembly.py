@@ -1,6 +1,5 @@
 """From settings to the objects of a run: datamodule, module, callbacks, trainer. Not a command itself."""
 
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -23,6 +22,7 @@ from callbacks.run_state import RunState
 from callbacks.sample_grids import SampleGrids
 from callbacks.skipped_steps import SkippedSteps
 from callbacks.speed import Speed
+from configs.loading import to_dict
 from configs.schema import RunConfig
 from datamodules.datamodule import ShardDataModule
 from experiments.trained import frozen_tokenizer, initial_state
@@ -123,7 +123,7 @@ def build_callbacks(
         tokens_per_image=pyramid.length,
     )
     callbacks: list[Callback] = [
-        RunState(config.seed, asdict(config)),
+        RunState(config.seed, to_dict(config)),
         Heartbeat(config.run_dir, settings.heartbeat_seconds, settings.watchdog_seconds),
         Speed(config.trainer.log_every, config.data.batch_size),
         DataPosition(),

@@ -16,7 +16,7 @@ from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from configs.loading import SETTINGS, from_run, get
+from configs.loading import PLACE, SETTINGS, from_run, shown
 from configs.schema import RunConfig
 from experiments.progress import average_speed, read_rows
 from switti.errors import UserError
@@ -24,7 +24,6 @@ from switti.run_folder import CONFIG, read_record
 from switti.studies import read_study, run_folders, state_of
 
 FOLDER = "board"  # below the study's
-_IDENTITY = ("name", "study", "runs_dir")
 _FINAL = re.compile(r"(train|validation)/loss|metrics/.+|norms/last/max")  # the table's metrics
 _STATUS = {"finished": api_pb2.STATUS_SUCCESS, "failed": api_pb2.STATUS_FAILURE}
 
@@ -102,11 +101,11 @@ def varied_settings(configs: dict[str, RunConfig], study: dict[str, Any]) -> dic
     names = [
         name
         for name in SETTINGS
-        if name not in _IDENTITY
-        and (name in planned or len({str(get(config, name)) for config in configs.values()}) > 1)
+        if name not in PLACE
+        and (name in planned or len({str(shown(config, name)) for config in configs.values()}) > 1)
     ]
     return {
-        run: {name: _shown(get(config, name)) for name in names or ["seed"]}
+        run: {name: _shown(shown(config, name)) for name in names or ["seed"]}
         for run, config in configs.items()
     }
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
+from switti.environment import masked
 from switti.errors import UserError
 from switti.escape import printable
 
@@ -81,5 +82,6 @@ def _setting_with_dashes(words: list[str]) -> str:
 
 
 def _report(message: str, code: int) -> int:
-    print("error: " + "\n".join(map(printable, message.splitlines())), file=sys.stderr)
+    with suppress(OSError):  # it may be this very file that cannot be written
+        print("error: " + "\n".join(map(printable, masked(message).splitlines())), file=sys.stderr)
     return code

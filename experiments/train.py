@@ -1,31 +1,32 @@
 """python -m experiments.train CONFIG [key=value …] [--show]
 
-Trains one run. CONFIG is a YAML file, or a name below configs/ such as generator/demo. The run folder is
-runs/<study or "single">/<name>/. The same command again resumes an interrupted run exactly where it was and does
-nothing for a finished one. Several processes are started by torchrun or srun (experiments/launch_scripts), such as
+Trains one run. CONFIG is a YAML file, a name below configs/ such as generator/demo, or the folder of a run, wherever it
+was moved. The run folder is runs/<study or "single">/<name>/. The same command again resumes an interrupted run exactly
+where it was and does nothing for a finished one. Several processes are started by torchrun or srun
+(experiments/launch_scripts), such as
 torchrun --nproc-per-node=8 -m experiments.train CONFIG trainer.devices=8 trainer.strategy=fsdp.
 --show prints all settings with parameter and token counts, and trains nothing.
 """
 
 import argparse
-import fcntl
 import logging
-import os
 import warnings
 from pathlib import Path
-from typing import IO
 
-from configs.loading import SETTINGS, from_run, get, load, to_yaml
+from configs.loading import PLACE, SETTINGS, from_run, get, load, shown, to_yaml
 from configs.schema import RunConfig
 from experiments.command import run
-from lightning_modules.launching import check_launch
+from lightning_modules.launching import check_launch, is_first_rank
+from switti.environment import masked
 from switti.errors import UserError
-from switti.files import atomic_write
-from switti.run_folder import CONFIG, read_record
+from switti.files import atomic_write, writing
+from switti.run_folder import CONFIG, clear_leftovers, read_record
+from switti.studies import training_lock
 
 # What may change when a run is resumed: where and how fast it runs, what is watched, and the end. With another
 # max_steps the rest of the schedule is another one, too.
 RESUMABLE = (
+    *PLACE,
     "trainer.max_steps",
     "trainer.accelerator",
     "trainer.devices",
@@ -35,7 +36,11 @@ RESUMABLE = (
     "trainer.checkpointing",
     "trainer.compile",
     "trainer.log_every",
+    "trainer.validate_every",
+    "trainer.validate_batches",
 )
+# Whatever else is in RESUMABLE_GROUPS: the average is a result of the training, not a look at it.
+FIXED = ("callbacks.ema_decay",)
 RESUMABLE_GROUPS = (
     "callbacks.", "metrics.", "sampling.", "data.workers", "data.max_bad_fraction", "data.stream_",
 )  # fmt: skip
@@ -95,11 +100,11 @@ def check_resumable(config: RunConfig, folder: Path, remedy: str = "another name
     """
     before = from_run(folder)
     changed = [
-        f"{name}={get(config, name)} (the run has {get(before, name)})"
+        f"{name}={shown(config, name)} (the run has {shown(before, name)})"
         for name in SETTINGS
-        if name not in RESUMABLE
-        and not name.startswith(RESUMABLE_GROUPS)
+        if (name in FIXED or not (name in RESUMABLE or name.startswith(RESUMABLE_GROUPS)))
         and get(config, name) != get(before, name)
+        and shown(config, name) != shown(before, name)
     ]
     if changed:
         raise UserError(
@@ -114,64 +119,53 @@ def train(config: RunConfig) -> None:
     check_launch(config.trainer)
     if (folder / CONFIG).is_file():
         check_resumable(config, folder)
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"runs_dir={config.runs_dir}: cannot create {folder}: {error.strerror}") from error
+    if not is_first_rank():
+        return fit(config)
+    with training_lock(folder):
+        clear_leftovers(folder)
+        return fit(config)
+
+
+def fit(config: RunConfig) -> None:
+    """The part that needs torch. The first rank holds the run's lock."""
+    folder = config.run_dir
 
     _tell(f"{folder}: importing torch and lightning")
     from lightning.pytorch import seed_everything
-    from lightning.pytorch.utilities import rank_zero_only
 
     from callbacks.checkpointing import find_resume
     from experiments.assembly import build_callbacks, build_datamodule, build_module, build_trainer
     from switti.models.text.base import build_text_encoder
 
     _tell(f"{folder}: loading data and models")
-    lock = hold(folder) if rank_zero_only.rank == 0 else None
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     quieten()
     seed_everything(config.seed, verbose=False)
     encoder = build_text_encoder(config.text) if config.task == "generator" else None
     datamodule = build_datamodule(config, encoder)
     datamodule.setup("fit")
-    checkpoint = find_resume(folder, thorough=rank_zero_only.rank == 0)
+    checkpoint = find_resume(folder, thorough=is_first_rank())
     module = build_module(config, fresh=checkpoint is None)
     trainer = build_trainer(config, build_callbacks(config, datamodule, encoder))
     if trainer.is_global_zero:
-        with atomic_write(folder / CONFIG) as temporary:
+        with atomic_write(folder / CONFIG, parents=False) as temporary:
             temporary.write_text(to_yaml(config), encoding="utf-8")
         print(f"{folder}: " + (f"resuming from {checkpoint.name}" if checkpoint else "starting"), flush=True)
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=False)
-    if lock is not None:
-        lock.close()
 
 
 def _tell(text: str) -> None:
     """What takes long, said by one of the ranks, which do not know each other yet."""
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+    if is_first_rank():
         print(text, flush=True)
 
 
-def hold(folder: Path) -> IO[str]:
-    """Keeps other processes from the same run until the file is closed or this process ends, however it ends.
-
-    A launcher that is killed leaves its ranks running: the same command again must not write between them. Raises
-    UserError if another process trains the run.
-    """
-    lock = (folder / ".lock").open("a")
-    try:
-        # Of this process alone: data-loading processes do not inherit it, and so cannot outlive it with the lock.
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        raise UserError(f"{folder} is being trained by another process; end that first") from error
-    except OSError:
-        pass  # a file system without locks
-    return lock
-
-
 def quieten() -> None:
-    """Hides remarks of libraries that a user of this command can do nothing about."""
+    """Hides remarks of libraries that a user of this command can do nothing about, and secrets in all of them."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_mask)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for words in (
         ".*does not have many workers.*",
@@ -186,6 +180,11 @@ def quieten() -> None:
         ".*srun. command is available.*",  # check_launch has looked
     ):
         warnings.filterwarnings("ignore", words)
+
+
+def _mask(record: logging.LogRecord) -> bool:
+    record.msg, record.args = masked(record.getMessage()), ()
+    return True
 
 
 if __name__ == "__main__":

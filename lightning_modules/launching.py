@@ -35,3 +35,11 @@ def check_launch(config: TrainerConfig, environment: Mapping[str, str] = os.envi
         raise UserError(
             f"trainer.num_nodes={config.num_nodes} needs a launcher on every node: torchrun or srun"
         )
+
+
+def is_first_rank(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is, or will be, rank zero; as Lightning reads it from what a launcher has set."""
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
+        if name in environment:
+            return environment[name] == "0"
+    return True

@@ -55,6 +55,11 @@ Status = Literal["running", "finished", "failed", "interrupted"]
 LONGEST_NAME = 200
 _NAME = re.compile(r"\w[\w.,=+@-]*")
 
+# Temporary names of files that training alone writes (see switti.files).
+_LEFTOVER = re.compile(
+    r"\.(config\.yaml|record\.json|metrics\.csv|damaged\.csv|preempted\.json|rank_\d+\.json|index\.json|"
+    r"[\w]+\.png|\w+\.safetensors)(\.[0-9a-f]{12})?\.tmp"
+)
 _MAX_INTEGER = 2**63 - 1
 _MAX_PID = 2**31 - 1
 _MAX_RECORD_BYTES = 4 << 20
@@ -94,6 +99,16 @@ def check_present(run_dir: str | Path) -> None:
     """UserError if the run folder is gone: whoever writes into it must not bring a part of it back."""
     if not Path(run_dir).is_dir():
         raise UserError(f"{run_dir} has been removed or renamed; nothing more is written for this run")
+
+
+def clear_leftovers(run_dir: str | Path) -> None:
+    """Remove what a training that was killed left of files that it was writing. For the holder of the run's lock."""
+    folder = Path(run_dir)
+    for place in (folder, folder / HEARTBEAT, folder / SAMPLES, folder / LATEST_SAMPLES):
+        for path in place.glob(".*.tmp"):
+            if _LEFTOVER.fullmatch(path.name):
+                with writing(path):
+                    path.unlink(missing_ok=True)
 
 
 # ---- record.json --------------------------------------------------------------------------------------------------

@@ -1,7 +1,10 @@
 """Run folders seen from outside: which runs a study has, what state each is really in, and who may work on one.
 
-A driver holds the lock `<study>/.locks/<run>` while it works on a run, and its child holds it, too: a run counts as
-running from the moment in which it is started until the last of its processes has gone, even without its driver.
+A run is locked by who works on it, in two places. A driver (a sweep) holds `<study>/.locks/<run>`, and its child holds
+it, too: a run counts as running from the moment in which it is started until the last of its processes has gone, even
+without its driver. Whoever trains holds `<run>/.lock`, so that two commands cannot write into one folder: neither two
+trainings, nor a driver's child beside one that a person has started, here or from another machine. `claim` looks at
+both.
 A run that waits in a cluster's queue has a `queued.json`; one that a search has given up a `prune.json`.
 """
 
@@ -18,8 +21,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from switti.errors import UserError
-from switti.files import read_json_object
+from switti.files import check_target, read_json_object, writing
 from switti.run_folder import (
+    CONFIG,
     HEARTBEAT,
     LOG,
     PRUNE,
@@ -36,7 +40,8 @@ State = Literal["new", "queued", "running", "finished", "failed", "interrupted",
 
 _SILENT_SECONDS = 600.0  # a run on another host that has given no sign of life for this long counts as killed
 _CLOCKS_DIFFER = 5.0  # seconds between two ways to tell the time
-_LOCKS = ".locks"
+_LOCKS = ".locks"  # in the study's folder
+_LOCK = ".lock"  # in the run's folder
 _STOPPED = b"error: interrupted\n"  # the last words of a command after Ctrl-C
 _ALL = ".study"  # beside the locks of the runs
 _CLAIM_ATTEMPTS, _CLAIM_PAUSE = 5, 0.02  # a reader of the state holds the lock for an instant
@@ -87,14 +92,15 @@ def state_of(run_dir: str | Path, held: bool = False) -> State:
     if not held and is_claimed(folder):
         return "running"
     if state == "new":
-        return _state_of_log(folder / LOG)
+        return _state_without_record(folder)
     return "pruned" if (folder / PRUNE).is_file() else state
 
 
-def _state_of_log(path: Path) -> State:
+def _state_without_record(folder: Path) -> State:
     """Of a run that has ended before it wrote a record: it failed, unless a person stopped it."""
+    path = folder / LOG
     if not path.is_file():
-        return "new"
+        return "failed" if (folder / CONFIG).is_file() else "new"
     with path.open("rb") as stream:
         stream.seek(max(0, path.stat().st_size - len(_STOPPED)))
         return "interrupted" if stream.read() == _STOPPED else "failed"
@@ -150,16 +156,46 @@ def _lock_path(run_dir: Path) -> Path:
     return run_dir.parent / _LOCKS / run_dir.name
 
 
+@contextmanager
+def training_lock(run_dir: str | Path) -> Iterator[None]:
+    """Keep other trainings from the run's folder until the end of the block or of this process, however it ends.
+
+    A launcher that is killed leaves its ranks running: the same command again must not write between them. Raises
+    UserError if another process trains the run.
+    """
+    path = Path(run_dir) / _LOCK
+    with writing(check_target(path)):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if not _lock_patiently(descriptor):
+            raise UserError(f"{run_dir} is being trained by another process; end that first")
+        # Of this process alone: data-loading processes close it at once, and so cannot outlive it with the lock.
+        _not_for_children.add(descriptor)
+        yield
+    finally:
+        _not_for_children.discard(descriptor)
+        os.close(descriptor)
+
+
+_not_for_children: set[int] = set()
+
+
+def _close_in_child() -> None:
+    for descriptor in _not_for_children:
+        os.close(descriptor)
+    _not_for_children.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
 def claim(run_dir: str | Path) -> int | None:
     """An inheritable file descriptor that holds the run's lock until it and its copies are closed; None if taken."""
     path = _lock_path(Path(run_dir))
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    for attempt in range(_CLAIM_ATTEMPTS):
-        if _try_lock(descriptor, fcntl.LOCK_EX):
-            return descriptor
-        if attempt + 1 < _CLAIM_ATTEMPTS:
-            time.sleep(_CLAIM_PAUSE)
+    if _lock_patiently(descriptor) and not _is_locked(Path(run_dir) / _LOCK):
+        return descriptor
     os.close(descriptor)
     return None
 
@@ -176,10 +212,14 @@ def alone(study: str | Path) -> Iterator[None]:
 
 
 def is_claimed(run_dir: str | Path) -> bool:
-    """Whether some process holds the run's lock."""
+    """Whether some process works on the run: a driver, or a training."""
+    return _is_locked(_lock_path(Path(run_dir))) or _is_locked(Path(run_dir) / _LOCK)
+
+
+def _is_locked(path: Path) -> bool:
     try:
-        descriptor = os.open(_lock_path(Path(run_dir)), os.O_RDONLY)
-    except FileNotFoundError:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:  # nobody can have locked what cannot be opened
         return False
     try:
         return not _try_lock(descriptor, fcntl.LOCK_SH)
@@ -187,11 +227,23 @@ def is_claimed(run_dir: str | Path) -> bool:
         os.close(descriptor)
 
 
+def _lock_patiently(descriptor: int) -> bool:
+    """A reader of the state holds the lock for an instant, which is no reason to give way."""
+    for attempt in range(_CLAIM_ATTEMPTS):
+        if _try_lock(descriptor, fcntl.LOCK_EX):
+            return True
+        if attempt + 1 < _CLAIM_ATTEMPTS:
+            time.sleep(_CLAIM_PAUSE)
+    return False
+
+
 def _try_lock(descriptor: int, kind: int) -> bool:
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError:  # a file system without locks
+        return True
     return True
 
 

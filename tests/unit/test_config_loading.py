@@ -1,15 +1,21 @@
 """Settings: what may be written, what comes out, and what is said when it is wrong."""
 
+import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from configs.loading import SETTINGS, find, from_run, get, load, to_yaml
+from configs.loading import SETTINGS, find, from_run, get, load, shown, to_dict, to_yaml
 from configs.schema import RunConfig
+from experiments.train import check_resumable
+from switti.environment import masked
 from switti.errors import UserError
+
+NO_FOLDER = "is not a usable folder name: give letters, digits and . _ - , = + @, beginning with a letter, a digit or _"
 
 SMALL = """\
 task: generator
@@ -96,8 +102,8 @@ def test_values_are_typed_and_text_stays_text(small: Path) -> None:
         ("sampling.guidance_stop=x", "sampling.guidance_stop=x is not an integer (or null)"),
         ("model.width=62", "model.width=62 must be a multiple of model.heads=4"),
         ("model.scales=[1,2]", "model.scales=[1, 2] must equal tokenizer.scales=[1, 2, 4]"),
-        ("name=../x", "name='../x' must be usable as a folder name"),
-        ("study=..", "study='..' must be usable as a folder name"),
+        ("name=../x", f"name='../x' {NO_FOLDER}"),
+        ("study=..", f"study='..' {NO_FOLDER}"),
         ("seed=-1", "seed=-1 must lie in [0, 4294967296)"),
         ("seed=4294967296", "seed=4294967296 must lie in [0, 4294967296)"),
         ("seed=18446744073709551616", "seed=18446744073709551616 is not an integer of 64 bits"),
@@ -179,14 +185,139 @@ def test_a_missing_config_gives_near_names(tmp_path: Path) -> None:
         find("zzz", tmp_path)
 
 
+def saved(config: RunConfig) -> Path:
+    """The run folder with its config and a record."""
+    config.run_dir.mkdir(parents=True)
+    (config.run_dir / "config.yaml").write_text(to_yaml(config))
+    (config.run_dir / "record.json").write_text('{"format": 1, "status": "finished"}')
+    return config.run_dir
+
+
 def test_a_saved_config_rebuilds_the_run(small: Path, tmp_path: Path) -> None:
-    config = load(small, ["seed=3", "study=s"])
-    (tmp_path / "config.yaml").write_text(to_yaml(config))
-    assert from_run(tmp_path) == config
-    assert from_run(tmp_path, ["seed=4"]).seed == 4
+    config = load(small, ["seed=3", "study=s", f"runs_dir={tmp_path}"])
+    folder = saved(config)
+    assert from_run(folder) == config == load(folder) == load(folder / "config.yaml")
+    assert from_run(folder, ["seed=4"]).seed == 4
     assert "${" not in to_yaml(config)
     with pytest.raises(UserError, match=r"has no config\.yaml"):
         from_run(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("place", ["r/s/new", "elsewhere/s/small", "r/single/small", "r/other/small"])
+def test_a_run_folder_is_where_it_lies(small: Path, tmp_path: Path, place: str) -> None:
+    config = load(small, ["seed=3", "study=s", f"runs_dir={tmp_path}/r"])
+    moved = tmp_path / place
+    moved.parent.mkdir(parents=True, exist_ok=True)
+    saved(config).rename(moved)
+    for found in (from_run(moved), load(moved), load(moved / "config.yaml")):
+        assert found.run_dir == moved
+        assert replace(found, name="small", study="s", runs_dir=config.runs_dir) == config
+    assert load(moved, ["name=copy"]).run_dir == moved.with_name("copy")
+
+
+def test_a_run_folder_named_by_a_relative_path(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = saved(load(small, []))
+    assert from_run(folder).runs_dir == "runs" and from_run(folder).study is None
+    monkeypatch.chdir(folder)
+    assert from_run(".").run_dir == tmp_path / folder
+
+
+@pytest.mark.parametrize("what", ["name", "study"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "<b>x</b>", "a b", "-x", "--out", ".locks", ".", "x\ny", "x\x1b[31m", "x\u202ey", "x\u200b", "=cmd()|x",
+        "$HOME", "~", "x/y", "x\\y", "a\0b", "x:y", "'x'", '"x"', "`x`", "x;y", "x&y", "x|y", "x*", "[x]", "{x}", "%x",
+        "#x", "!x", "x" * 201, "ä" * 101, "\u2028", "",
+    ],
+)  # fmt: skip
+def test_names_that_are_no_plain_folder_names_are_refused(small: Path, what: str, name: str) -> None:
+    override = f"{what}={json.dumps(name, ensure_ascii=False)}"
+    if name == "" and what == "name":
+        return  # the file's own name
+    with pytest.raises(UserError, match=what) as caught:
+        load(small, [override])
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a", "7", "_x", "visibility=causal,seed=0", "trial_0007,lr=1e-05", "model.depth=4,x=0.5+1", "größe",
+        "a-b_c.d@e", "x" * 200, "ä" * 100,
+    ],
+)  # fmt: skip
+def test_plain_names_are_taken(small: Path, name: str) -> None:
+    assert load(small, [f"name={name}", f"study={name}"]).run_dir == Path("runs") / name / name
+
+
+SECRET = "s3cr3t-t0ken"
+FROM_ENVIRONMENT = [
+    "data.train=pipe:curl -H ${oc.env:SWITTI_TEST_TOKEN} http://localhost/x.tar",
+    "data.validation=[a.tar, '${oc.env:SWITTI_TEST_TOKEN}']",
+    "trainer.max_steps=${oc.env:SWITTI_TEST_STEPS}",
+    "init_from=${data.train}",
+    "tokenizer_weights=${oc.env:SWITTI_TEST_UNSET,embedded:demo}",
+]
+
+
+def test_what_the_environment_says_is_used_and_not_saved(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWITTI_TEST_TOKEN", SECRET)
+    monkeypatch.setenv("SWITTI_TEST_STEPS", "17")
+    config = load(small, [*FROM_ENVIRONMENT, f"runs_dir={tmp_path}"])
+    assert config.data.train == f"pipe:curl -H {SECRET} http://localhost/x.tar" == config.init_from
+    assert config.data.validation == ["a.tar", SECRET]
+    assert (config.trainer.max_steps, config.tokenizer_weights) == (17, "embedded:demo")
+    for text in (to_yaml(config), str(to_dict(config)), str([shown(config, name) for name in SETTINGS])):
+        assert SECRET not in text and "${oc.env:SWITTI_TEST_TOKEN}" in text
+    assert masked(f"no {SECRET}/b.tar") == "no ${oc.env:SWITTI_TEST_TOKEN}/b.tar"
+    folder = saved(config)
+    assert from_run(folder) == config and to_yaml(from_run(folder)) == to_yaml(config)
+
+    monkeypatch.setenv("SWITTI_TEST_TOKEN", "another-t0ken")  # a token is renewed: the same run
+    assert from_run(folder).data.train == "pipe:curl -H another-t0ken http://localhost/x.tar"
+    check_resumable(load(small, [*FROM_ENVIRONMENT, f"runs_dir={tmp_path}"]), folder)
+
+    monkeypatch.delenv("SWITTI_TEST_TOKEN")  # nor does who looks at the run need it
+    assert from_run(folder).data.train == "pipe:curl -H $SWITTI_TEST_TOKEN http://localhost/x.tar"
+    with pytest.raises(UserError, match="environment variable SWITTI_TEST_TOKEN is not set"):
+        load(small, FROM_ENVIRONMENT)
+    monkeypatch.delenv("SWITTI_TEST_STEPS")
+    with pytest.raises(
+        UserError, match=r"trainer\.max_steps=.*environment variable SWITTI_TEST_STEPS is not set"
+    ):
+        from_run(folder)
+
+
+def test_a_secret_of_the_wrong_kind_is_not_told(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWITTI_TEST_TOKEN", SECRET)
+    for name in ("trainer.max_steps", "optimizer.learning_rate", "data.crop", "model.scales"):
+        with pytest.raises(UserError, match=re.escape(name)) as caught:
+            load(small, [f"{name}=${{oc.env:SWITTI_TEST_TOKEN}}"])
+        assert SECRET not in masked(str(caught.value))
+
+
+def test_what_only_watches_may_change_when_a_run_is_resumed(small: Path, tmp_path: Path) -> None:
+    folder = saved(load(small, [f"runs_dir={tmp_path}"]))
+    for item in (
+        "trainer.validate_every=3", "trainer.validate_batches=1", "trainer.log_every=7", "trainer.max_steps=9000",
+        "callbacks.samples_every=3", "callbacks.sample_prompts=[a]", "callbacks.metrics_every=9", "metrics.prompts=6",
+        "callbacks.activation_norms_every=4", "callbacks.checkpoint_every=11", "sampling.guidance=2", "data.workers=1",
+    ):  # fmt: skip
+        check_resumable(load(small, [item, f"runs_dir={tmp_path}"]), folder)
+    for item in (
+        "seed=9",
+        "optimizer.learning_rate=0.5",
+        "callbacks.ema_decay=0.5",
+        "trainer.precision=32-true",
+    ):
+        with pytest.raises(UserError, match=f"started with other settings: {re.escape(item)}"):
+            check_resumable(load(small, [item, f"runs_dir={tmp_path}"]), folder)
 
 
 def test_run_dir(small: Path) -> None:
