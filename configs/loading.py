@@ -8,6 +8,7 @@ Later sources win: defaults, bases in order, the file, the command line. `${toke
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
@@ -32,6 +33,7 @@ CONFIGS = Path(__file__).parent
 SETTINGS: dict[str, Setting] = {setting.name: setting for setting in walk(RunConfig)}
 PLACE = ("name", "study", "runs_dir")  # where a run's folder is, which is not what the run computes
 _GROUPS = {name.rpartition(".")[0] for name in SETTINGS} - {""}
+_OTHER_BASES = re.compile(r"[+-]?(0[0-9_]+|[0-9_]+(:[0-9_]+)+)")
 _LARGEST = 1 << 63  # no setting needs an integer of more bits
 
 
@@ -204,6 +206,8 @@ def _parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Any, str]]:
     leaves = []
     for item in overrides:
         name, equals, text = item.partition("=")
+        if item != item.encode("utf-8", "replace").decode():
+            raise UserError(f"{shortened(item)!a} is not text in UTF-8")
         if not equals or not name or name.startswith("-") or name != name.strip():
             raise UserError(f"cannot read {shortened(item)!r}: settings are key=value, such as model.depth=4")
         if any(known.startswith(f"{name}.") for known in SETTINGS):
@@ -237,6 +241,9 @@ def text_of(value: Any) -> str:
 
 def _parse_value(text: str, setting: Setting, item: str) -> Any:
     value = parse_yaml(text)
+    if type(value) is int and setting.kind in (int, float) and _OTHER_BASES.fullmatch(text.strip()):
+        # 010 is 8 and 1:30 is 90 in YAML, which nobody means here.
+        raise UserError(f"{shortened(item)} would be {value}: write a decimal number without leading zeros")
     if setting.kind is str and value is not None and not isinstance(value, str):
         return text  # `name=007` and `name=2e5` mean what is written, not a number
     if value is None and not text and not setting.optional:

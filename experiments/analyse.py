@@ -1,4 +1,4 @@
-"""python -m experiments.analyse KIND RUN|FOLDER|HUB-ID "prompt" … [--out DIR] [key=value …]
+"""python -m experiments.analyse KIND RUN|FOLDER|HUB-ID "prompt" … [--out DIR] [key=value …] [-- "a=b"]
 
 Analyses of the paper on any generator, as plots and tables in DIR.
 
@@ -6,6 +6,8 @@ caption-attention   how much each scale attends to each word of the caption (Fig
 scale-attention     how a causal model divides its attention among scales (Figure 13)
 prompt-switch       the first prompt until a scale, the second one from there on, for every scale (Figure 8)
 guidance-off        guidance switched off at one range of scales after the other (Figure 16)
+
+A word is a setting if it is name=value without blanks; whatever stands after -- is a prompt.
 """
 
 import argparse
@@ -14,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.command import run, split_prompts
+from experiments.command import parse_with_prompts, run
 from switti.errors import UserError
 from switti.escape import spreadsheet_cell
-from switti.files import atomic_write
+from switti.files import atomic_write, check_output_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,17 +40,20 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("run", type=Path, help="run folder, checkpoint, exported folder or hub id")
-    parser.add_argument("prompts", nargs="+", metavar="prompt or key=value")
+    parser.add_argument("prompts", nargs="*", metavar="prompt or key=value")
     parser.add_argument("--out", type=Path, default=Path("analysis"), help="folder (%(default)s)")
     parser.add_argument(
         "--width", type=int, default=2, help="scales in a range of guidance-off (%(default)s)"
     )
-    options = parser.parse_intermixed_args(argv)
-    prompts, settings = split_prompts(options.prompts)
+    options, prompts, settings = parse_with_prompts(parser, argv)
+    if not prompts:
+        raise UserError("no prompt given")
     if options.kind == "prompt-switch" and len(prompts) != 2:
         raise UserError(f"prompt-switch needs two prompts, got {len(prompts)}")
     if options.width < 1:
         raise UserError(f"--width {options.width} must be at least 1")
+
+    check_output_folder(options.out)
 
     from experiments.trained import open_pipeline
 

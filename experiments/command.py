@@ -1,16 +1,20 @@
 """What every command shares: how an error ends it. One line on stderr, a meaningful exit code, no traceback."""
 
+import argparse
 import ctypes
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 
+from switti import arguments
 from switti.environment import masked
 from switti.errors import UserError
 from switti.escape import printable
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_SETTING = re.compile(r"[A-Za-z_][\w.]*=\S*")
 EXIT_FAILURE = 1  # the machine's fault: no permission, a full disk
 EXIT_USER_ERROR = 2  # the same code as argparse's
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
@@ -60,10 +64,36 @@ def _mallopt(option: int, value: int) -> None:
         ctypes.CDLL("libc.so.6").mallopt(option, value)
 
 
-def split_prompts(words: list[str]) -> tuple[list[str], list[str]]:
-    """(prompts, settings) of a command line that mixes them: a setting has an = and no space."""
-    settings = [word for word in words if "=" in word and " " not in word]
-    return [word for word in words if word not in settings], settings
+def parse_with_prompts(
+    form: argparse.ArgumentParser, argv: list[str]
+) -> tuple[argparse.Namespace, list[str], list[str]]:
+    """(options, prompts, settings) of a command line whose positional `prompts` mixes the last two.
+
+    A word is a setting if it is name=value without blanks; what stands after `--` are prompts. Raises UserError for
+    settings that do not exist and for prompts that are not text.
+    """
+    mark = argv.index("--") if "--" in argv else len(argv)
+    options = form.parse_intermixed_args(argv[:mark])
+    settings = [word for word in options.prompts if _SETTING.fullmatch(word)]
+    prompts = [word for word in options.prompts if word not in settings] + argv[mark + 1 :]
+    if settings:
+        _check_names(settings)
+    return options, [arguments.text("prompt", prompt) for prompt in prompts], settings
+
+
+def _check_names(settings: list[str]) -> None:
+    from configs.loading import SETTINGS
+    from switti.sampling.config import FOREIGN
+    from switti.suggestions import did_you_mean
+
+    for setting in settings:
+        name = setting.partition("=")[0]
+        if name not in SETTINGS and f"sampling.{name}" not in SETTINGS:
+            known = [item.removeprefix("sampling.") for item in SETTINGS if item.startswith("sampling.")]
+            hint = did_you_mean(name, known, FOREIGN)
+            raise UserError(
+                f"unknown setting {name!r}{hint}; a prompt of this form goes after --: -- {setting!r}"
+            )
 
 
 def _setting_with_dashes(words: list[str]) -> str:

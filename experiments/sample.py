@@ -1,95 +1,106 @@
-"""python -m experiments.sample RUN|CHECKPOINT|FOLDER|HUB-ID "prompt" … [--n 8] [--out grid.png] [key=value …]
+"""python -m experiments.sample RUN|CHECKPOINT|FOLDER|HUB-ID "prompt" … [--out grid.png] [key=value …] [-- "a=b"]
 
-Pictures from a trained generator, an exported folder or published weights: a captioned grid, or with --separate one
-file a picture. Settings are those of `sampling`, such as guidance=6 guidance_stop=5 top_k=100; each file's metadata
-hold them with prompt and seed.
+Images from a trained generator, an exported folder or published weights: a captioned grid, or with --separate one file
+an image. Settings are those of `sampling`, such as guidance=6 guidance_stop=5 top_k=100; each file's metadata hold them
+with prompt and seed.
+
+A word is a setting if it is name=value without blanks; whatever stands after -- is a prompt, also "a=b" or "-1 °C".
 """
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from experiments.command import run, split_prompts
+from experiments.command import parse_with_prompts, run
+from switti import arguments
 from switti.errors import UserError
-from switti.files import atomic_write
+from switti.files import check_output, check_output_folder, check_target
+from switti.sampling.formats import check_image, format_of, save_image
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    form = argparse.ArgumentParser(
         prog="python -m experiments.sample",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", type=Path, help="run folder, checkpoint, exported folder or hub id")
-    parser.add_argument("prompts", nargs="+", metavar="prompt or key=value")
-    parser.add_argument("--n", type=int, default=1, help="pictures a prompt (%(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the first picture, the next ones count on (%(default)s)"
-    )
-    parser.add_argument("--negative", default="", help="what guidance leads away from")
-    parser.add_argument("--switch-prompt", help="caption that all pictures follow from --switch-scale on")
-    parser.add_argument("--switch-scale", type=int, help="a scale, counted from 0")
-    parser.add_argument(
-        "--batch", type=int, default=8, help="pictures at a time; does not change them (%(default)s)"
-    )
-    parser.add_argument("--out", type=Path, default=Path("samples.png"), help="PNG file (%(default)s)")
-    parser.add_argument("--separate", action="store_true", help="OUT is a folder: one PNG a picture")
-    options = parser.parse_intermixed_args(argv)
-    prompts, settings = split_prompts(options.prompts)
+    add = form.add_argument
+    add("run", type=Path, help="run folder, checkpoint, exported folder or hub id")
+    add("prompts", nargs="*", metavar="prompt or key=value")
+    add("--n", default="1", help="images a prompt (%(default)s)")
+    add("--seed", default="0", help="of the first image, in [0, 2^64); the next ones count on (%(default)s)")
+    add("--negative", default="", help="what guidance leads away from")
+    add("--switch-prompt", help="caption that all images follow from --switch-scale on")
+    add("--switch-scale", help="a scale, counted from 0")
+    add("--batch", default="8", help="images at a time; does not change them (%(default)s)")
+    add("--out", type=Path, default=Path("samples.png"), help="a .png, .jpg or .webp file (%(default)s)")
+    add("--separate", action="store_true", help="OUT is a folder: one PNG an image")
+    return form
+
+
+def main(argv: list[str]) -> int:
+    options, prompts, settings = parse_with_prompts(parser(), argv)
     if not prompts:
         raise UserError("no prompt given")
+    for name, prompt in (("--negative", options.negative), ("--switch-prompt", options.switch_prompt)):
+        if prompt is not None:
+            arguments.text(name, prompt)
     if (options.switch_prompt is None) != (options.switch_scale is None):
         raise UserError("--switch-prompt and --switch-scale belong together; give both or none")
-    for name in ("n", "batch"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} {getattr(options, name)} must be at least 1")
+    repeats, batch = (arguments.integer(f"--{name}", getattr(options, name), 1) for name in ("n", "batch"))
+    switch = (
+        None if options.switch_scale is None else arguments.integer("--switch-scale", options.switch_scale, 1)
+    )
+    first, count = arguments.seed("--seed", options.seed), len(prompts) * repeats
+    arguments.seed("--seed + images − 1", first + count - 1)
+    seeds = list(range(first, first + count))
+    captions = [prompt for prompt in prompts for _ in range(repeats)]
+    files = [options.out / f"{seed:05d}.png" for seed in seeds]
+    if options.separate:
+        check_output_folder(options.out)
+        for file in files:
+            check_target(file)
+    else:
+        format_of(options.out)
+        check_output(options.out)
 
     from experiments.trained import open_pipeline
-    from switti.sampling.pictures import captioned_grid
+    from switti.sampling.pictures import captioned_grid, grid_size
 
     pipeline, origin = open_pipeline(options.run, settings)
-    seeds = [options.seed + i for i in range(len(prompts) * options.n)]
-    pictures = pipeline(
-        prompts,
-        num_images_per_prompt=options.n,
-        seeds=seeds,
-        negative_prompt=options.negative,
-        switch_prompts=options.switch_prompt,
-        switch_scale=options.switch_scale,
-        batch_size=options.batch,
-        progress=True,
-    )
-    captions = [prompt for prompt in prompts for _ in range(options.n)]
-    details = {
+    details: dict[str, Any] = {
         **origin,
         "negative_prompt": options.negative,
         "sampling": asdict(pipeline.sampling),
     }
-    if options.switch_prompt is not None:
-        details |= {"switch_prompt": options.switch_prompt, "switch_scale": options.switch_scale}
+    if switch is not None:
+        details |= {"switch_prompt": options.switch_prompt, "switch_scale": switch}
+    whole = details | {"prompts": captions, "seeds": seeds}
+    columns = repeats if repeats > 1 else 8
+    if not options.separate:
+        side = pipeline.tokenizer.config.resolution
+        check_image(options.out, grid_size(count, side, side, columns), whole)
+    images = pipeline(
+        prompts,
+        num_images_per_prompt=repeats,
+        seeds=seeds,
+        negative_prompt=options.negative,
+        switch_prompts=options.switch_prompt,
+        switch_scale=switch,
+        batch_size=batch,
+        progress=True,
+    )
     if options.separate:
-        for picture, caption, seed in zip(pictures, captions, seeds, strict=True):
-            save(picture, options.out / f"{seed:05d}.png", {**details, "prompt": caption, "seed": seed})
+        for image, file, caption, seed in zip(images, files, captions, seeds, strict=True):
+            save_image(image, file, details | {"prompt": caption, "seed": seed})
     else:
-        grid = captioned_grid(pictures, captions, columns=options.n if options.n > 1 else 8)
-        save(grid, options.out, {**details, "prompts": captions, "seeds": seeds})
+        save_image(captioned_grid(images, captions, columns), options.out, whole)
     cut = pipeline.text_encoder.truncated
     if cut:
         print(f"note: {cut} captions were cut to text.max_length={pipeline.text_encoder.max_length} tokens")
     print(options.out)
     return 0
-
-
-def save(picture, path: Path, details: dict) -> None:  # type: ignore[no-untyped-def]
-    """A PNG with its settings in the metadata, whole or not at all."""
-    from PIL.PngImagePlugin import PngInfo
-
-    info = PngInfo()
-    info.add_text("switti", json.dumps(details))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        picture.save(temporary, format="PNG", pnginfo=info)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,40 @@ def check_target(path: str | Path) -> Path:
     return Path(path)
 
 
+def check_output(path: str | Path) -> Path:
+    """`path`, if a file can be written there: tried now, before long work, with an empty one beside it.
+
+    Raises UserError for what `check_target` refuses, a folder that is missing, full or not writable.
+    """
+    target = check_target(path)
+    _try_in(target.parent, target)
+    return target
+
+
+def check_output_folder(path: str | Path) -> Path:
+    """The same for a folder of outputs, which may be there already or is made later inside one that is."""
+    folder = Path(path)
+    with writing(folder):
+        kind = kind_of(folder)
+    if kind is None:
+        check_target(folder)
+    elif kind != "folder":
+        raise UserError(f"{folder} is a {kind}, not a folder; choose another name for the output")
+    _try_in(folder if kind else folder.absolute().parent, folder)
+    return folder
+
+
+def _try_in(folder: Path, target: Path) -> None:
+    if kind_of(folder) != "folder":
+        raise UserError(f"cannot write {target}: there is no folder {folder}; make it first")
+    probe = unique_temporary(folder / target.name)
+    with writing(target):
+        try:
+            probe.touch(exist_ok=False)
+        finally:
+            probe.unlink(missing_ok=True)
+
+
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
     """An OSError within becomes a UserError that names the path, the reason, the free space and the remedy."""

@@ -25,6 +25,10 @@ FOREIGN: dict[str, str] = {
     **dict.fromkeys(("height", "target_size", "original_size"), _SIZE),
 }
 
+# Beyond these, float32 logits of any trained model overflow or become equal.
+LARGEST_GUIDANCE = 1e6
+TEMPERATURES = (1e-6, 1e6)
+
 
 @dataclass
 class SamplingConfig:
@@ -47,12 +51,19 @@ class SamplingConfig:
     gumbel_start: int = 2
 
     def validate(self, path: str) -> None:
+        if not abs(self.guidance) <= LARGEST_GUIDANCE:
+            raise UserError(
+                f"{path}.guidance={self.guidance} must lie in [-{LARGEST_GUIDANCE:g}, {LARGEST_GUIDANCE:g}]"
+            )
         if self.top_k < 0:
             raise UserError(f"{path}.top_k={self.top_k} must be 0 (all) or positive")
         if not 0.0 <= self.top_p <= 1.0:
             raise UserError(f"{path}.top_p={self.top_p} must lie in [0, 1]")
-        if self.late_temperature is not None and self.late_temperature <= 0:
-            raise UserError(f"{path}.late_temperature={self.late_temperature} must be positive")
+        low, high = TEMPERATURES
+        if self.late_temperature is not None and not low <= self.late_temperature <= high:
+            raise UserError(
+                f"{path}.late_temperature={self.late_temperature} must lie in [{low:g}, {high:g}], or be null for none"
+            )
         for name in ("guidance_start", "gumbel_start"):
             if getattr(self, name) < 0:
                 raise UserError(f"{path}.{name}={getattr(self, name)} must not be negative")

@@ -16,21 +16,33 @@ def to_pil(images_B3HW: Tensor) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in pixels]
 
 
-def captioned_grid(
-    pictures: Sequence[Image.Image], captions: Sequence[str], columns: int = 8, smallest: int = 128
-) -> Image.Image:
+SMALLEST = 128  # px; narrower images are enlarged in a grid
+
+
+def _cells(width: int, height: int) -> tuple[int, int, int, int]:
+    """(factor of enlargement, line height, cell width, cell height) of images of a size in px."""
+    factor = max(1, -(-SMALLEST // width))
+    line = max(12, width * factor // 9)
+    return factor, line, width * factor + MARGIN, height * factor + CAPTION_LINES * line + MARGIN
+
+
+def grid_size(count: int, width: int, height: int, columns: int) -> tuple[int, int]:
+    """(width, height) in px of a captioned grid of `count` images."""
+    _, _, cell_width, cell_height = _cells(width, height)
+    columns = min(columns, count)
+    return columns * cell_width + MARGIN, -(-count // columns) * cell_height + MARGIN
+
+
+def captioned_grid(pictures: Sequence[Image.Image], captions: Sequence[str], columns: int = 8) -> Image.Image:
     """One picture of all pictures with their captions below, row by row.
 
-    Pictures narrower than `smallest` px are enlarged by a whole factor without smoothing.
+    Pictures narrower than `SMALLEST` px are enlarged by a whole factor without smoothing.
     """
-    factor = max(1, -(-smallest // pictures[0].width))
+    factor, line, cell_width, cell_height = _cells(*pictures[0].size)
     width, height = pictures[0].width * factor, pictures[0].height * factor
     font = ImageFont.load_default(size=max(10, width // 11))
-    line = max(12, width // 9)
-    cell_width, cell_height = width + MARGIN, height + CAPTION_LINES * line + MARGIN
+    sheet = Image.new("RGB", grid_size(len(pictures), *pictures[0].size, columns), "white")
     columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * cell_width + MARGIN, rows * cell_height + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
     for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         x = MARGIN + index % columns * cell_width

@@ -3,15 +3,18 @@
 import inspect
 import tempfile
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from switti import arguments
+from switti.config_values import from_values
 from switti.errors import UserError
 from switti.hub import upload
 from switti.models.rqvae import RQVAE
@@ -22,9 +25,10 @@ from switti.sampling.config import FOREIGN, SamplingConfig
 from switti.sampling.exported import Parts, read_parts, write_parts
 from switti.sampling.pictures import to_pil
 from switti.sampling.sampler import PictureNoise, PromptSwitch, ScaleTrace, sample_latent
-from switti.suggestions import did_you_mean
+from switti.suggestions import did_you_mean, shortened
 
 Seed = int | torch.Generator
+MAX_CROP = 1 << 24  # px; the condition is computed in float32
 
 
 @dataclass
@@ -114,7 +118,7 @@ class SwittiPipeline:
         seeds: Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         sampling: SamplingConfig | None = None,
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] | None = "",
         switch_prompts: str | Sequence[str] | None = None,
         switch_scale: int | None = None,
         crop: tuple[int, int, int, int] | None = None,
@@ -126,28 +130,33 @@ class SwittiPipeline:
     ) -> list[Image.Image] | Tensor:
         """Pictures in the order of the prompts, all of one prompt together.
 
-        A picture depends on its prompt, seed and settings alone, not on its batch. seeds: one a picture (default 0, 1,
-        …). generator: a CPU generator a picture, or a single one for all: each draws a seed a picture and so moves on.
-        sampling: instead of the pipeline's; **changes: single fields of it, such as guidance=6.0 or top_k=100.
-        negative_prompt: what guidance leads away from, one for all or one a prompt. switch_prompts: the captions that
-        are followed from scale `switch_scale` on (Section 3.4). crop: (height, width, top, left) of the crop condition
-        (None: a square that was not cropped).
+        A picture depends on its prompt, seed and settings alone, not on its batch.
+
+        seeds: one a picture, each in [0, 2⁶⁴) (default 0, 1, …). generator: a CPU generator a picture, or a single one
+        for all: each draws a seed a picture and so moves on. sampling: instead of the pipeline's; **changes: single
+        fields of it, such as guidance=6.0 or top_k=100. negative_prompt: what guidance leads away from, one for all or
+        one a prompt (None: ""). switch_prompts: the captions that are followed from scale `switch_scale` on
+        (Section 3.4). crop: (height, width, top, left) of the crop condition (None: a square that was not cropped).
+
         Returns PIL pictures; with output_type "pt" a tensor [B, 3, H, W] in [0, 1], with "latent" what the tokenizer
-        decodes, [B, C, H, W]. Raises UserError for lists of different lengths and settings out of range.
+        decodes, [B, C, H, W]. Raises UserError for lists of different lengths, arguments of another type, settings out
+        of range, and where logits are not finite.
         """
-        for name, number in (("num_images_per_prompt", num_images_per_prompt), ("batch_size", batch_size)):
-            if number < 1:
-                raise UserError(f"{name}={number} must be at least 1")
+        repeats = arguments.integer("num_images_per_prompt", num_images_per_prompt, 1)
+        batch_size = arguments.integer("batch_size", batch_size, 1)
         if output_type not in ("pil", "pt", "latent"):
-            raise UserError(f"output_type={output_type!r} must be pil, pt or latent")
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+            raise UserError(f"output_type={shortened(repr(output_type))} must be pil, pt or latent")
+        prompts = _texts("prompts", prompts)
         if not prompts:
             raise UserError("no prompt given")
-        captions = _one_each(prompts, len(prompts), num_images_per_prompt, "prompts")
-        negative = _one_each(negative_prompt, len(prompts), num_images_per_prompt, "negative_prompt")
-        later = self._later(switch_prompts, switch_scale, len(prompts), num_images_per_prompt)
+        captions = _one_each(prompts, len(prompts), repeats, "prompts")
+        negative = _one_each(
+            "" if negative_prompt is None else negative_prompt, len(prompts), repeats, "negative_prompt"
+        )
+        later = self._later(switch_prompts, switch_scale, len(prompts), repeats)
         sources = _sources(seeds, generator, len(captions))
         settings = changed(self.sampling if sampling is None else sampling, changes, _ARGUMENTS)
+        crop_4 = None if crop is None else torch.tensor(_checked_crop(crop), device=self.device)
         starts = range(0, len(captions), batch_size)
         results = []
         for start in tqdm(starts, unit="batch", disable=not progress, desc="sampling"):
@@ -162,7 +171,7 @@ class SwittiPipeline:
                     self._null(negative[part]),
                     settings,
                     PictureNoise(sources[part], self.device),
-                    None if crop is None else torch.tensor([crop], device=self.device).expand(len(text), -1),
+                    None if crop_4 is None else crop_4.expand(len(text), -1),
                     callback_on_scale_end,
                     switch,
                 )
@@ -189,20 +198,37 @@ class SwittiPipeline:
         if prompts is None or scale is None:
             return []
         last = self.generator.pyramid.count - 1
-        if not 1 <= scale <= last:
-            raise UserError(f"switch_scale={scale} must lie in [1, {last}], a scale after the first one")
+        arguments.integer("switch_scale", scale, 1, last)
         return _one_each(prompts, count, repeats, "switch_prompts")
 
 
 _ARGUMENTS = inspect.getfullargspec(SwittiPipeline.__call__).kwonlyargs
 
 
+def _texts(name: str, given: Any) -> list[str]:
+    """One text or several as a list. Raises UserError for anything else."""
+    if isinstance(given, str):
+        return [arguments.text(name, given)]
+    if not isinstance(given, Sequence) or isinstance(given, bytes):
+        raise UserError(f"{name} must be a text or a list of texts, not {type(given).__name__}")
+    return [arguments.text(f"{name}[{i}]", item) for i, item in enumerate(given)]
+
+
 def _one_each(given: str | Sequence[str], count: int, repeats: int, name: str) -> list[str]:
     """One text a picture: one for all, or one a prompt."""
-    texts = [given] * count if isinstance(given, str) else list(given)
+    texts = _texts(name, given)
+    if isinstance(given, str):
+        texts = texts * count
     if len(texts) != count:
         raise UserError(f"{name}: {len(texts)} texts for {count} prompts; give one for all or one a prompt")
     return [text for text in texts for _ in range(repeats)]
+
+
+def _checked_crop(crop: Any) -> list[list[int]]:
+    """(height, width, top, left) in pixels as a row. Raises UserError."""
+    if not isinstance(crop, Sequence) or isinstance(crop, str) or len(crop) != 4:
+        raise UserError(f"crop={shortened(repr(crop))} must be (height, width, top, left) in pixels")
+    return [[arguments.integer("crop", side, 0, MAX_CROP) for side in crop]]
 
 
 def _sources(
@@ -210,13 +236,19 @@ def _sources(
 ) -> list[Seed]:
     """Where each picture's randomness comes from."""
     if generator is None:
-        found: list[Seed] = list(range(count)) if seeds is None else list(seeds)
+        found: list[Seed] = list(range(count)) if seeds is None else _checked_seeds(seeds)
         name = "seeds"
     elif seeds is not None:
         raise UserError("give seeds or generator, not both")
     else:
         single = isinstance(generator, torch.Generator)
-        generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
+        generators = [generator] if isinstance(generator, torch.Generator) else generator
+        if not isinstance(generators, Sequence) or not all(
+            isinstance(g, torch.Generator) for g in generators
+        ):
+            raise UserError(
+                f"generator={shortened(repr(generator))} must be a torch.Generator or a list of them"
+            )
         for item in generators:
             if item.device.type != "cpu":
                 raise UserError(
@@ -229,18 +261,28 @@ def _sources(
     return found
 
 
+def _checked_seeds(seeds: Any) -> list[Seed]:
+    if isinstance(seeds, str | bytes) or not hasattr(seeds, "__iter__"):
+        raise UserError(f"seeds={shortened(repr(seeds))} must be a list with one seed a picture")
+    return [arguments.seed(f"seeds[{i}]", seed) for i, seed in enumerate(seeds)]
+
+
 def changed(
     sampling: SamplingConfig, changes: dict[str, Any], others: Collection[str] = ()
 ) -> SamplingConfig:
     """Settings with some fields replaced; others: arguments of the caller that may have been meant.
 
-    Raises UserError for a name that is not a setting, or a value out of range.
+    Raises UserError for a name that is not a setting, a value of another type or out of range.
     """
     names = [item.name for item in fields(SamplingConfig)]
     for name in changes:
         if name not in names:
             hint = did_you_mean(name, [*names, *others], FOREIGN) or f"; sampling has {', '.join(names)}"
             raise UserError(f"unknown argument {name!r}{hint}")
-    settings = replace(sampling, **changes)
-    settings.validate("sampling")
-    return settings
+    if not isinstance(sampling, SamplingConfig):
+        raise UserError(f"sampling={shortened(repr(sampling))} must be a SamplingConfig")
+    plain = {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in (asdict(sampling) | changes).items()
+    }
+    return from_values(SamplingConfig, plain, "sampling")

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from switti import arguments
+from switti.errors import UserError
 from switti.models.rqvae import RQVAE
 from switti.models.text.base import TextEmbedding
 from switti.models.transformer import Condition, ScaleTransformer
@@ -19,6 +21,7 @@ from switti.sampling.config import SamplingConfig
 from switti.sampling.filters import draw_tokens, gumbel_softmax, gumbel_temperature
 from switti.sampling.guidance import GuidancePlan
 
+LARGEST_LOGIT = 1e35
 # noise(scale, (P, V)) → Exp(1) draws [B, P, V]; None stands for the most probable token.
 Noise = Callable[[int, tuple[int, int]], Tensor | None]
 
@@ -70,10 +73,10 @@ class PictureNoise:
 
 
 def _as_seed(seed: int | torch.Generator) -> int:
-    """A number in [0, 2^64) that a stream can start from."""
+    """A number in [0, 2^64) that a stream can start from. Raises UserError for any other."""
     if isinstance(seed, torch.Generator):
-        seed = int(torch.randint(2**63 - 1, (), generator=seed, device=seed.device))
-    return int(seed) % 2**64
+        return int(torch.randint(2**63 - 1, (), generator=seed, device=seed.device))
+    return arguments.seed("seed", seed)
 
 
 @dataclass(frozen=True)
@@ -105,15 +108,30 @@ def _choose(
     plan: GuidancePlan,
     ratio: float,
     scale: int,
+    logits: Tensor,
     guided: Tensor,
     noise: Tensor | None,
-    rounded: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
     """(tokens, None, guided) or (None, soft weights, guided·(1 + r)), depending on Gumbel smoothing."""
-    if config.gumbel and config.gumbel_start <= scale < plan.stop and noise is not None:
+    soft = config.gumbel and config.gumbel_start <= scale < plan.stop and noise is not None
+    if soft:
         guided = guided * (1.0 + ratio)
+    _check_finite(guided, logits, config, scale)
+    if soft and noise is not None:
         return None, gumbel_softmax(guided, noise, gumbel_temperature(ratio)), guided
-    return draw_tokens(guided, config.top_k, config.top_p, noise, rounded), None, guided
+    return draw_tokens(guided, config.top_k, config.top_p, noise, logits.dtype.itemsize < 4), None, guided
+
+
+def _check_finite(guided: Tensor, logits: Tensor, config: SamplingConfig, scale: int) -> None:
+    """UserError if no token can be drawn from `guided`, naming what has made it of the model's `logits`."""
+    # The largest of a row is not a number if any of them is not one.
+    if bool((guided.amax(dim=-1).abs() < LARGEST_LOGIT).all()):
+        return
+    if bool(logits.isfinite().all()):
+        cause = f"sampling.guidance={config.guidance} and late_temperature={config.late_temperature} make them overflow"
+    else:
+        cause = f"the model's weights or its caption are not finite, or overflow in {str(logits.dtype)[6:]}"
+    raise UserError(f"logits of scale {scale} are not finite: {cause}")
 
 
 @torch.no_grad()
@@ -134,7 +152,7 @@ def sample_latent(
     text: B captions; null: one caption (or B) for the unconditional rows, "" or a negative prompt. Guidance, filters
     and the running latent are kept in float32 whatever the model's precision. switch: other captions from some scale
     on; what a causal model remembers of the coarser scales stays as it was. plan: guidance by scale, if another than
-    `config` describes.
+    `config` describes. Raises UserError where logits are not finite.
     """
     pyramid, quantizer = model.pyramid, tokenizer.quantize
     plan = plan or GuidancePlan.of(config, pyramid)
@@ -153,8 +171,7 @@ def sample_latent(
         logits = model.forward_scale(scale, inputs, condition if unconditional else conditional, cache)
         guided = plan.combine(logits, batch, scale)
         drawn = noise(scale, (guided.shape[1], guided.shape[2]))
-        rounded = logits.dtype.itemsize < 4
-        tokens, soft, guided = _choose(config, plan, pyramid.ratio(scale), scale, guided, drawn, rounded)
+        tokens, soft, guided = _choose(config, plan, pyramid.ratio(scale), scale, logits, guided, drawn)
         codes = (
             soft @ quantizer.embedding.weight if soft is not None else quantizer.embed(cast(Tensor, tokens))
         )

@@ -248,9 +248,27 @@ class Sampling(Target):
         )  # fmt: skip
         for _ in range(chance.randint(1, 3)):
             name = chance.choice(names if chance.random() < 0.6 else others)
-            value = chance.choice(
-                (*ODD, 3.0, 2, 1e39, 1e38, 1e-300, 0.999, 10**9, [1], ["a"], ["a", "b"], [2**64], ["\udcff"])
+            usual = (
+                0,
+                1,
+                2,
+                3,
+                0.5,
+                1.0,
+                0.999,
+                1e5,
+                1e-5,
+                -1.0,
+                None,
+                True,
+                False,
+                "a",
+                [1],
+                ["a"],
+                [2**64 - 1],
             )
+            odd = (*ODD, 1e39, 1e38, 1e-300, 10**9, ["a", "b"], [2**64], ["\udcff"])
+            value = chance.choice(usual if chance.random() < 0.7 else odd)
             large = name == "num_images_per_prompt" and type(value) in (int, float) and value > 4
             call[name] = 2 if large else value
         (folder / "call.json").write_text(json.dumps(call))

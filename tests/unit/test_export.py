@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from switti.files import read_json
 from switti.models.rqvae import RQVAE, save_rqvae
 from switti.models.transformer import ScaleTransformer
 from switti.published import generator_to_published
+from switti.sampling.formats import check_image
+from switti.sampling.pictures import captioned_grid, grid_size
 from switti.sampling.pipeline import SwittiPipeline
 
 
@@ -102,6 +105,115 @@ def test_sampling_from_an_exported_folder(run: Path, tmp_path: Path) -> None:
     assert (noted["switch_prompt"], noted["switch_scale"]) == ("blue square", 1)
     with pytest.raises(UserError, match="belong together"):
         drawn(run, tmp_path / "d.png", *switch[:2])
+
+
+# ---- the sample command -----------------------------------------------------------------------------------------
+
+
+def no_sampling(*_arguments: Any) -> Any:
+    raise AssertionError("nothing may be loaded before this is refused")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("x.jpg", "JPEG"), ("x.JPEG", "JPEG"), ("x.webp", "WEBP"), ("x.png", "PNG")]
+)
+def test_the_name_says_the_format_and_the_file_its_settings(
+    name: str, kind: str, run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / name
+    arguments = [
+        "guidance=3",
+        "--n",
+        "2",
+        "--seed",
+        "010",
+        "--out",
+        str(out),
+        "--",
+        "a=b",
+        "E = mc²",
+        "-1 °C",
+    ]
+    assert sample.main([str(run), "cat", *arguments]) == 0
+    with Image.open(out) as image:
+        image.load()
+        assert image.format == kind
+        text = image.text["switti"] if kind == "PNG" else image.getexif()[270]  # type: ignore[attr-defined]
+    details = json.loads(text)
+    assert details["prompts"][::2] == ["cat", "a=b", "E = mc²", "-1 °C"]
+    assert details["seeds"] == list(range(10, 18)) and details["sampling"]["guidance"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a=b"], "unknown setting 'a'.*; a prompt of this form goes after --: -- 'a=b'"),
+        (["cat", "guidence=3"], "did you mean 'guidance'"),
+        ([], "no prompt given"),
+        (["guidance=3"], "no prompt given"),
+        (["caf\udce9"], r"prompt=caf\\udce9 is not text in UTF-8"),
+        (["--", "\udcff=x"], "prompt=.* is not text in UTF-8"),
+        (["cat", "--negative", "\udcff"], "--negative=.* is not text"),
+        (
+            ["cat", "--seed", str(2**64)],
+            r"--seed=18446744073709551616 must be an integer in \[0, 18446744073709551615\]",
+        ),
+        (["cat", "dog", "--seed", str(2**64 - 1)], r"--seed \+ images − 1=18446744073709551616 must be"),
+        (["cat", "--seed", "-1"], "--seed=-1 must be"),
+        (["cat", "--seed", "1.5"], "--seed=1.5 must be"),
+        (["cat", "--seed", "true"], "--seed=true must be"),
+        (["cat", "--seed", "9" * 5000], r"--seed=9+… \(5000 characters\) must be"),
+        (["cat", "--n", "0"], "--n=0 must be an integer of at least 1"),
+        (["cat", "--batch", "x"], "--batch=x must be"),
+        (["cat", "--switch-prompt", "a", "--switch-scale", "1.5"], "--switch-scale=1.5 must be"),
+        (["cat", "--out", "x.gif"], "x.gif must end in .png, .jpg, .jpeg, .webp"),
+        (["cat", "--out", "x"], "x must end in"),
+        (["cat", "--out", "folder.png"], "folder.png is a folder, not a regular file"),
+        (["cat", "--out", "fifo.png"], "fifo.png is a FIFO"),
+        (["cat", "--out", "link.png"], "link.png is a symbolic link"),
+        (["cat", "--out", "dangling.png"], "dangling.png is a symbolic link"),
+        (["cat", "--out", "/dev/null"], "must end in"),
+        (["cat", "--out", "missing/x.png"], "there is no folder missing"),
+        (["cat", "--out", "file/x.png"], "cannot write file/x.png"),
+        (["cat", "--out", "/proc/x.png"], "cannot write /proc/x.png"),
+        (["cat", "--out", "a" * 300 + ".png"], "cannot write a+.png"),
+        (["cat", "--separate", "--out", "file"], "file is a file, not a folder"),
+        (["cat", "--separate", "--out", "fifo.png"], "fifo.png is a FIFO, not a folder"),
+        (["cat", "--separate", "--out", "dangling.png"], "dangling.png is a symbolic link"),
+        (["cat", "--separate", "--out", "missing/x"], "there is no folder"),
+        (["cat", "--separate", "--out", "full"], "00000.png is a FIFO"),
+    ],
+)
+def test_what_cannot_be_meant_or_written_is_refused_before_anything_is_loaded(
+    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("experiments.trained.open_pipeline", no_sampling)
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "full").mkdir()
+    for name in ("fifo.png", "full/00000.png"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link.png").symlink_to("file")
+    (tmp_path / "dangling.png").symlink_to("nothing")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=words):
+        sample.main(["run", *arguments])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_jpeg_that_cannot_hold_the_grid_or_its_settings_is_refused_before_sampling() -> None:
+    check_image(Path("x.jpg"), (65_500, 10), {"a": "b"})
+    check_image(Path("x.png"), (10**6, 10**6), {"a": "b" * 10**6})
+    with pytest.raises(
+        UserError, match=r"x\.webp: WEBP holds at most 16383 px a side, not 16384 × 5; give a \.png"
+    ):
+        check_image(Path("x.webp"), (16_384, 5), {})
+    with pytest.raises(UserError, match="too long for JPEG's metadata"):
+        check_image(Path("x.jpg"), (5, 5), {"prompts": ["word"] * 10_000})
+    images = [Image.new("RGB", (20, 10))] * 5
+    for columns in (1, 3, 8):
+        assert captioned_grid(images, ["a"] * 5, columns).size == grid_size(5, 20, 10, columns)
 
 
 def test_sources_that_are_none_are_explained(run: Path, tmp_path: Path) -> None:

@@ -182,15 +182,92 @@ def test_a_causal_switch_keeps_what_was_seen() -> None:
         ({"negative_prompt": ["a", "b"]}, "negative_prompt: 2 texts for 1 prompts"),
         ({"switch_prompts": "b"}, "belong together"),
         ({"switch_scale": 2}, "belong together"),
-        ({"switch_prompts": "b", "switch_scale": 4}, r"switch_scale=4 must lie in \[1, 3\]"),
-        ({"switch_prompts": "b", "switch_scale": 0}, r"switch_scale=0 must lie in \[1, 3\]"),
+        ({"switch_prompts": "b", "switch_scale": 4}, r"switch_scale=4 must be an integer in \[1, 3\]"),
+        ({"switch_prompts": "b", "switch_scale": 0}, r"switch_scale=0 must be an integer in \[1, 3\]"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt=0"),
         ({"output_type": "np"}, "output_type='np' must be"),
+        ({"prompts": None}, "prompts must be a text or a list of texts, not NoneType"),
+        ({"prompts": ["a", 3]}, r"prompts\[1\]=3 must be text, not int"),
+        ({"prompts": b"a"}, "not bytes"),
+        ({"prompts": "caf\udce9"}, r"prompts=caf\\udce9 is not text in UTF-8"),
+        ({"negative_prompt": 3}, "negative_prompt must be"),
+        ({"negative_prompt": "\ud800"}, "negative_prompt=.* is not text in UTF-8"),
+        ({"switch_prompts": [None], "switch_scale": 1}, r"switch_prompts\[0\]=None must be text"),
+        ({"switch_prompts": "b", "switch_scale": 1.5}, "switch_scale=1.5 must be an integer"),
+        ({"seeds": [-1]}, r"seeds\[0\]=-1 must be an integer in \[0, 18446744073709551615\]"),
+        ({"seeds": [2**64]}, r"seeds\[0\]=18446744073709551616 must be"),
+        ({"seeds": [1.5]}, r"seeds\[0\]=1.5 must be"),
+        ({"seeds": [True]}, r"seeds\[0\]=True must be"),
+        ({"seeds": [None]}, r"seeds\[0\]=None must be"),
+        ({"seeds": [10**6000]}, r"seeds\[0\]=an integer of 19932 bits must be"),
+        ({"seeds": 5}, "seeds=5 must be a list"),
+        ({"seeds": "5"}, "seeds='5' must be a list"),
+        ({"generator": 5}, "generator=5 must be a torch.Generator"),
+        ({"num_images_per_prompt": 1.5}, "num_images_per_prompt=1.5 must be an integer of at least 1"),
+        ({"batch_size": True}, "batch_size=True must be"),
+        ({"crop": (1, 2, 3)}, "crop=.* must be .height, width, top, left."),
+        ({"crop": (1, 2, 3, -1)}, "crop=-1 must be an integer"),
+        ({"sampling": {"top_k": 3}}, "must be a SamplingConfig"),
+        ({"sampling": SamplingConfig(top_k=2.5)}, "sampling.top_k=2.5 is not a whole number"),  # type: ignore[arg-type]
+        ({"guidance": 1e39}, r"sampling.guidance=1e\+39 must lie in"),
+        ({"guidance": float("nan")}, "sampling.guidance=nan"),
+        ({"guidance": "4"}, "sampling.guidance=.*4.* is not a number"),
+        ({"guidance": None}, "sampling.guidance=None is not a number"),
+        ({"top_k": -1}, "sampling.top_k=-1 must be 0"),
+        ({"top_k": True}, "sampling.top_k=True is not a whole number"),
+        ({"top_p": float("nan")}, "sampling.top_p=nan"),
+        ({"top_p": -0.1}, "sampling.top_p=-0.1 must lie in"),
+        ({"late_temperature": 0}, "sampling.late_temperature=0 must lie in"),
+        ({"late_temperature": 0.0}, "sampling.late_temperature=0.0 must lie in"),
+        ({"late_temperature": float("inf")}, "sampling.late_temperature=inf"),
+        ({"late_temperature": 1e-300}, "sampling.late_temperature=1e-300 must lie in"),
+        ({"guidance_stop": -1}, "sampling.guidance_stop=-1"),
+        ({"gumbel_start": 0.5}, "sampling.gumbel_start=0.5 is not a whole number"),
+        ({"gumbel": 1}, "sampling.gumbel=1 is not true or false"),
     ],
 )
 def test_bad_arguments_are_named(pipeline: SwittiPipeline, arguments: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         pipeline(**({"prompts": "a"} | arguments))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"seeds": [2**64 - 1]}, {"seeds": np.array([3])}, {"seeds": range(1)}, {"top_k": 10**9}, {"top_k": 0},
+        {"top_p": 0.0}, {"top_p": 1}, {"guidance": -1.0}, {"guidance": np.float32(2)}, {"guidance": 1e6},
+        {"late_temperature": 1e-6, "guidance_stop": 1}, {"guidance_start": 10**18}, {"gumbel": False, "top_k": 1},
+        {"prompts": ""}, {"prompts": "E = mc²"}, {"prompts": "x\x00y"},
+    ],
+)  # fmt: skip
+def test_extreme_arguments_give_images(pipeline: SwittiPipeline, arguments: dict) -> None:
+    image = pipeline(**({"prompts": "a", "output_type": "pt"} | arguments))
+    assert image.shape == (1, 3, 8, 8) and image.isfinite().all()
+
+
+def test_no_negative_prompt_is_the_empty_one(pipeline: SwittiPipeline) -> None:
+    plain = pipeline("a", output_type="pt")
+    assert torch.equal(pipeline("a", negative_prompt=None, output_type="pt"), plain)
+    assert not close(pipeline("a", negative_prompt="b", output_type="pt"), plain)
+
+
+@pytest.mark.parametrize("visibility", ["causal", "non_causal"])
+@pytest.mark.parametrize("gumbel", [True, False])
+@pytest.mark.parametrize("top_k", [0, 5])
+def test_weights_that_are_not_finite_are_named(visibility: str, gumbel: bool, top_k: int) -> None:
+    pipe = build(visibility)
+    with torch.no_grad():
+        pipe.generator.lvl_embed.weight[2] = float("nan")
+    with pytest.raises(UserError, match="logits of scale 2 are not finite: the model's weights"):
+        pipe("a", gumbel=gumbel, top_k=top_k)
+
+
+def test_logits_that_guidance_makes_overflow_name_it() -> None:
+    pipe = build()
+    with torch.no_grad():
+        pipe.generator.head.bias.add_(1e34)
+    with pytest.raises(UserError, match=r"logits of scale 1 are not finite: sampling.guidance=1000000.0 and"):
+        pipe("a", guidance=1e6, gumbel=False)
 
 
 # ---- folders and hubs -------------------------------------------------------------------------------------------

@@ -1,0 +1,64 @@
+"""Settings objects from the values of a JSON file, which may be anything. Imports no torch."""
+
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from switti.errors import UserError
+from switti.suggestions import shortened
+
+
+class _Config(Protocol):
+    def validate(self, path: str) -> None: ...
+
+
+Config = TypeVar("Config", bound=_Config)
+
+
+def from_values(kind: type[Config], values: Mapping[str, Any], path: str) -> Config:
+    """A settings object of the dataclass `kind`; what `values` leaves out keeps its default.
+
+    path: the group that messages name. Raises UserError for an unknown name, a value of another type or out of range.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{path} is a {type(values).__name__}, not an object with settings")
+    known = [item.name for item in fields(kind)]  # type: ignore[arg-type]
+    hints = get_type_hints(kind)
+    for name, value in values.items():
+        if name not in known:
+            raise UserError(f"unknown setting {path}.{shortened(name)}; known are {', '.join(known)}")
+        if not _fits(value, hints[name]):
+            raise UserError(f"{path}.{name}={shortened(value)} is not {_words(hints[name])}")
+    config = kind(**values)
+    config.validate(path)
+    return config
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is of an annotated type; a whole number is a float, a truth value is not a number."""
+    origin = get_origin(hint)
+    if origin is Literal:
+        return value in get_args(hint) if isinstance(value, str) else False
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in get_args(hint))
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, get_args(hint)[0]) for item in value)
+    if hint is int:
+        return type(value) is int and abs(value) < 2**63
+    if hint is float:
+        return type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)
+    return value is None if hint is type(None) else type(value) is hint
+
+
+def _words(hint: Any) -> str:
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(parts)}"
+    if origin in (Union, types.UnionType):
+        return " or ".join(_words(part) for part in parts)
+    if origin is list:
+        return f"a list, each {_words(parts[0])}"
+    known = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return known.get(hint, str(hint))
