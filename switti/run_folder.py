@@ -284,7 +284,7 @@ def _parse(line: str) -> Row:
     if not (step.isascii() and step.isdigit() and len(step) < 20 and int(step) <= _MAX_INTEGER):
         raise ValueError(f"step {step[:60]!r} is not a whole number below 2**63")
     try:
-        return Row(int(step), int(epoch[:20]), metric, float(value[:60]), float(time[:60]))
+        return Row(int(step), int(epoch), metric, float(value), float(time))
     except ValueError:
         raise ValueError("epoch, value or time is not a number") from None
 
