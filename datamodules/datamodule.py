@@ -2,6 +2,7 @@
 
 import logging
 import signal
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -209,14 +210,21 @@ class ShardDataModule(LightningDataModule):
     def examples(self, split: str, count: int) -> Batch:
         """`count` samples spread evenly over a split ("train" or "validation"), cropped in the centre, as one batch:
         the same ones for every run over these shards. Damaged ones are left out."""
+        return next(self.example_batches(split, count, count))
+
+    def example_batches(self, split: str, count: int, size: int) -> Iterator[Batch]:
+        """The same in batches of up to `size`, of which one at a time is in memory. UserError if all are damaged."""
         samples = self._samples(split, random_crop=False, dropout=False)
         places = [(shard, row) for shard, index in enumerate(samples.shards) for row in range(len(index))]
-        count = min(count, len(places))
+        count, found = min(count, len(places)), False
         chosen = [places[i * len(places) // count] for i in range(count)]
-        batch = collate([samples.read(shard, row, epoch=0) for shard, row in chosen], samples.store)
-        if not batch:
+        for start in range(0, count, size):
+            read = [samples.read(shard, row, epoch=0) for shard, row in chosen[start : start + size]]
+            if batch := collate(read, samples.store):
+                found = True
+                yield batch
+        if not found:
             raise UserError(f"data.{split}: none of {count} pictures can be read")
-        return batch
 
     def _options(self, store: EmbeddingStore | None) -> dict[str, Any]:
         stored: dict[str, Any] = {}

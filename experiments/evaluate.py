@@ -1,11 +1,13 @@
 """python -m experiments.evaluate STUDY|RUN|CHECKPOINT … [--pictures N] [--stopped-early] [key=value …]
+python -m experiments.evaluate FOLDER|HUB-ID … --data SHARDS [--out DIR] [--pictures N] [key=value …]
 
-Measures trained generators: the metrics of a run's `metrics` settings on N generated pictures (default
-metrics.prompts), and the time of each scale with guidance as configured and stopped two scales early. Prints a table
-and writes evaluation.json into each run's folder, where experiments.compare finds it.
+Measures generators: the metrics of a run's `metrics` settings on N generated pictures (default metrics.prompts), and
+the time of each scale with guidance as configured and stopped two scales early. Prints a table. Of runs it writes
+evaluation.json into each run's folder, where experiments.compare finds it. Exported folders and published weights stay
+as they are: their result goes to evaluation/NAME.json (or DIR/NAME.json); captions and pictures are those of SHARDS.
 
-Runs that are given together are timed in turn, round by round, so that their times can be compared on a machine that
-does other work as well; all of them are in memory at once. --stopped-early takes the metrics a second time, on the
+Generators that are given together are timed in turn, round by round, so that their times can be compared on a machine
+that does other work as well; all of them are in memory at once. --stopped-early takes the metrics a second time, on the
 same captions and noise with guidance stopped two scales early.
 
     python -m experiments.evaluate tokenizer=A,B,… [--data SHARDS] [--pictures 300] [--scales …] [--out DIR]
@@ -26,36 +28,42 @@ from typing import TYPE_CHECKING, Any
 from experiments import tokenizer_evaluation
 from experiments.command import run
 from switti.errors import UserError
-from switti.files import write_json
+from switti.files import check_output_folder, check_target, write_json
+from switti.hub import is_hub_id
 from switti.report.runs import find_runs
 from switti.run_folder import CONFIG, EVALUATION
 
 if TYPE_CHECKING:
-    from configs.schema import RunConfig
+    from datamodules.datamodule import ShardDataModule
+    from switti.metrics.config import MetricsConfig
     from switti.sampling.config import SamplingConfig
     from switti.sampling.pipeline import SwittiPipeline
 
 TIMED_BATCH = 8
+SHARED = ("data", "out")  # options of tokenizers that generators have, too
+INDEX, WEIGHTS_CONFIG = "model_index.json", "config.json"  # of an exported folder and of published weights
 EARLY = 2  # scales; the paper leaves guidance out at the last two (Section 3.5)
 _SETTING = re.compile(r"[\w.]+=.*")
 
 
 @dataclass
-class Trained:
-    """A run that is measured. folder: where evaluation.json goes."""
+class System:
+    """A generator that is measured. result: file of the results. data: where captions and pictures are from."""
 
-    folder: Path
+    name: str
+    result: Path
     pipeline: "SwittiPipeline"
-    config: "RunConfig"
-    step: int
+    metrics: "MetricsConfig"
+    data: "ShardDataModule"
+    step: int | None
 
     @property
     def early(self) -> "SamplingConfig":
-        """The run's sampling with guidance stopped early (or as early as it is configured to stop)."""
-        stop = max(0, len(self.config.model.scales) - EARLY)
-        configured = self.config.sampling.guidance_stop
+        """Its sampling with guidance stopped early (or as early as it is configured to stop)."""
+        stop = max(0, self.pipeline.generator.pyramid.count - EARLY)
+        configured = self.pipeline.sampling.guidance_stop
         return replace(
-            self.config.sampling, guidance_stop=stop if configured is None else min(stop, configured)
+            self.pipeline.sampling, guidance_stop=stop if configured is None else min(stop, configured)
         )
 
 
@@ -68,8 +76,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "words",
         nargs="+",
-        metavar="STUDY|RUN|CHECKPOINT|key=value",
-        help="runs, and settings of the sampler; or tokenizer=…",
+        metavar="STUDY|RUN|CHECKPOINT|FOLDER|HUB-ID|key=value",
+        help="generators, and settings of the sampler; or tokenizer=…",
     )
     parser.add_argument("--pictures", type=int, help="number of captions to generate (metrics.prompts)")
     parser.add_argument(
@@ -79,23 +87,83 @@ def main(argv: list[str]) -> int:
     options = parser.parse_intermixed_args(argv)
     if any(word.startswith(tokenizer_evaluation.WORD) for word in options.words):
         return evaluate_tokenizers(options)
-    if given := [name for name in for_tokenizers if getattr(options, name) is not None]:
+    if given := [
+        name for name in for_tokenizers if getattr(options, name) is not None and name not in SHARED
+    ]:
         raise UserError(f"--{given[0].replace('_', '-')} is for tokenizers: tokenizer=…")
     if options.pictures is not None and options.pictures < 2:
         raise UserError(f"--pictures {options.pictures} must be at least 2")
     targets, settings = split_words(options.words)
+    results = result_files(targets, options.data, options.out)
+    for file in results:
+        check_output_folder(file.parent)
+        check_target(file)
 
-    from experiments.trained import find_run, load_pipeline
-
-    runs = [Trained(find_run(target)[0], *load_pipeline(target, settings)) for target in targets]
-    results = [measure(trained, options.pictures, options.stopped_early) for trained in runs]
-    for result, timings in zip(results, time_runs(runs), strict=True):
+    systems = [
+        open_system(target, settings, options.data, result)
+        for target, result in zip(targets, results, strict=True)
+    ]
+    measured = [measure(system, options.pictures, options.stopped_early) for system in systems]
+    for result, timings in zip(measured, time_systems(systems), strict=True):
         result |= timings
-    for trained, result in zip(runs, results, strict=True):
-        write_json(trained.folder / EVALUATION, result)
-        show(result)
-        print(trained.folder / EVALUATION)
+    for system, result in zip(systems, measured, strict=True):
+        write_json(system.result, result)
+        show(system.name, result)
+        print(system.result)
     return 0
+
+
+def result_files(targets: list[Path], data: list[str] | None, out: Path | None) -> list[Path]:
+    """Where the result of each target goes. Raises UserError where two would share a file, or data are missing."""
+    from experiments.trained import find_run, is_run
+
+    files = []
+    for target in targets:
+        if is_run(target):
+            if data is not None and not any(not is_run(other) for other in targets):
+                raise UserError(
+                    "--data is for exported folders and published weights; a run names its own data"
+                )
+            folder = find_run(target)[0]
+            files.append(out / f"{folder.name}.json" if out else folder / EVALUATION)
+            continue
+        if data is None:
+            raise UserError(f"{target} is not a run, whose settings name its data: give --data SHARDS")
+        files.append((out or Path("evaluation")) / f"{name_of(target)}.json")
+    for file in files:
+        if files.count(file) > 1:
+            raise UserError(
+                f"two results would go to {file}; evaluate one after the other, each with its own --out"
+            )
+    return files
+
+
+def name_of(target: Path) -> str:
+    """A name for a file: the folder's or file's, or OWNER--NAME of a hub id."""
+    if not target.exists():
+        return str(target).replace("/", "--")
+    return target.resolve().name if target.is_dir() else target.stem
+
+
+def open_system(target: Path, settings: list[str], data: list[str] | None, result: Path) -> System:
+    """A run or one of its checkpoints with its own settings, or what has been exported or published."""
+    from datamodules.config import DataConfig
+    from datamodules.datamodule import ShardDataModule
+    from experiments.assembly import build_datamodule
+    from experiments.trained import is_run, load_pipeline, open_pipeline
+    from switti.metrics.config import MetricsConfig
+
+    if is_run(target):
+        pipeline, config, step = load_pipeline(target, settings)
+        module = build_datamodule(config, None)
+        module.config.embeddings = None  # the pipeline encodes the captions itself
+        return System(name_of(target), result, pipeline, config.metrics, module, step)
+    pipeline, _ = open_pipeline(target, settings)
+    shards = [tokenizer_evaluation.pattern(entry) for entry in data or []]
+    given = DataConfig(train=shards, validation=shards)
+    given.validate("data")
+    module = ShardDataModule(given, seed=0, resolution=pipeline.tokenizer.config.resolution)
+    return System(name_of(target), result, pipeline, MetricsConfig(), module, None)
 
 
 def evaluate_tokenizers(options: argparse.Namespace) -> int:
@@ -108,72 +176,68 @@ def evaluate_tokenizers(options: argparse.Namespace) -> int:
 
 
 def split_words(words: list[str]) -> tuple[list[Path], list[str]]:
-    """(runs and checkpoints, settings). The name of a run's folder may hold an = as well: what exists is a run."""
+    """(generators, settings). The name of a run's folder may hold an = as well: what exists is a run."""
     settings = [word for word in words if _SETTING.fullmatch(word) and not Path(word).exists()]
     targets: list[Path] = []
     for word in words:
         if word in settings:
             continue
         path = Path(word)
-        known = path.is_file() or (path / CONFIG).is_file()
-        targets += [path] if known else find_runs([word])
+        single = path.is_file() or any((path / name).is_file() for name in (CONFIG, INDEX, WEIGHTS_CONFIG))
+        published = is_hub_id(word) and not (Path("runs") / word).is_dir()
+        targets += [path] if single or published else find_runs([word])
     if not targets:
         raise UserError(f"no run is given besides the settings {' '.join(settings)}")
     return list(dict.fromkeys(targets)), settings
 
 
-def measure(trained: Trained, pictures: int | None, stopped_early: bool) -> dict[str, Any]:
+def measure(system: System, pictures: int | None, stopped_early: bool) -> dict[str, Any]:
     """Metrics on the pictures of the split's captions."""
-    from experiments.assembly import build_datamodule
-
-    config = trained.config
-    count = pictures or config.metrics.prompts
-    datamodule = build_datamodule(config, None)
-    datamodule.config.embeddings = None  # the pipeline encodes the captions itself
-    batch = datamodule.examples(config.metrics.captions, count)
+    count, sampling = pictures or system.metrics.prompts, system.pipeline.sampling
+    values, used = score(system, count, sampling)
     result = {
-        "step": trained.step,
-        "pictures": count,
-        "captions": config.metrics.captions,
-        "settings": asdict(config.sampling),
-        "metrics": score(trained, batch, config.sampling),
+        "step": system.step,
+        "pictures": used,
+        "captions": system.metrics.captions,
+        "settings": asdict(sampling),
+        "metrics": values,
     }
     if stopped_early:
-        result["metrics_stopped_early"] = score(trained, batch, trained.early)
+        result["metrics_stopped_early"], _ = score(system, count, system.early)
     return result
 
 
-def score(trained: Trained, batch: dict[str, Any], sampling: "SamplingConfig") -> dict[str, float]:
-    """The chosen metrics of pictures sampled from the batch's captions, against its pictures."""
+def score(system: System, count: int, sampling: "SamplingConfig") -> tuple[dict[str, float], int]:
+    """(the chosen metrics of pictures sampled from the captions of `count` samples, against their pictures; how many
+    there are). One batch of pictures is in memory at a time."""
     from tqdm import tqdm
 
     from switti.metrics.collection import build_metrics
 
-    pipeline, size = trained.pipeline, trained.config.metrics.batch
-    metrics = build_metrics(trained.config.metrics, pipeline.device)
-    metrics.update_real((batch["image"] + 1) / 2)
-    captions = batch["caption"]
-    for start in tqdm(range(0, len(captions), size), unit="batch", desc=f"sampling {trained.folder.name}"):
+    pipeline, size = system.pipeline, system.metrics.batch
+    metrics = build_metrics(system.metrics, pipeline.device)
+    captions: list[str] = []
+    for batch in system.data.example_batches(system.metrics.captions, count, size):
+        metrics.update_real((batch["image"] + 1) / 2)
+        captions += batch["caption"]
+    for start in tqdm(range(0, len(captions), size), unit="batch", desc=f"sampling {system.name}"):
         part = captions[start : start + size]
         seeds = list(range(start, start + len(part)))
         pictures = pipeline(part, seeds=seeds, sampling=sampling, batch_size=size, output_type="pt")
         metrics.update(pictures, part)
-    return metrics.compute()
+    return metrics.compute(), len(captions)
 
 
-def time_runs(runs: list[Trained]) -> list[dict[str, Any]]:
-    """For each run the times as configured and with guidance stopped early, all measured in turn."""
-    from experiments.assembly import build_datamodule
+def time_systems(systems: list[System]) -> list[dict[str, Any]]:
+    """For each the times as configured and with guidance stopped early, all measured in turn."""
     from switti.sampling.timing import TimedCase, time_in_turn
 
     cases = []
-    for trained in runs:
-        datamodule = build_datamodule(trained.config, None)
-        datamodule.config.embeddings = None
-        captions = datamodule.examples(trained.config.metrics.captions, TIMED_BATCH)["caption"]
-        text = trained.pipeline.text_encoder.encode(captions)
-        for sampling in (trained.config.sampling, trained.early):
-            cases.append(TimedCase(trained.pipeline, text, sampling))
+    for system in systems:
+        captions = system.data.examples(system.metrics.captions, TIMED_BATCH)["caption"]
+        text = system.pipeline.text_encoder.encode(captions)
+        for sampling in (system.pipeline.sampling, system.early):
+            cases.append(TimedCase(system.pipeline, text, sampling))
     times = time_in_turn(cases)
     return [
         {"sampling": full, "sampling_stopped_early": early}
@@ -181,9 +245,10 @@ def time_runs(runs: list[Trained]) -> list[dict[str, Any]]:
     ]
 
 
-def show(result: dict[str, Any]) -> None:
+def show(name: str, result: dict[str, Any]) -> None:
     """The table on the screen."""
-    print(f"step {result['step']}, {result['pictures']} captions of the {result['captions']} split")
+    what = name if result["step"] is None else f"step {result['step']}"
+    print(f"{what}, {result['pictures']} captions of the {result['captions']} split")
     early = result.get("metrics_stopped_early", {})
     for name, value in result["metrics"].items():
         beside = f"   {early[name]:9.4f} with guidance stopped early" if name in early else ""

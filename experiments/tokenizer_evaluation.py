@@ -22,13 +22,15 @@ PICTURES = 300
 
 def add_options(parser: argparse.ArgumentParser) -> list[str]:
     """The options that belong to tokenizers alone, all None unless given; their names."""
-    group = parser.add_argument_group("of tokenizers (tokenizer=…)")
+    group = parser.add_argument_group(
+        "of tokenizers (tokenizer=…); --data and --out of exported folders, too"
+    )
     add = group.add_argument
     names = [
         add(
             "--data",
             nargs="+",
-            help="shards, or a folder of them (its validation split, if it has one; data/emoji64)",
+            help="shards, or a folder of them (its validation split, if it has one; tokenizers: data/emoji64)",
         ),
         add("--resolution", type=int, help="side of the pictures in px (the first tokenizer's)"),
         add(
@@ -44,7 +46,11 @@ def add_options(parser: argparse.ArgumentParser) -> list[str]:
             type=Path,
             help="weights of FID's Inception (none: AlexNet's features, rfid_alexnet)",
         ),
-        add("--out", type=Path, help="folder of the results (runs/tokenizers)"),
+        add(
+            "--out",
+            type=Path,
+            help="folder of the results (tokenizers: runs/tokenizers; exported folders: evaluation)",
+        ),
     ]
     return [action.dest for action in names]
 

@@ -18,6 +18,8 @@ from switti.metrics.pick_score import load_pick_score
 from switti.metrics.scores import MatchedAndShuffledCosine, MeanCosine
 from switti.models.perceptual import AlexNetFeatures
 
+CHUNK = 64  # images that go through a feature network at a time
+
 
 def to_bytes(images_B3HW: Tensor) -> Tensor:
     """Float [0, 1] → uint8, rounded and clamped: what a saved picture would hold. uint8 stays."""
@@ -35,9 +37,10 @@ class SetDistances:
     metrics: dict[str, Metric]
 
     def update(self, images_B3HW: Tensor, real: bool) -> None:
-        features = self.network(images_B3HW)
-        for metric in self.metrics.values():
-            metric.update(features, real=real)
+        for part in images_B3HW.split(CHUNK):
+            features = self.network(part)
+            for metric in self.metrics.values():
+                metric.update(features, real=real)
 
     def update_with_nothing(self, device: torch.device) -> None:
         """Lets a process without pictures take part in the exchange with states of the right shape."""

@@ -21,7 +21,9 @@ class MetricsConfig:
       validation how well new ones are.
     prompts: number of captions, spread evenly over that split; their real pictures are compared with.
     batch: pictures generated and scored at once per process.
-    inception: file of torch-fidelity's Inception weights (pt_inception-2015-12-05-….pth).
+    inception: file of torch-fidelity's Inception weights (weights-inception-2015-12-05-6726825d.pth). fid_inception
+      follows torchmetrics' convention (antialiased resize to 299 px) and is not the paper's protocol: do not compare it
+      with published numbers.
     clip_model, clip_weights: open_clip architecture, and a weights file or a pretrained tag known to open_clip.
     pick_score: hub id or local folder of PickScore v1 in transformers format.
     mini_clip: "embedded", or a folder written by `python -m experiments.mini_clip`.

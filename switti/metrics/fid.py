@@ -6,6 +6,7 @@ tested on numbers alone. A value is labelled by its network: `fid_alexnet` says 
 Shape suffixes: N real samples, M generated samples, F feature numbers.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.utilities import dim_zero_cat
 
 from switti.errors import UserError
+
+# As torch-fidelity names it; pytorch-fid's own copy is called pt_inception-2015-12-05-6726825d.pth.
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+BLOCK = 1024  # samples of a side whose kernel values are in memory at a time
 
 
 class _Features(nn.Module):
@@ -48,19 +53,30 @@ def kernel_distance(real_NF: Tensor, fake_MF: Tensor) -> Tensor:
     """Unbiased squared maximum mean discrepancy under k(x, y) = (x·y / F + 1)³, scalar float64 (KID, arXiv 1801.01401).
 
     Over all pairs rather than random subsets: no seed, less variance. May be slightly negative. nan with fewer than
-    two samples on a side.
+    two samples on a side. Computed by blocks of the kernel matrices: memory beyond the features stays the same.
     """
-    real, fake = real_NF.double(), fake_MF.double()
-
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (a @ b.T / a.shape[1] + 1) ** 3
 
     def within(values: Tensor) -> Tensor:
-        gram, count = kernel(values, values), len(values)
-        pairs = count * (count - 1)
-        return (gram.sum() - gram.diagonal().sum()) / pairs if pairs else gram.new_tensor(float("nan"))
+        pairs = len(values) * (len(values) - 1)
+        diagonal = sum(((part.double().square().mean(dim=1) + 1) ** 3).sum() for part in values.split(BLOCK))
+        return (
+            (_kernel_sum(values, values) - diagonal) / pairs
+            if pairs
+            else values.new_tensor(math.nan).double()
+        )
 
-    return within(real) + within(fake) - 2 * kernel(real, fake).mean()
+    crossed = _kernel_sum(real_NF, fake_MF) / max(1, len(real_NF) * len(fake_MF))
+    return within(real_NF) + within(fake_MF) - 2 * crossed
+
+
+def _kernel_sum(a_NF: Tensor, b_MF: Tensor) -> Tensor:
+    """Sum of the kernel over all pairs, scalar float64."""
+    total = a_NF.new_zeros((), dtype=torch.float64)
+    for a in a_NF.split(BLOCK):
+        rows = a.double() / a.shape[1]
+        for b in b_MF.split(BLOCK):
+            total += (rows @ b.double().T).add_(1).pow_(3).sum()
+    return total
 
 
 class KernelDistance(Metric):
@@ -92,7 +108,10 @@ class KernelDistance(Metric):
 class InceptionFeatures(nn.Module):
     """FID's own Inception v3, from a local weights file: uint8 [B, 3, H, W] → [B, 2048].
 
-    setting: what named the file, for messages.
+    The convention is that of torchmetrics: images of their own size are resized to 299 px by an antialiased bilinear
+    filter and scaled to (x − 128) / 128. The paper's numbers come from another chain (Lanczos to 256 px, pytorch-fid's
+    resize without antialiasing, x / 127.5 − 1, 30 000 images against statistics of the whole reference set), so that
+    they must not be compared with these. setting: what named the file, for messages.
     """
 
     num_features = 2048
@@ -101,8 +120,7 @@ class InceptionFeatures(nn.Module):
         super().__init__()
         if not Path(weights).is_file():
             raise UserError(
-                f"{setting}{weights}: no such file; download pt_inception-2015-12-05-6726825d.pth "
-                "from the releases of torch-fidelity"
+                f"{setting}{weights}: no such file; download {INCEPTION_FILE} from the releases of torch-fidelity"
             )
         try:
             from torchmetrics.image.fid import NoTrainInceptionV3

@@ -147,7 +147,11 @@ _PICTURES: dict[str, tuple[str, Better, str]] = {
         "kernel distance (unbiased, cubic polynomial kernel) of the same AlexNet features; sounder than FID for few "
         "pictures; may be slightly negative",
     ),
-    "fid": ("FID (Inception)", "lower", "Fréchet distance of Inception-v3 features, 2 048 numbers"),
+    "fid": (
+        "FID (Inception)",
+        "lower",
+        "Fréchet distance of Inception-v3 features, 2 048 numbers; not the published protocol",
+    ),
     "fid_inception": ("FID (Inception)", "lower", "Fréchet distance of Inception-v3 features, 2 048 numbers"),
     "mini_clip_score": (
         "mini CLIP score (own caption)",

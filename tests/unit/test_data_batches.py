@@ -252,6 +252,19 @@ def test_transparency_orientation_and_depth():
     assert encoded(Image.new("RGB", (5, 3)), exif=exif).shape == (5, 3, 3)
 
 
+def test_examples_come_in_batches_of_any_size(folder):
+    """The same samples, so many at a time, without those that are damaged."""
+    make_shard(folder / "train-000009.tar", ["x0", "x1", "x2"], damaged=("x0", "x1", "x2"))
+    data = module(folder, max_bad_fraction=1.0)
+    together = data.examples("train", 9)
+    assert 0 < len(together["key"]) < 9
+    for size in (1, 2, 4, 100):
+        parts = list(data.example_batches("train", 9, size))
+        assert all(len(part["key"]) <= size for part in parts)
+        assert [key for part in parts for key in part["key"]] == together["key"]
+        assert torch.equal(torch.cat([part["image"] for part in parts]), together["image"])
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_validation_is_whole_centred_and_repeatable(folder, workers):
     data = module(folder, workers=workers, crop="random")

@@ -40,7 +40,7 @@ def test_checkpoints_stay_files(study: Path) -> None:
 def test_no_run_and_no_such_run(study: Path) -> None:
     with pytest.raises(UserError, match=r"no run is given besides the settings guidance=2"):
         split_words(["guidance=2"])
-    with pytest.raises(UserError, match=r"'.*/seed=9' is neither a folder nor a study"):
+    with pytest.raises(UserError, match=r"no study '.*, neither as a path nor below runs/"):
         split_words([str(study / "seed=9")])
     with pytest.raises(UserError, match="--pictures 1 must be at least 2"):
         main([str(study), "--pictures", "1"])

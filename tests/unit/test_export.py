@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from data_shards import make_set
 from PIL import Image
 from safetensors.torch import load_file
 
 from configs.loading import load, to_yaml
 from configs.schema import RunConfig
-from experiments import export, sample
+from experiments import analyse, evaluate, export, sample
 from experiments.assembly import build_module
 from experiments.trained import frozen_tokenizer, initial_state, load_pipeline, open_pipeline
 from switti.errors import UserError
@@ -224,6 +225,78 @@ def test_sources_that_are_none_are_explained(run: Path, tmp_path: Path) -> None:
         open_pipeline(tmp_path / "out", ["guidence=2"])
     with pytest.raises(UserError, match=r"only sampling\.\* can be given"):
         open_pipeline(tmp_path / "out", ["model.depth=2"])
+
+
+# ---- the evaluate and analyse commands ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    make_set(tmp_path / "shards", [5], "validation")
+    return tmp_path / "shards"
+
+
+def test_an_exported_folder_is_evaluated_without_being_changed(
+    run: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    export.main([str(run), "--out", "out"])
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    assert evaluate.main(["out", "--data", str(shards), "--pictures", "4", "guidance=2"]) == 0
+    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
+    result = read_json(Path("evaluation/out.json"))
+    assert set(result["metrics"]) == {
+        "fid_alexnet",
+        "kid_alexnet",
+        "mini_clip_score",
+        "mini_clip_score_shuffled",
+    }
+    assert result["pictures"] == 4 and result["settings"]["guidance"] == 2.0 and result["step"] is None
+    assert len(result["sampling"]["seconds_per_scale"]) == 2
+    assert "evaluation/out.json" in capsys.readouterr().out
+    config = load(run / "config.yaml")
+    changes = [f"data.train={shards}/*.tar", f"data.validation={shards}/*.tar"]
+    (run / "config.yaml").write_text(to_yaml(load(run / "config.yaml", changes)))
+    assert evaluate.main([str(run), "--out", "elsewhere", "--pictures", "4", "guidance=2"]) == 0
+    of_run = read_json(Path(f"elsewhere/{run.name}.json"))
+    assert of_run["step"] == 8 and not (run / "evaluation.json").exists()
+    if config.metrics.names == ["fid_alexnet", "kid_alexnet", "mini_clip_score"]:
+        assert of_run["metrics"] == pytest.approx(result["metrics"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["out"], "out is not a run, whose settings name its data: give --data SHARDS"),
+        (["out", "--data", "nowhere/*.tar"], "matches no shard"),
+        (["out", "other/out", "--data", "shards"], "two results would go to evaluation/out.json"),
+        (["RUN", "--data", "shards"], "--data is for exported folders and published weights"),
+        (["nowhere", "--data", "shards"], "no study 'nowhere'"),
+        (["tokenizer.safetensors.json", "--data", "shards"], "no study"),
+        (["shards", "--data", "shards"], "no runs found in 'shards'"),
+        (["out", "--data", "shards", "--out", "t.safetensors"], "t.safetensors is a file, not a folder"),
+        (["out", "--data", "shards", "--worst", "3"], "--worst is for tokenizers"),
+    ],
+)
+def test_what_evaluate_refuses_it_explains(
+    words: list[str], message: str, run: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("out", "other/out"):
+        export.main([str(run), "--out", folder])
+    with pytest.raises(UserError, match=message):
+        evaluate.main([str(run) if word == "RUN" else word for word in words])
+    assert not Path("evaluation").exists()
+
+
+def test_an_exported_folder_is_analysed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    export.main([str(run), "--out", "out"])
+    assert analyse.main(["guidance-off", "out", "--width", "1", "--", "a=b"]) == 0
+    assert Path("analysis/guidance_off.png").is_file()
+    os.mkfifo("fifo")
+    with pytest.raises(UserError, match="fifo is a FIFO, not a folder"):
+        analyse.main(["guidance-off", "out", "a", "--out", "fifo"])
 
 
 # ---- init_from --------------------------------------------------------------------------------------------------

@@ -1,12 +1,16 @@
 """Set distances against scipy's matrix square root, a plain double loop, and torchmetrics' own estimator."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from switti.errors import UserError
+from switti.metrics import fid
 from switti.metrics.fid import FrechetDistance, InceptionFeatures, KernelDistance, kernel_distance
 
 
@@ -101,6 +105,37 @@ def test_kernel_distance_agrees_with_torchmetrics_on_one_full_subset() -> None:
         ours.update(chunk, real=True)
     ours.update(fake, real=False)
     assert float(ours.compute()) == pytest.approx(float(theirs.compute()[0]), rel=1e-4)
+
+
+@pytest.mark.parametrize(("real_count", "fake_count"), [(2, 3), (7, 8), (40, 33)])
+def test_kernel_distance_by_blocks_is_that_of_whole_matrices(
+    real_count: int, fake_count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, fake = _samples(real_count, 6, 1), _samples(fake_count, 6, 2, shift=0.3)
+    expected = _kid_by_loops(real.double().numpy(), fake.double().numpy())
+    for block in (1, 7, 8, 1000):
+        monkeypatch.setattr(fid, "BLOCK", block)
+        assert float(kernel_distance(real, fake)) == pytest.approx(expected, rel=1e-9)
+    assert torch.isnan(kernel_distance(real[:1], fake)) and torch.isnan(kernel_distance(real, fake[:0]))
+
+
+def test_kernel_distance_never_holds_a_whole_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest tensor that it makes has BLOCK × BLOCK numbers, or those of a block's features."""
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                largest = max(largest, out.numel())
+            return out
+
+    monkeypatch.setattr(fid, "BLOCK", 16)
+    real, fake = _samples(400, 5, 1), _samples(300, 5, 2)
+    with Watch():
+        kernel_distance(real, fake)
+    assert largest == 16 * 16
 
 
 def test_missing_inception_names_the_file(tmp_path) -> None:
