@@ -32,6 +32,8 @@ class EventLog(TensorBoardLogger):
             yield
         except (OSError, ValueError) as error:  # Lightning wraps whatever a writer raises in a ValueError
             cause = error if isinstance(error, OSError) else error.__cause__
+            if isinstance(cause, UserError):
+                raise cause from error
             if not isinstance(cause, OSError):
                 raise
             raise UserError(write_failure(self.path, cause.strerror or str(cause), cause.errno)) from error

@@ -36,8 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def write(target: Path, options: argparse.Namespace) -> int:
     """The folder `options.out` from a run or one of its checkpoints."""
     from experiments.trained import load_pipeline
-    from switti.sampling.exported import DTYPES
+    from switti.sampling.exported import DTYPES, check_new
 
+    check_new(options.out)
     pipeline, config, step = load_pipeline(target, [], averaged=not options.raw)
     averaged = config.callbacks.ema_decay is not None and not options.raw
     details = {"run": config.name, "step": step, "averaged": averaged}

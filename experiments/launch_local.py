@@ -17,6 +17,7 @@ from configs.study import PlannedRun
 from experiments.jobs import Job, Outcome
 from experiments.launch import TRAIN, Output, tail_of, torchrun
 from switti.errors import UserError
+from switti.files import check_target, writing
 from switti.run_folder import LOG
 
 _TAIL_BYTES = 1 << 16
@@ -80,7 +81,7 @@ class LocalLauncher:
         command = torchrun(job.devices, arguments) if job.ranks > 1 else [sys.executable, *arguments]
         job.folder.mkdir(parents=True, exist_ok=True)
         path = job.folder / LOG
-        with path.open("ab") as output:
+        with writing(check_target(path)), path.open("ab") as output:
             output.write(
                 f"--- {datetime.now().astimezone():%Y-%m-%d %H:%M:%S%z} {shlex.join(command)}\n".encode()
             )

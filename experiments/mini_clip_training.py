@@ -13,10 +13,10 @@ import numpy as np
 import torch
 import webdataset
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from switti.checkpoint import write_weights
 from switti.files import atomic_write, write_json
 from switti.metrics.mini_clip import (
     CONFIG,
@@ -169,8 +169,7 @@ def save(
 ) -> None:
     """Float16 weights, sizes with results, and a README for the reader."""
     parameters = sum(parameter.numel() for parameter in heads.parameters())
-    with atomic_write(out / WEIGHTS) as path:
-        save_file({name: value.half().contiguous() for name, value in heads.state_dict().items()}, path)
+    write_weights(out / WEIGHTS, {name: value.half() for name, value in heads.state_dict().items()})
     write_json(out / CONFIG, {"format": 1, "heads": describe(heads.config), "results": results})
     rows = [
         f"| {split} | "

@@ -3,6 +3,9 @@
 Shape suffixes: N scales, D width.
 """
 
+import errno
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -71,7 +74,17 @@ def write_weights(path: str | Path, state: Mapping[str, Tensor]) -> None:
     """A safetensors file, whole or not at all. Tensors that share memory are written each for itself."""
     plain = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     with atomic_write(path) as temporary:
-        save_file(plain, temporary, metadata={"format": "pt"})
+        try:
+            save_file(plain, temporary, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise _system_error(error) from error
+
+
+def _system_error(error: SafetensorError) -> OSError:
+    """The error of the operating system that safetensors tells in its own words."""
+    found = re.search(r"os error (\d+)", str(error))
+    number = int(found[1]) if found else errno.EIO
+    return OSError(number, os.strerror(number))
 
 
 def sub_state(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ _KINDS = {
 _WRITE_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG,
     errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.EINVAL,
+    errno.ENOTEMPTY,
 }  # fmt: skip
 
 

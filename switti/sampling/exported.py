@@ -18,7 +18,7 @@ import torch
 
 from switti.checkpoint import write_weights
 from switti.errors import UserError
-from switti.files import read_json, temporary_beside, write_json
+from switti.files import read_json, unique_temporary, write_json, writing
 from switti.hub import fetch
 from switti.loading import CONFIG, INDEX, load_generator, load_tokenizer
 from switti.models.rqvae import CODES, RQVAE, check_codes
@@ -49,18 +49,29 @@ class Parts:
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A folder that becomes `target` on success and vanishes on failure. UserError if `target` has content."""
+    """A folder that becomes `target` on success and vanishes on failure.
+
+    Several writers at once do not disturb each other: the first to finish wins. Raises UserError if `target` has
+    content, before or after, and if it cannot be written.
+    """
+    check_new(target)
+    temporary = unique_temporary(target.resolve())
+    try:
+        with writing(target):
+            temporary.mkdir(parents=True)
+            yield temporary
+            check_new(target)
+            os.replace(temporary, target)  # an empty folder in the way is replaced
+    except UserError as error:
+        raise UserError(str(error).replace(str(temporary), str(target))) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new(target: Path) -> None:
+    """UserError if there is anything but an empty folder."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists already; choose another folder or remove it")
-    temporary = temporary_beside(target.resolve())
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        os.replace(temporary, target)  # an empty folder in the way is replaced
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def write_parts(target: str | Path, parts: Parts, dtype: torch.dtype | None = None) -> None:
