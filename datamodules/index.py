@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -102,7 +103,8 @@ def load_index(path: Path, salvage: bool = False) -> ShardIndex:
         "digests": index.digests_N32,
     }
     losses = [[loss.kind, loss.reason, loss.samples] for loss in index.losses]
-    content = save(tensors, {"keys": json.dumps(index.keys), "losses": json.dumps(losses)})
+    texts = {"keys": json.dumps(index.keys), "losses": json.dumps(losses)}
+    content = save(tensors, texts | {"sha256": _digest(tensors, texts)})
     try:
         with atomic_write(side) as temporary:
             temporary.write_bytes(content)
@@ -122,6 +124,8 @@ def _read_side_file(path: Path, side: Path, stamp: np.ndarray) -> ShardIndex | N
             if not fits or rows > size // BLOCK:
                 return None
             read = {name: read_tensor(stream.fileno(), entries[name]) for name in shapes}
+        if metadata["sha256"] != _digest(read, metadata):
+            return None
         keys, losses = parse_json(metadata["keys"]), parse_json(metadata["losses"])
         if not np.array_equal(read["stamp"], stamp) or not _are_keys(keys, rows):
             return None
@@ -131,6 +135,16 @@ def _read_side_file(path: Path, side: Path, stamp: np.ndarray) -> ShardIndex | N
         return ShardIndex(path, keys, read["offsets"], read["sizes"], read["digests"], size, damages)
     except (OSError, UserError, ValueError, KeyError, TypeError, IndexError, MemoryError):
         return None
+
+
+def _digest(tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> str:
+    """SHA-256 of everything in a stored index, by which one that has been damaged is told."""
+    digest = hashlib.sha256()
+    for name in ("stamp", "offsets", "sizes", "digests"):
+        digest.update(np.ascontiguousarray(tensors[name]).tobytes())
+    for name in ("keys", "losses"):
+        digest.update(f"\0{texts[name]}".encode())
+    return digest.hexdigest()
 
 
 def _are_keys(keys: object, rows: int) -> bool:
@@ -201,7 +215,7 @@ def _add(
         try:
             decode_caption(stored)
         except ValueError:
-            flaw = ("undecodable_caption", f"{member.name} is not UTF-8")
+            flaw = ("undecodable_caption", f"{member.name} is not text in UTF-8")
     place = (member.offset, member.size, digest)
     samples.setdefault(key, Entries()).add(member.name, part, place, flaw)
 

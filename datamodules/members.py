@@ -57,7 +57,9 @@ def flaw_of(member: Member, part: int) -> Flaw | None:
 
 
 def decode_caption(stored: bytes) -> str:
-    """A caption's text without surrounding blanks. UnicodeDecodeError if it is not UTF-8."""
+    """A caption's text without surrounding blanks. UnicodeDecodeError if it is not UTF-8, or holds NUL characters."""
+    if (place := stored.find(0)) >= 0:
+        raise UnicodeDecodeError("utf-8", stored, place, place + 1, "a NUL character")
     return stored.decode("utf-8-sig").strip()
 
 

@@ -52,7 +52,7 @@ def stored_samples(source: Source, shard: str) -> Iterator[StoredSample | Damage
             try:
                 decode_caption(content)
             except UnicodeDecodeError:
-                flaw = ("undecodable_caption", f"{member.name} is not UTF-8")
+                flaw = ("undecodable_caption", f"{member.name} is not text in UTF-8")
         cluster.open.setdefault(key, Entries()).add(member.name, part, content, flaw)
     yield from cluster.end()
 

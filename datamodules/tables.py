@@ -15,6 +15,7 @@ from typing import Any
 
 from datamodules.captions import UnusableTextError, captions_of, captions_of_cell, decode_text
 from datamodules.pictures import SUFFIXES
+from switti.escape import printable
 from switti.files import parse_json
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -70,7 +71,7 @@ def _decoded(data: bytes, encoding: str | None) -> str:
 
 
 def _no_column(option: str, name: str, found: list[str]) -> TableError:
-    return TableError(f"has no column '{name}' ({option}); it has {', '.join(found)[:200]}")
+    return TableError(f"has no column '{name}' ({option}); it has {printable(', '.join(found)[:200])}")
 
 
 # ---- CSV and TSV ------------------------------------------------------------------------------------------------

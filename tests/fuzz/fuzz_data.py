@@ -25,11 +25,15 @@ from PIL import Image
 
 from datamodules.config import DataConfig
 from datamodules.datamodule import ShardDataModule
-from datamodules.embeddings import EmbeddingStore, EncoderIdentity
-from datamodules.index import load_index
+from datamodules.embeddings import EmbeddingStore, MissingEmbeddingError, pad
+from datamodules.index import ShardReader, load_index
+from datamodules.members import CAPTION, decode_caption
 from datamodules.pictures import DamagedPictureError, decode
 from datamodules.samples import Framing, make_sample
+from datamodules.side_files import EncoderIdentity
 from datamodules.sources import list_source
+from datamodules.stream_samples import StoredSample, stored_samples
+from datamodules.tar import DamagedTarError, StreamSource
 from experiments import prepare
 from experiments.embed import embed
 from switti.errors import UserError
@@ -210,7 +214,7 @@ class Shards(Target):
                     stream = tar.extractfile(member) if member.isreg() else None
                     if stream is not None:
                         texts[f"train-000000/{member.name}"] = stream.read()
-        except (tarfile.TarError, OSError, ValueError, EOFError, MemoryError):
+        except (tarfile.TarError, OSError, ValueError, EOFError, MemoryError, OverflowError):
             return
         for key, caption in seen:
             if "\x00" in caption or "\ufeff" in caption:
@@ -224,7 +228,7 @@ class Streams(Target):
     """The same tars read from front to back."""
 
     name = "streams"
-    refusals = (UserError, OSError, tarfile.TarError, ValueError, EOFError)
+    refusals = (UserError, OSError, DamagedTarError)
 
     def build(self, home: Path) -> None:
         self.shards = Shards()
@@ -234,12 +238,21 @@ class Streams(Target):
         self.shards.mutate(chance, folder)
 
     def read(self, folder: Path) -> None:
-        from datamodules.streams import read_tar
-
-        with (folder / "train-000000.tar").open("rb") as stream:
-            for content in read_tar(stream, "train-000000.tar"):
-                if not isinstance(content["__key__"], str):
-                    raise SilentError(f"key {content['__key__']!r}")
+        path = folder / "train-000000.tar"
+        with path.open("rb") as stream:
+            samples = [
+                s for s in stored_samples(StreamSource(stream), path.stem) if isinstance(s, StoredSample)
+            ]
+        # Read forward, the same samples come with the same captions as by random access.
+        module = data_module(folder)
+        module.setup("fit")
+        shards = module._shards("train").shards
+        indexed = {key: (n, row) for n, index in enumerate(shards) for row, key in enumerate(index.keys)}
+        reader = ShardReader(shards)
+        for sample in samples:
+            place = indexed.get(sample.key)
+            if place is None or reader.caption(*place) != decode_caption(sample.contents[CAPTION]):
+                raise SilentError(f"read forward, {sample.key} is another sample")
 
 
 class Tables(Target):
@@ -324,10 +337,8 @@ class Tables(Target):
 
 
 def caption_of_python(captions: Any) -> bool:
-    """Whether one is the way in which Python prints a container or a missing value."""
-    return any(
-        c in ("nan", "None", "True", "False", "[]", "{}") or c.startswith(("['", "{'")) for c in captions
-    )
+    """Whether one is the way in which Python prints a container."""
+    return any(caption.startswith(("['", "{'")) for caption in captions)
 
 
 class Prepared(Target):
@@ -415,7 +426,7 @@ class Embeddings(Target):
     """Side files of embeddings, their manifest and the empty caption's."""
 
     name = "embeddings"
-    refusals = (UserError,)
+    refusals = (UserError, MissingEmbeddingError)
 
     def build(self, home: Path) -> None:
         self.home, encoder = home, HashEncoder()
@@ -489,9 +500,10 @@ class Embeddings(Target):
         expected += [(captions[s][r], store.read(s, r)) for s in range(2) for r in range(3)]
         for caption, (tokens, pooled) in expected:
             states, wanted = encoder.one(caption)
-            if not (torch.equal(tokens, states) and torch.allclose(pooled, wanted)):
+            got, also = torch.as_tensor(tokens).float(), torch.as_tensor(pooled)
+            if not (got.equal(states) and also.shape == wanted.shape and also.allclose(wanted)):
                 raise SilentError(f"another embedding than that of {caption!r}")
-        batch = store.pad([pair for _, pair in expected])
+        batch = pad([pair for _, pair in expected], store.identity.max_length)
         if batch["text"].shape != (len(expected), LENGTH, WIDTH) or not batch["text"].isfinite().all():
             raise SilentError("padded to another shape")
 

@@ -155,8 +155,9 @@ class RunFolders(Target):
 
     def read(self, folder: Path) -> None:
         study = folder / "s"
-        table = status.table(study)
-        if "a" not in table or "b" not in table:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            status.main([str(study), "--once"])
+        if not {"a", "b"} <= set(printed.getvalue().split()):
             raise SilentError("status forgets a run")
         runs, _ = compare.read_runs([study / "a", study / "b"], set())
         group(runs, "seed", None)
