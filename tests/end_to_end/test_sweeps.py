@@ -140,10 +140,10 @@ def test_jobs_of_two_tasks_outlive_their_time_limit(sweeps: Sweeps, strategy: st
 
     lost.write_bytes(Path(sweeps.weights).read_bytes())
     code, text = sweeps.run(*words)
-    assert code == 0 and "1 finished now, 1 skipped" in text
+    assert code == 0 and "2 finished (1 before)" in text
     assert read_json(folder / "record.json") == record
     code, text = sweeps.run(*words)
-    assert code == 0 and "0 finished now, 2 skipped" in text
+    assert code == 0 and "2 finished (2 before)" in text
 
 
 @pytest.mark.distributed
