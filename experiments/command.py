@@ -29,7 +29,11 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     except UserError as error:
         code = _report(str(error), EXIT_USER_ERROR)
     except SystemExit as leaving:  # argparse has said what it does not like
-        if leaving.code == EXIT_USER_ERROR and (hint := _setting_with_dashes(sys.argv[1:])):
+        # An ArgumentError is about the value of an option that exists.
+        unknown = leaving.code == EXIT_USER_ERROR and not isinstance(
+            leaving.__context__, argparse.ArgumentError
+        )
+        if unknown and (hint := _setting_with_dashes(sys.argv[1:])):
             print(hint, file=sys.stderr)
         raise
     except KeyboardInterrupt:

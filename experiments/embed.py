@@ -14,10 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
+from configs.loading import load
 from experiments.command import run
 from switti.errors import UserError
 from switti.models.text.config import TextConfig
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from datamodules.index import ShardIndex
     from datamodules.side_files import EncoderIdentity
     from switti.models.text.base import TextEncoder
-
-CLIP_PAIR_WIDTHS = {"width": 768 + 1280, "pooled_width": 1280, "max_length": 77}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,22 +75,9 @@ def main(argv: list[str]) -> int:
 
 
 def text_config(encoder: str, settings: list[str]) -> TextConfig:
-    """Text settings of the command line over the encoder's defaults."""
-    for setting in settings:
-        if "=" not in setting:
-            raise UserError(f"{setting!r} is no key=value")
-    defaults = {"encoder": encoder} | (CLIP_PAIR_WIDTHS if encoder == "clip_pair" else {})
-    try:
-        given = OmegaConf.from_dotlist([s.removeprefix("text.") for s in settings])
-        merged = OmegaConf.merge(OmegaConf.structured(TextConfig), defaults, given)
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        names = ", ".join(TextConfig.__dataclass_fields__)
-        reason = str(error).splitlines()[0]
-        raise UserError(f"text settings {' '.join(settings)}: {reason} (settings: {names})") from error
-    assert isinstance(config, TextConfig)  # to_object gives back the dataclass that the schema came from
-    config.validate("text")
-    return config
+    """Text settings of the command line over those of configs/text/<encoder>.yaml."""
+    named = [setting if setting.startswith("text.") else f"text.{setting}" for setting in settings]
+    return load(f"text/{encoder}", named).text
 
 
 def find_shards(data: Path) -> list[Path]:

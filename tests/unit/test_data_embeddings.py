@@ -202,7 +202,7 @@ def test_command_settings(tmp_path):
     clip = text_config("clip_pair", ["clip_l=/somewhere"])
     assert (clip.width, clip.pooled_width, clip.max_length, clip.clip_l) == (2048, 1280, 77, "/somewhere")
     for bad in ("max_lenth=3", "max_length=many", "max_length", "max_length=1"):
-        with pytest.raises(UserError, match=r"max_len|no key=value"):
+        with pytest.raises(UserError, match="max_len"):
             text_config("minilm", [bad])
     for arguments in ([str(tmp_path)], [str(tmp_path / "nowhere")], [str(tmp_path), "--batch", "0"]):
         with pytest.raises(UserError):

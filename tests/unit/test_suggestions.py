@@ -1,5 +1,7 @@
 """Suggestions for unknown names: typing errors, the names of other libraries, and silence about nonsense."""
 
+import sys
+
 import pytest
 
 from configs.foreign_names import FOREIGN
@@ -7,6 +9,7 @@ from configs.loading import SETTINGS
 from configs.search import FOREIGN as SEARCH
 from configs.search import Search
 from configs.study import _FOREIGN, _KEYS
+from experiments import command, embed, train
 from switti.sampling.config import FOREIGN as SAMPLING
 from switti.sampling.config import SamplingConfig
 from switti.suggestions import did_you_mean, nearest, not_found, shortened
@@ -128,3 +131,34 @@ def test_what_is_not_there_is_said_in_one_way() -> None:
 def test_long_values_are_shortened() -> None:
     assert shortened("short") == "short"
     assert shortened("9" * 5000) == "9" * 30 + "… (5000 characters)"
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["generator/tiny", "--seed=1"], "settings are key=value without dashes: seed=1"),
+        (["generator/tiny", "--trainer.max_steps", "4"], "without dashes: trainer.max_steps=…"),
+        (["generator/tiny", "--max_epochs", "3"], "without dashes; runs are measured in optimizer steps"),
+        (["generator/tiny", "--lr=3"], "without dashes; did you mean 'optimizer.learning_rate'?"),
+        (["generator/tiny", "--bogus"], ""),
+    ],
+)
+def test_a_setting_that_is_written_as_an_option_is_recognised(
+    words: list[str], hint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    with pytest.raises(SystemExit) as leaving:
+        command.run(train.main)
+    text = capsys.readouterr().err
+    assert leaving.value.code == 2
+    assert hint in text if hint else "without dashes" not in text
+
+
+def test_an_option_with_a_wrong_value_is_not_taken_for_a_setting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["embed", "data", "--encoder=x"])
+    with pytest.raises(SystemExit):
+        command.run(embed.main)
+    text = capsys.readouterr().err
+    assert "invalid choice" in text and "without dashes" not in text
