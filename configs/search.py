@@ -29,7 +29,7 @@ from typing import Any, Literal, get_args
 
 from configs.loading import SETTINGS, check_name, load, text_of
 from switti.errors import UserError
-from switti.suggestions import did_you_mean
+from switti.suggestions import did_you_mean, shortened
 
 Sampler = Literal["tpe", "random", "grid"]
 Pruner = Literal["none", "median", "successive_halving", "hyperband"]
@@ -48,6 +48,8 @@ FOREIGN = {
 }
 _METRIC = re.compile(r"(train|validation|metrics|norms|time|memory)/\S+")
 _STORAGE = re.compile(r"(sqlite|postgresql|mysql)(\+\w+)?://.+")
+MOST_RUNS = 10_000  # of a study: each of them is planned and checked before the first one starts
+_ENDLESS = 1e15  # values of an axis, beyond which nobody counts
 _CORNERS = 64  # combinations of ends and choices that are checked before anything starts
 _RANGE_KEYS = ("low", "high", "step", "log")
 
@@ -70,11 +72,22 @@ class Axis:
         """All values, or None where there is no end to them."""
         if self.choices is not None:
             return self.choices
+        if self.size is None:
+            return None
+        assert self.low is not None
+        return [self.low + i * (self.step or 1) for i in range(self.size)]
+
+    @property
+    def size(self) -> int | None:
+        """The number of values, or None where there is no end to them."""
+        if self.choices is not None:
+            return len(self.choices)
         assert self.low is not None and self.high is not None
         step = self.step or (1 if isinstance(self.low, int) and not self.log else None)
         if step is None:
             return None
-        return [self.low + i * step for i in range(math.floor((self.high - self.low) / step + 1e-9) + 1)]
+        steps = (self.high - self.low) / step
+        return math.floor(min(steps, _ENDLESS) + 1e-9) + 1
 
 
 @dataclass(frozen=True)
@@ -115,7 +128,7 @@ def read_search(content: Any, path: Path | str, base: str, shared: Sequence[str]
     for key in content:
         if key not in known:
             hint = did_you_mean(str(key), known, FOREIGN) or f"; there are {', '.join(known)}"
-            raise UserError(f"{path}: unknown key 'search.{key}'{hint}")
+            raise UserError(f"{path}: unknown key {shortened(f'search.{key}')!r}{hint}")
     space = content.get("space")
     if not isinstance(space, dict) or not space:
         raise UserError(
@@ -159,6 +172,8 @@ def _read_axis(name: Any, value: Any, path: Path | str) -> Axis:
     numbers = [value[key] for key in ("low", "high", "step") if value.get(key) is not None]
     if any(isinstance(number, bool) or not isinstance(number, int | float) for number in numbers):
         raise UserError(f"{where}: low, high and step must be numbers (write 1.0e-3, with a point)")
+    if not all(map(math.isfinite, numbers)):
+        raise UserError(f"{where}: low, high and step must be finite")
     if SETTINGS[name].kind not in (int, float):
         raise UserError(f"{where}: {name} is {SETTINGS[name].words}, not a range of numbers; list its values")
     if SETTINGS[name].kind is int and any(isinstance(number, float) for number in numbers):
@@ -179,19 +194,21 @@ def _read_axis(name: Any, value: Any, path: Path | str) -> Axis:
 def _check_values(search: Search, path: Path | str) -> None:
     for key, choices in (("direction", Direction), ("sampler", Sampler), ("pruner", Pruner)):
         if (value := getattr(search, key)) not in get_args(choices):
-            raise UserError(f"{path}: search.{key}={value} is not one of {', '.join(get_args(choices))}")
+            raise UserError(
+                f"{path}: search.{key}={shortened(value)} is not one of {', '.join(get_args(choices))}"
+            )
     for key, least in (("trials", 1), ("seed", 0), ("startup_trials", 0), ("warmup_steps", 0)):
         value = getattr(search, key)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UserError(f"{path}: search.{key}={value} must be an integer of at least {least}")
+            raise UserError(f"{path}: search.{key}={shortened(value)} must be an integer of at least {least}")
     if not isinstance(search.metric, str) or not _METRIC.fullmatch(search.metric):
         raise UserError(
-            f"{path}: search.metric={search.metric} must be a name of metrics.csv, such as validation/loss"
+            f"{path}: search.metric={shortened(search.metric)} must be a name of metrics.csv, such as validation/loss"
         )
     if search.storage is not None and not _STORAGE.fullmatch(str(search.storage)):
         raise UserError(
-            f"{path}: search.storage={without_password(str(search.storage))} must be null (a journal) or a URL such "
-            "as sqlite:///runs/search.db or postgresql://user@host/database"
+            f"{path}: search.storage={shortened(without_password(str(search.storage)))} must be null (a journal) or "
+            "a URL such as sqlite:///runs/search.db or postgresql://user@host/database"
         )
     if re.search(r"://[^/?]*@[^/?]*@", str(search.storage)):
         raise UserError(
@@ -200,8 +217,14 @@ def _check_values(search: Search, path: Path | str) -> None:
         )
     if search.sampler == "grid":
         for name, axis in search.space.items():
-            if axis.grid() is None:
+            if axis.size is None:
                 raise UserError(f"{path}: search.sampler=grid needs a list or a step for {name}")
+        points = math.prod(axis.size or 1 for axis in search.space.values())
+        if points > MOST_RUNS:
+            raise UserError(
+                f"{path}: search.space has {points} points, and a grid takes {MOST_RUNS} at most; make steps larger, "
+                "or choose another search.sampler"
+            )
 
 
 def _check_corners(search: Search, path: Path | str, base: str, shared: Sequence[str]) -> None:

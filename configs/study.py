@@ -17,6 +17,8 @@ over one.
 """
 
 import itertools
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ from typing import Any
 from configs.loading import CONFIGS, check_name, find, get, load, parse_yaml, read_yaml, text_of
 from configs.run_names import folder_text, run_name
 from configs.schema import RunConfig
-from configs.search import Search, check_variable, read_search
+from configs.search import MOST_RUNS, Search, check_variable, read_search
 from switti.errors import UserError
 from switti.suggestions import did_you_mean, shortened
 
@@ -122,7 +124,12 @@ def load_study(study: str | Path | None, overrides: Sequence[str] = ()) -> Study
     _check_shared(shared, varied, path)
     pair_by = content.get("pair_by")
     if pair_by is not None and pair_by not in vary:
-        raise UserError(f"{path}: pair_by={pair_by} is not among the varied settings ({', '.join(vary)})")
+        raise UserError(
+            f"{path}: pair_by={shortened(pair_by)} is not among the varied settings ({', '.join(vary)})"
+        )
+    count = max(1, len(points)) * math.prod(map(len, vary.values()))
+    if count > MOST_RUNS:
+        raise UserError(f"{path}: a study of {count} runs; {MOST_RUNS} are the most, make it several studies")
     runs = [] if search else _plan_grid(source, points, vary, shared)
     _check_names(runs, path)
     _check_values(runs, vary, path)
@@ -138,14 +145,14 @@ def _check_head(content: dict[str, Any], overrides: list[str], path: Path | str)
     for key in content:
         if key not in _KEYS:
             hint = did_you_mean(str(key), _KEYS, _FOREIGN) or f"; a study has {', '.join(_KEYS)}"
-            raise UserError(f"{path}: unknown key {key!r}{hint}")
+            raise UserError(f"{path}: unknown key {shortened(key)!r}{hint}")
     base = content.get("base")
     if not isinstance(base, str):
         raise UserError(f"{path}: base must name a config, such as generator/demo")
     name = str(content.get("name") or (path.stem if isinstance(path, Path) else ""))
     if not name and not any(item.startswith("study=") for item in overrides):
         raise UserError("study=… is missing: it names the folder of the runs")
-    return str(find(base).resolve() if not (CONFIGS / f"{base}.yaml").is_file() else base), name
+    return base if os.path.isfile(CONFIGS / f"{base}.yaml") else str(find(base).resolve()), name
 
 
 def _plan_grid(

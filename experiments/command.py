@@ -15,6 +15,7 @@ from switti.escape import printable
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=\S*")
+_LONGEST_LINE = 1000  # characters of an error
 EXIT_FAILURE = 1  # the machine's fault: no permission, a full disk
 EXIT_USER_ERROR = 2  # the same code as argparse's
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
@@ -117,5 +118,15 @@ def _setting_with_dashes(words: list[str]) -> str:
 
 def _report(message: str, code: int) -> int:
     with suppress(OSError):  # it may be this very file that cannot be written
-        print("error: " + "\n".join(map(printable, masked(message).splitlines())), file=sys.stderr)
+        lines = [_cut(printable(line)) for line in masked(message).splitlines()]
+        print("error: " + "\n".join(lines), file=sys.stderr)
     return code
+
+
+def _cut(line: str) -> str:
+    """A line that somebody may read: of a value without end the beginning and what is said of it."""
+    return (
+        line
+        if len(line) <= _LONGEST_LINE
+        else f"{line[: _LONGEST_LINE // 2]} … {line[-_LONGEST_LINE // 2 :]}"
+    )

@@ -20,6 +20,7 @@ differences as page.html and worst.png.
 """
 
 import argparse
+import os
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -177,13 +178,13 @@ def evaluate_tokenizers(options: argparse.Namespace) -> int:
 
 def split_words(words: list[str]) -> tuple[list[Path], list[str]]:
     """(generators, settings). The name of a run's folder may hold an = as well: what exists is a run."""
-    settings = [word for word in words if _SETTING.fullmatch(word) and not Path(word).exists()]
+    settings = [word for word in words if _SETTING.fullmatch(word) and not os.path.exists(word)]
     targets: list[Path] = []
     for word in words:
         if word in settings:
             continue
         path = Path(word)
-        single = path.is_file() or any((path / name).is_file() for name in (CONFIG, INDEX, WEIGHTS_CONFIG))
+        single = any(map(os.path.isfile, (path, *(path / name for name in (CONFIG, INDEX, WEIGHTS_CONFIG)))))
         published = is_hub_id(word) and not (Path("runs") / word).is_dir()
         targets += [path] if single or published else find_runs([word])
     if not targets:

@@ -18,6 +18,7 @@ from switti.errors import UserError
 from switti.files import kind_of, open_regular, read_json_object
 from switti.models.text.config import TextConfig
 from switti.models.tokenizer_file import read_header
+from switti.suggestions import shortened
 
 MANIFEST = "manifest.json"  # of shards and of embeddings
 _NULL = "null.safetensors"
@@ -137,6 +138,8 @@ def _embeddings(config: RunConfig, shards: list[Path]) -> list[str]:
             stores.append(_store(folder, config.text))
         except UserError as error:
             problems.append(str(error))
+        except OSError as error:
+            problems.append(f"data.embeddings={shortened(folder)}: {error.strerror}")
     if problems or not folders:
         return problems
     lacking = [store / _NULL for store in stores[:1] if not (store / _NULL).is_file()]
@@ -156,7 +159,9 @@ def _embeddings(config: RunConfig, shards: list[Path]) -> list[str]:
 def _store(folder: Path, text: TextConfig) -> Path:
     """The finished store of the run's encoder that `folder` is, or holds. UserError if there is none."""
     stores = (
-        [folder] if (folder / MANIFEST).exists() else sorted(p.parent for p in folder.glob(f"*/{MANIFEST}"))
+        [folder]
+        if os.path.exists(folder / MANIFEST)
+        else sorted(p.parent for p in folder.glob(f"*/{MANIFEST}"))
     )
     if not stores:
         raise UserError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from switti.errors import UserError
+from switti.escape import printable
 from switti.files import read_json_object
 from switti.run_folder import HEARTBEAT, Row, rank_file, read_metrics, read_record
 from switti.studies import State, heartbeat_age, state_of
@@ -18,6 +19,7 @@ from switti.studies import State, heartbeat_age, state_of
 # Of the metrics: enough for the last value of what is logged often, and of most that is not.
 _TAIL_BYTES = 1 << 20
 _RECENT = 20  # logged values over which the speed of a run is taken
+_LONGEST = 20  # characters of a phase
 _STANDSTILL = 60.0  # seconds in one phase from which that is said
 _WORDS = {"validation": "validating", "checkpoint": "saving", "ending": "ending"}
 
@@ -46,7 +48,7 @@ def read_progress(run_dir: Path, last_bytes: int = _TAIL_BYTES) -> Progress:
     try:
         return _read(run_dir, last_bytes)
     except (UserError, OSError) as error:  # a damaged run must not hide the others
-        return Progress(None, error=str(error))
+        return Progress(None, error=printable(str(error)))
 
 
 def _read(run_dir: Path, last_bytes: int) -> Progress:
@@ -64,7 +66,7 @@ def _read(run_dir: Path, last_bytes: int) -> Progress:
         left = (steps - step) / rate if rate and steps >= step else None
         phase = _phase(heartbeat, step) if begun else "ending" if _is_alive(heartbeat) else "starting"
     error = record.get("error") or "" if state == "failed" else ""
-    return Progress(state, step, steps, phase, rate, left, heartbeat_age(run_dir), values, error)
+    return Progress(state, step, steps, phase, rate, left, heartbeat_age(run_dir), values, printable(error))
 
 
 def _heartbeat(run_dir: Path) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def _phase(heartbeat: dict[str, Any], step: int) -> str:
     if phase == "starting":
         return "" if step > _count(heartbeat.get("step")) else "starting"
     if stands > _STANDSTILL:
-        return f"{_WORDS.get(phase, phase)} for {duration(stands)}"
+        return f"{_WORDS.get(phase, printable(phase)[:_LONGEST])} for {duration(stands)}"
     return _WORDS.get(phase, "")
 
 

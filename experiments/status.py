@@ -25,6 +25,7 @@ from experiments.command import run
 from experiments.jobs import count
 from experiments.progress import Progress, read_progress, short_duration, short_rate
 from switti.errors import UserError
+from switti.escape import printable
 from switti.run_folder import LOG, RECORD
 from switti.studies import find_study, read_study
 
@@ -87,7 +88,9 @@ def screen(folder: Path, width: int) -> RenderableType:
     ]
     for name, progress in runs.items():
         if progress.error:
-            lines.append(Text(f"{name}: {progress.error}" if progress.state else progress.error, "red"))
+            lines.append(
+                Text(f"{printable(name)}: {progress.error}" if progress.state else progress.error, "red")
+            )
     if hidden:
         lines.append(Text(f"not shown in {width} columns: {', '.join(hidden)}", style="dim"))
     return Group(table, *lines)
@@ -102,7 +105,9 @@ def runs_table(runs: dict[str, Progress], width: int) -> tuple[Table, list[str]]
         table.add_column(column.head, justify=column.justify, no_wrap=True)
     room = width - sum(column.width(runs.values()) + _GAP for column in shown)
     for name, progress in runs.items():
-        table.add_row(Text(folded(name, max(1, room))), *(column.cell(progress) for column in shown))
+        table.add_row(
+            Text(folded(printable(name), max(1, room))), *(column.cell(progress) for column in shown)
+        )
     return table, hidden
 
 
@@ -141,7 +146,9 @@ def _fitting(runs: dict[str, Progress], width: int) -> tuple[list[_Column], list
     rate = _Column("rate", lambda progress: short_rate(progress.rate))
     left = _Column("left", lambda progress: short_duration(progress.left))
     seen = _Column("seen", lambda progress: short_duration(progress.seen))
-    found = [_Column(_VALUES.get(name, name.removeprefix(_METRICS)), _value(name)) for name in metrics]
+    found = [
+        _Column(_VALUES.get(name, printable(name.removeprefix(_METRICS))), _value(name)) for name in metrics
+    ]
     room = width - min(max(map(len, runs)), max(_NARROWEST, width * 2 // 5))
     chosen = []
     for column in [state, step, *found[:_FIRST], left, rate, seen, *found[_FIRST:]]:

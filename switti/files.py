@@ -182,11 +182,13 @@ def kind_of(path: str | Path, follow: bool = True) -> str | None:
     """ "file", "folder", "FIFO", "device", … or None if nothing is there. follow: look through symbolic links."""
     try:
         mode = os.stat(path, follow_symlinks=follow).st_mode
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
         return None
     except OSError as error:
         if error.errno == errno.ELOOP:
             return "symbolic link to itself"
+        if error.errno == errno.ENAMETOOLONG:
+            return None
         raise
     return "file" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "special file")
 

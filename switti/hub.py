@@ -1,5 +1,6 @@
 """Where weights come from: a local file or folder, or a model hub."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ _REMEDY = "give a local path, or download it on a machine with network: hf downl
 
 def is_hub_id(source: str | Path) -> bool:
     """Whether `source` has the form owner/name and is no path that exists."""
-    return HUB_ID.fullmatch(str(source)) is not None and not Path(source).expanduser().exists()
+    return HUB_ID.fullmatch(str(source)) is not None and not os.path.exists(Path(source).expanduser())
 
 
 def fetch(source: str | Path, patterns: Sequence[str], revision: str | None = None) -> Path:

@@ -72,7 +72,7 @@ def read_study(study: str | Path) -> dict[str, Any]:
 def find_study(study: str, runs_dir: str | Path = "runs") -> Path:
     """The folder meant by a study's name or path; UserError naming those that exist."""
     for folder in (Path(runs_dir) / study, Path(study)):
-        if folder.is_dir():
+        if os.path.isdir(folder):  # false for what cannot be the name of a folder, too
             return folder
     known = sorted(path.name for path in Path(runs_dir).glob("*") if path.is_dir())
     raise UserError(not_found("study", study, f"below {runs_dir}/", known))

@@ -1,5 +1,6 @@
 """Run folders into dataclasses. This is the only place of the report that opens a run's files."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,8 @@ def find_runs(targets: list[str], runs_dir: str | Path = "runs") -> list[Path]:
     """Run folders meant by `targets`: runs, folders of runs, or names of either below `runs_dir`; sorted, unique."""
     found: list[Path] = []
     for target in targets:
-        folder = next((path for path in (Path(target), Path(runs_dir) / target) if path.is_dir()), None)
+        # isdir is false for what cannot be the name of a folder, too.
+        folder = next((path for path in (Path(target), Path(runs_dir) / target) if os.path.isdir(path)), None)
         if folder is None:
             known = sorted(path.name for path in Path(runs_dir).glob("*") if path.is_dir())
             raise UserError(not_found("study", target, f"below {runs_dir}/", known))

@@ -20,6 +20,7 @@ from stand_in import starts as starts_of
 from configs.loading import CONFIGS
 from configs.study import load_study
 from experiments import launch_local, sweep
+from experiments.command import run
 from experiments.jobs import job_of
 from experiments.launch import tail_of
 from switti.errors import UserError
@@ -289,6 +290,49 @@ def test_what_the_command_line_cannot_mean_is_refused(study: Path, words: list[s
         sweep.main([word.replace("BASE", base) for word in words])
     assert message in str(caught.value)
     assert not Path("runs").exists()
+
+
+ENDLESS = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["vary.seed=[0]", "trainer.max_steps=VALUE"],
+        ["vary.seed=[VALUE]"],
+        ["vary.seed=[0]", "pair_by=VALUE"],
+        ["vary.VALUE=[0]"],
+        ["vary.seed=[0]", "VALUE=1"],
+        ["vary.seed=[0]", "study=VALUE"],
+        ["vary.seed=[0]", "base=VALUE"],
+        ["vary.seed=[0]", "data.train=VALUE"],
+        ["vary.seed=[0]", "data.embeddings=VALUE"],
+        ["vary.seed=[0]", "tokenizer_weights=VALUE"],
+        ["vary.seed=[0]", "init_from=VALUE"],
+        ["VALUE"],
+        *(
+            ["search.space={seed: [0, 1]}", f"search.{key}=VALUE"]
+            for key in ("trials", "seed", "sampler", "storage", "metric")
+        ),
+        ["search.space={seed: [0, 1]}", "search.VALUE=1"],
+        ["search.space={seed: {low: 0, high: 100000000000}}", "search.sampler=grid"],
+        ["search.space={optimizer.eps: {low: 0.0, high: 1.0, step: 1.0e-300}}", "search.sampler=grid"],
+        ["search.space={optimizer.eps: {low: 0.1, high: .inf}}"],
+        [f"vary.seed={list(range(2000))}", "vary.model.depth=[1, 2, 3, 4, 5, 6]"],
+    ],
+)
+def test_what_has_no_end_is_refused_at_once(
+    study: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    base = [f"base={Path('base.yaml').resolve()}", "study=mine"]
+    words = [word.replace("VALUE", ENDLESS) for word in words]
+    monkeypatch.setattr(sys, "argv", ["sweep", *base, *words, "--dry-run"])
+    begun = time.process_time()
+    with pytest.raises(SystemExit) as leaving:
+        run(sweep.main)
+    assert leaving.value.code == 2 and time.process_time() - begun < 5
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("error: ") and all(len(line) < 1500 for line in lines)
 
 
 def test_a_folder_of_another_study_or_version_is_left_alone(study: Path) -> None:
