@@ -4,8 +4,10 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
+from callbacks import run_record
 from callbacks.checkpointing import RunCheckpoint, find_resume
 from callbacks.metrics_log import MetricsCSV
 from callbacks.run_record import RunRecord, git_state, last_line
@@ -284,3 +287,62 @@ def test_the_data_are_noted_and_a_change_is_kept(tmp_path: Path, caplog: pytest.
     assert record["data"] == contents("a+b") and record["resumed"] == [3, 6, 9]
     fit(tmp_path / "anew", 2, contents=contents("b"))
     assert record_of(tmp_path / "anew")["data"] == contents("b")
+
+
+class Do(Callback):
+    """Does something at the end of a step."""
+
+    def __init__(self, step: int, action: Callable[[], object]) -> None:
+        self.step, self.action = step, action
+
+    def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
+        if trainer.global_step == self.step:
+            self.action()
+
+
+@pytest.mark.parametrize("what", ["removed", "renamed", "replaced", "emptied"])
+@pytest.mark.parametrize("step", [3, 5, 10])
+def test_a_folder_that_vanishes_under_a_run_stays_so(
+    tmp_path: Path, what: str, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_record, "LOOK_SECONDS", 0.0)
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "config.yaml").touch()
+
+    def vanish() -> None:
+        run_dir.rename(tmp_path / "elsewhere")
+        if what != "renamed":
+            shutil.rmtree(tmp_path / "elsewhere")
+        if what == "replaced":
+            shutil.copytree(other, run_dir)
+        if what == "emptied":
+            run_dir.mkdir()
+
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.yaml").touch()
+    with pytest.raises(
+        UserError, match=r"run has been (removed or renamed|removed, emptied or replaced)|cannot write .*run/"
+    ):
+        fit(run_dir, 10, Do(step, vanish))
+    assert not (run_dir / "record.json").exists()
+    if what in ("removed", "renamed"):
+        assert not run_dir.exists()
+
+
+def test_a_resume_that_fails_early_forgets_nothing(tmp_path: Path) -> None:
+    class Bad(Callback):
+        def setup(self, *args: object, **kwargs: object) -> None:
+            raise UserError("no such weights")
+
+    with pytest.raises(ValueError, match="x"):
+        fit(tmp_path, 10, RaiseAt(5, ValueError("x")))
+    fit(tmp_path, 8, resume=True)
+    before = record_of(tmp_path)
+    with pytest.raises(UserError):
+        fit(tmp_path, 12, Bad(), resume=True)
+    record = record_of(tmp_path)
+    assert (record["status"], record["error"]) == ("failed", "UserError: no such weights")
+    for key in ("step", "train_seconds", "resumed", "parameters", "data"):
+        assert record[key] == before[key], key
