@@ -75,17 +75,16 @@ def show(config: RunConfig) -> int:
     print(to_yaml(config), end="")
     import torch
 
+    from switti.checkpoint import count_parameters
     from switti.models.rqvae import RQVAE
-    from switti.models.transformer import ScaleTransformer
     from switti.scales import Pyramid
 
     with torch.device("meta"):
         tokenizer = sum(p.numel() for p in RQVAE(config.tokenizer).parameters())
-        generator = sum(p.numel() for p in ScaleTransformer(config.model).parameters())
     pyramid = Pyramid(tuple(config.tokenizer.scales))
     print(f"# tokenizer: {tokenizer:,} parameters, {config.tokenizer.resolution} px")
     if config.task == "generator":
-        print(f"# generator: {generator:,} parameters")
+        print(f"# generator: {count_parameters(config.model):,} parameters")
     print(f"# tokens a picture: {pyramid.length:,} in {pyramid.count} scales")
     print(
         f"# samples: {config.trainer.max_steps * config.data.batch_size:,} in {config.trainer.max_steps:,} steps"

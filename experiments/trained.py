@@ -11,14 +11,13 @@ from torch import Tensor
 from callbacks.checkpointing import checkpoints_of, damage, find_resume
 from configs.loading import SETTINGS, from_run, get, load
 from configs.schema import RunConfig
-from switti.checkpoint import fill, resize_levels, sub_state
+from switti.checkpoint import build_filled, resize_levels, sub_state
 from switti.errors import UserError
 from switti.hub import is_hub_id
 from switti.loading import known_codes, load_tokenizer, read_generator
 from switti.models.config import GeneratorConfig
 from switti.models.rqvae import RQVAE, check_codes
 from switti.models.text.base import build_text_encoder
-from switti.models.transformer import ScaleTransformer
 from switti.published import GENERATORS
 from switti.run_folder import CONFIG
 from switti.sampling.pipeline import SwittiPipeline, changed
@@ -116,8 +115,7 @@ def load_pipeline(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = frozen_tokenizer(config)
     check_codes(content, tokenizer, f"tokenizer_weights={config.tokenizer_weights}")
-    generator = ScaleTransformer(replace(config.model))
-    fill(generator, state, str(checkpoint))
+    generator = build_filled(replace(config.model), state, str(checkpoint))
     pipeline = SwittiPipeline(
         generator.eval().requires_grad_(False).to(device),
         tokenizer.to(device),

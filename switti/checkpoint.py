@@ -7,6 +7,7 @@ import errno
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,8 +21,8 @@ from switti.models.config import GeneratorConfig
 from switti.models.crop import FourierFeatures
 from switti.models.norm import RMSNorm
 from switti.models.transformer import ScaleTransformer
-from switti.pickles import shown
 from switti.scales import Pyramid
+from switti.suggestions import printable
 from switti.torch_files import read_torch
 
 SHOWN = 6
@@ -65,7 +66,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     content = read_torch(path, mmap=True)
     state = content.get("state_dict", content)
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        found = ", ".join(shown(str(key)) for key in list(content)[:SHOWN])
+        found = ", ".join(printable(str(key)) for key in list(content)[:SHOWN])
         raise UserError(f"{path} holds no weights but {found or 'nothing'}")
     return dict(state)
 
@@ -100,7 +101,7 @@ def sub_state(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
     """Every missing, unexpected and misshapen key, in words."""
     problems = [f"{key} is missing" for key in expected if key not in found]
-    problems += [f"{shown(key)} is unexpected" for key in found if key not in expected]
+    problems += [f"{printable(key)} is unexpected" for key in found if key not in expected]
     problems += [
         f"{key} is {list(found[key].shape)}, the settings need {list(value.shape)}"
         for key, value in expected.items()
@@ -120,6 +121,43 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
         raise WeightsError(source, problems)
     empty = any(value.is_meta for value in expected.values())
     model.load_state_dict({key: state[key].to(expected[key].dtype) for key in expected}, assign=empty)
+
+
+def expected_state(config: GeneratorConfig) -> dict[str, Tensor]:
+    """Keys, shapes and types of a transformer's weights as tensors without data, at the cost of one block."""
+    first = "blocks.0."
+    with torch.device("meta"):
+        one = ScaleTransformer(replace(config, depth=1)).state_dict()
+    block = {key.removeprefix(first): value for key, value in one.items() if key.startswith(first)}
+    expected: dict[str, Tensor] = {}
+    for key, value in one.items():
+        if key.startswith(first):
+            expected |= {
+                f"blocks.{i}.{name}": item for i in range(config.depth) for name, item in block.items()
+            }
+            block = {}
+        else:
+            expected[key] = value
+    return expected
+
+
+def count_parameters(config: GeneratorConfig) -> int:
+    """Numbers in a transformer's weights, all of which are parameters."""
+    return sum(value.numel() for value in expected_state(config).values())
+
+
+def build_filled(
+    config: GeneratorConfig, state: Mapping[str, Tensor], source: str, dtype: torch.dtype = torch.float32
+) -> ScaleTransformer:
+    """A transformer with these weights, compared with the settings before anything is built or memory taken.
+
+    Raises WeightsError naming `source` and every key that does not fit.
+    """
+    if problems := mismatches(expected_state(config), state):
+        raise WeightsError(source, problems)
+    model = build_empty(config, dtype)
+    fill(model, state, source)
+    return model
 
 
 def build_empty(config: GeneratorConfig, dtype: torch.dtype = torch.float32) -> ScaleTransformer:

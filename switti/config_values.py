@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from switti.errors import UserError
-from switti.suggestions import shortened
+from switti.suggestions import printable
 
 
 class _Config(Protocol):
@@ -28,9 +28,9 @@ def from_values(kind: type[Config], values: Mapping[str, Any], path: str) -> Con
     hints = get_type_hints(kind)
     for name, value in values.items():
         if name not in known:
-            raise UserError(f"unknown setting {path}.{shortened(name)}; known are {', '.join(known)}")
+            raise UserError(f"unknown setting {path}.{printable(name)}; known are {', '.join(known)}")
         if not _fits(value, hints[name]):
-            raise UserError(f"{path}.{name}={shortened(value)} is not {_words(hints[name])}")
+            raise UserError(f"{path}.{name}={printable(value)} is not {_words(hints[name])}")
     config = kind(**values)
     config.validate(path)
     return config

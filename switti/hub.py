@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from switti.errors import UserError
 
@@ -16,11 +17,14 @@ def is_hub_id(source: str | Path) -> bool:
     return HUB_ID.fullmatch(str(source)) is not None and not os.path.exists(Path(source).expanduser())
 
 
-def fetch(source: str | Path, patterns: Sequence[str], revision: str | None = None) -> Path:
+def fetch(
+    source: str | Path, patterns: Sequence[str], revision: str | None = None, cached: bool = False
+) -> Path:
     """A local path for `source`: itself, or the cached folder with those files of a hub repository.
 
-    patterns: which files of the repository are wanted, such as "*.safetensors". Raises UserError that names the
-    source and the remedy if there is no such path, no such repository or no network.
+    patterns: which files of the repository are wanted, such as "*.safetensors". cached: what has been downloaded must
+    do. Raises UserError that names the source and the remedy if there is no such path, no such repository or no
+    network.
     """
     path = Path(source).expanduser()
     if path.exists():
@@ -30,9 +34,10 @@ def fetch(source: str | Path, patterns: Sequence[str], revision: str | None = No
     import huggingface_hub
     from huggingface_hub.errors import CachedRepoTreeNotFoundError, EntryNotFoundError, HTTPError
 
+    options: dict[str, Any] = {"local_files_only": True} if cached else {}
     try:
         folder = huggingface_hub.snapshot_download(
-            str(source), allow_patterns=list(patterns), revision=revision
+            str(source), allow_patterns=list(patterns), revision=revision, **options
         )
     except (OSError, ValueError, HTTPError, EntryNotFoundError, CachedRepoTreeNotFoundError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from switti.checkpoint import build_empty, fill, read_weights, sub_state
+from switti.checkpoint import build_filled, fill, read_weights, sub_state
+from switti.config_values import from_values
 from switti.errors import UserError
-from switti.files import read_json
+from switti.files import kind_of, read_json_object
 from switti.hub import fetch
 from switti.models.config import GeneratorConfig, RQVAEConfig
 from switti.models.rqvae import CODES, RQVAE
@@ -26,10 +27,12 @@ from switti.published import (
     tokenizer_fields,
     tokenizer_from_published,
 )
+from switti.suggestions import printable, shortened
 
 Config = TypeVar("Config", GeneratorConfig, RQVAEConfig)
 
 INDEX, CONFIG = "model_index.json", "config.json"
+MAX_CONFIG_BYTES = 1 << 20
 _FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -37,26 +40,27 @@ _FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def locate(
-    source: str | Path, part: str, file: str | None = None, revision: str | None = None
+    source: str | Path,
+    part: str,
+    file: str | None = None,
+    revision: str | None = None,
+    cached: bool = False,
 ) -> tuple[Path, dict[str, Any]]:
     """(weights file, content of the config.json beside it or {}) of a file, a folder or a hub id.
 
     part: "generator" or "tokenizer", the subfolder of an exported pipeline. file: the wanted file of a hub repository.
+    cached: no network is asked.
     """
     wanted = [file] if file else [CONFIG, INDEX, *_FILES, f"{part}/*"]
-    path = fetch(source, wanted, revision)
-    if path.is_dir() and (path / INDEX).is_file():
+    path = fetch(source, wanted, revision, cached)
+    if path.is_dir() and kind_of(path / INDEX):
         path = path / part
     if path.is_dir():
         names = [file] if file else list(_FILES)
-        folder, path = path, next((path / n for n in names if (path / n).is_file()), path)
+        folder, path = path, next((path / n for n in names if kind_of(path / n)), path)
         if path == folder:
             raise UserError(f"{source}: {folder} holds none of {', '.join(names)}")
-    beside = path.with_name(CONFIG)
-    content = read_json(beside, default={})
-    if not isinstance(content, dict):
-        raise UserError(f"{beside} must hold one JSON object")
-    return path, content
+    return path, read_json_object(path.with_name(CONFIG), MAX_CONFIG_BYTES)
 
 
 def config_fields(content: Mapping[str, Any], kind: type[Config], source: str) -> dict[str, Any]:
@@ -65,13 +69,14 @@ def config_fields(content: Mapping[str, Any], kind: type[Config], source: str) -
     found = {key: value for key, value in content.items() if key in names}
     resolution = content.get("reso")
     if resolution is not None:
-        if resolution not in PYRAMIDS:
+        if not isinstance(resolution, int) or resolution not in PYRAMIDS:
             raise UserError(
-                f"{source}: reso={resolution} in {CONFIG} is not one of {', '.join(map(str, PYRAMIDS))}"
+                f"{source}: reso={printable(resolution)} in {CONFIG} is not one of "
+                f"{', '.join(map(str, PYRAMIDS))}"
             )
         found["scales"] = PYRAMIDS[resolution]
     if kind is GeneratorConfig:
-        if "depth" in found and "width" not in found:
+        if isinstance(found.get("depth"), int) and "width" not in found:
             found |= {"width": HEAD_WIDTH * found["depth"], "heads": found["depth"]}
         for theirs, ours, meaning in (
             ("use_ar", "visibility", ("non_causal", "causal")),
@@ -80,7 +85,9 @@ def config_fields(content: Mapping[str, Any], kind: type[Config], source: str) -
         ):
             if theirs in content:
                 if not isinstance(content[theirs], bool):
-                    raise UserError(f"{source}: {theirs}={content[theirs]} in {CONFIG} must be true or false")
+                    raise UserError(
+                        f"{source}: {theirs}={printable(content[theirs])} in {CONFIG} must be true or false"
+                    )
                 found[ours] = meaning[content[theirs]]
     return found
 
@@ -88,11 +95,9 @@ def config_fields(content: Mapping[str, Any], kind: type[Config], source: str) -
 def checked(kind: type[Config], values: Mapping[str, Any], path: str, source: str) -> Config:
     """A config object out of what was found; values of a wrong type or range are UserErrors that name the source."""
     try:
-        config = kind(**values)
-        config.validate(path)
-    except (TypeError, UserError) as error:
+        return from_values(kind, values, path)
+    except UserError as error:
         raise UserError(f"{source}: its {CONFIG} does not make a {path}: {error}") from error
-    return config
 
 
 # ---- loading ----------------------------------------------------------------------------------------------------
@@ -159,8 +164,7 @@ def load_generator(
     settings, state = read_generator(
         source, config=config, visibility=visibility, averaged=averaged, revision=revision
     )
-    model = build_empty(settings, dtype)
-    fill(model, state, str(source))
+    model = build_filled(settings, state, str(source), dtype)
     return model.eval().requires_grad_(False).to(device)
 
 
@@ -171,17 +175,19 @@ def load_tokenizer(
     scales: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
     revision: str | None = None,
+    cached: bool = False,
 ) -> RQVAE:
     """An RQ-VAE in eval mode, frozen, float32.
 
     source: as for `load_generator`, or "embedded:demo". scales: another pyramid than the source's own, whose weights
     do not depend on it. config: the settings, which must be those that the file holds (the pyramid only without
-    scales); None reads them from the file, from config.json and from the shapes.
+    scales); None reads them from the file, from config.json and from the shapes. cached: no network is asked for a
+    hub id, which must have been downloaded.
     Raises UserError, for weights that do not fit WeightsError with every key in `details`.
     """
     release = TOKENIZERS.get(str(source))
     place = weights_path(source) if str(source).startswith(EMBEDDED) else source
-    path, content = locate(place, "tokenizer", release.file if release else None, revision)
+    path, content = locate(place, "tokenizer", release.file if release else None, revision, cached)
     state, stored = read_weights(path), stored_settings(path)
     for name in ("ema_rqvae", "rqvae"):
         state = sub_state(state, name) or state
@@ -189,12 +195,22 @@ def load_tokenizer(
         check_settings(config, stored, path, other_scales=scales is not None)
     else:
         told = config_fields(stored | content, RQVAEConfig, str(source))
-        found = tokenizer_fields(state, str(source)) | told
+        shown = tokenizer_fields(state, str(source))
+        wrong = [
+            f"{name}={told[name]} (the weights: {shown[name]})"
+            for name in shown
+            if told.get(name, shown[name]) != shown[name]
+        ]
+        if wrong:
+            raise UserError(
+                f"{source}: its settings are not those of its weights: {shortened(', '.join(wrong))}"
+            )
+        found = shown | told
         if "scales" not in found and release is not None:
             found["scales"] = PYRAMIDS[release.resolution]
         if "scales" not in found and scales is None:
             raise UserError(f"{source} does not say its tokenizer.scales; give scales= or config=")
-        config = checked(RQVAEConfig, {"scales": scales} | found, "tokenizer", str(source))
+        config = checked(RQVAEConfig, {"scales": list(scales or [])} | found, "tokenizer", str(source))
     if scales is not None:
         config = replace(config, scales=list(scales))
     tokenizer_fields(state, str(source))

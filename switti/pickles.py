@@ -10,8 +10,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from switti.suggestions import printable
+
 Global = tuple[str, str]  # module, qualified name
-_SHOWN = 80
 _MAX_MARKS = 1000
 _LARGEST_KEY = 2**31  # the hashes of larger numbers can be made to collide
 
@@ -146,8 +147,9 @@ class _Machine:
 
     def reference(self, module: Any, name: Any) -> None:
         if (module, name) not in self.allowed:
+            named = printable(f"{module}.{name}")
             raise PickleError(
-                f"it would run code ({shown(f'{module}.{name}')}) when loaded, which is refused; ask for plain tensors"
+                f"it would run code ({named}) when loaded, which is refused; ask for plain tensors"
             )
         self.stack.append(Reference((module, name)))
 
@@ -175,12 +177,6 @@ class _Machine:
 
     def recall(self, index: int) -> None:
         self.stack.append(self.memo[index])
-
-
-def shown(name: str) -> str:
-    """A foreign name for a message: printable ASCII of a bounded length."""
-    text = ascii(name)[1:-1]
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def is_key(key: Any) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from switti.errors import UserError
+from switti.models.config import MAX_SCALES
 from switti.models.transformer import ScaleTransformer
 from switti.scales import Pyramid
 
@@ -84,12 +85,10 @@ def generator_fields(state: Mapping[str, Tensor], source: str = "these weights")
     What they cannot show: visibility, heads, head_precision, query_key_norm, rope_theta and rope_size.
     """
     needed = ["word_embed.weight", "text_pooler.weight", "head.weight", "blocks.0.cross_attn.to_kv.weight"]
-    missing = [key for key in needed if key not in state]
-    if missing:
-        raise UserError(f"{source} is no scale transformer: {', '.join(missing)} missing")
-    width, code_width = state["word_embed.weight"].shape
+    _check_tables(state, needed, "scale transformer", source)
+    width, code_width = state["word_embed.weight"].shape[:2]
     found = {
-        "depth": 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks.")),
+        "depth": _count(state, "blocks", "cross_attn.to_kv.weight"),
         "width": width,
         "code_width": code_width,
         "codebook_size": state["head.weight"].shape[0],
@@ -103,9 +102,26 @@ def generator_fields(state: Mapping[str, Tensor], source: str = "these weights")
     return found | ({"scales": _read_levels(state[LEVELS], source)} if LEVELS in state else {})
 
 
+def _check_tables(state: Mapping[str, Tensor], needed: Sequence[str], kind: str, source: str) -> None:
+    """UserError unless weights hold these matrices (or, of a tokenizer, convolutions)."""
+    missing = [key for key in needed if key not in state]
+    if missing:
+        raise UserError(f"{source} is no {kind}: {', '.join(missing)} missing")
+    for key in needed:
+        if state[key].ndim not in (2, 4) or not state[key].numel():
+            raise UserError(f"{source} is no {kind}: {key} is {list(state[key].shape)}")
+
+
+def _count(state: Mapping[str, Tensor], prefix: str, suffix: str) -> int:
+    """How many parts <prefix>.0.<suffix>, <prefix>.1.<suffix>, … there are."""
+    return next(i for i in range(len(state) + 1) if f"{prefix}.{i}.{suffix}" not in state)
+
+
 def _read_levels(levels_1L: Tensor, source: str) -> list[int]:
     levels_L = levels_1L.flatten().long()
-    sides = [math.isqrt(size) for size in levels_L.clamp(min=0).bincount().tolist()]
+    if levels_L.numel() == 0 or not 0 <= int(levels_L.min()) <= int(levels_L.max()) < MAX_SCALES:
+        raise UserError(f"{source}: {LEVELS} is no pyramid of square token maps")
+    sides = [math.isqrt(size) for size in levels_L.bincount().tolist()]
     if 0 in sides or sides != sorted(set(sides)) or not torch.equal(levels_L, Pyramid(tuple(sides)).levels()):
         raise UserError(f"{source}: {LEVELS} is no pyramid of square token maps")
     return sides
@@ -141,25 +157,20 @@ def generator_to_published(model: ScaleTransformer) -> dict[str, Tensor]:
 def tokenizer_fields(state: Mapping[str, Tensor], source: str = "these weights") -> dict[str, Any]:
     """Fields of RQVAEConfig that the weights themselves show: all but scales, phi_ratio and commitment."""
     needed = ["quantize.embedding.weight", "encoder.conv_in.weight", "encoder.down.0.block.0.conv1.weight"]
-    missing = [key for key in needed if key not in state]
-    if missing:
-        raise UserError(f"{source} is no RQ-VAE: {', '.join(missing)} missing")
-    codebook_size, code_width = state["quantize.embedding.weight"].shape
+    _check_tables(state, needed, "RQ-VAE", source)
+    codebook_size, code_width = state["quantize.embedding.weight"].shape[:2]
     channels = state["encoder.conv_in.weight"].shape[0]
-
-    def count(prefix: str, suffix: str) -> int:
-        return next(i for i in range(len(state) + 1) if f"{prefix}.{i}.{suffix}" not in state)
-
-    levels = count("encoder.down", "block.0.conv1.weight")
+    levels = _count(state, "encoder.down", "block.0.conv1.weight")
     return {
         "codebook_size": codebook_size,
         "code_width": code_width,
         "channels": channels,
         "multipliers": [
-            state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] // channels for i in range(levels)
+            state[f"encoder.down.{i}.block.0.conv1.weight"].shape[:1].numel() // channels
+            for i in range(levels)
         ],
-        "residual_blocks": count("encoder.down.0.block", "conv1.weight"),
-        "phi_count": count("quantize.quant_resi.qresi_ls", "weight"),
+        "residual_blocks": _count(state, "encoder.down.0.block", "conv1.weight"),
+        "phi_count": _count(state, "quantize.quant_resi.qresi_ls", "weight"),
     }
 
 

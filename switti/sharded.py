@@ -44,8 +44,8 @@ from switti.files import (
     write_json,
 )
 from switti.optimizer_state import empty_state, fields_of, fill_state, ordered_names, part_of
-from switti.pickles import shown
 from switti.sharded_contents import read_contents
+from switti.suggestions import printable
 from switti.torch_files import TorchFileError, load_tensor, read_torch
 
 MANIFEST, STATE = "manifest.json", "state.pt"
@@ -209,7 +209,7 @@ def damage(path: Path, contents: bool = True) -> str | None:
         files = manifest["files"]
         for name, entry in files.items():
             if Path(name).name != name:
-                return f"{MANIFEST} names {shown(name)}, which is not a file of this folder"
+                return f"{MANIFEST} names {printable(name)}, which is not a file of this folder"
             file = path / name
             if (kind := kind_of(file)) != "file":
                 return f"{name} is missing" if kind is None else f"{name} is a {kind}, not a regular file"
@@ -256,7 +256,7 @@ class _Reader(dcp.FileSystemReader):
             target = planner.resolve_tensor(item).detach()
             if target.shape != part.shape:
                 raise UserError(
-                    f"a part of {shown(item.dest_index.fqn)} has another size than the list of contents says"
+                    f"a part of {printable(item.dest_index.fqn)} has another size than the list of contents says"
                 )
             target.copy_(part)
             planner.commit_tensor(item, target)

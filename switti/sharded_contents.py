@@ -26,7 +26,8 @@ from torch.distributed.checkpoint.metadata import (
 
 from switti.errors import UserError
 from switti.files import check_regular, read_bytes
-from switti.pickles import Call, Global, PickleError, Reference, parse_pickle, shown
+from switti.pickles import Call, Global, PickleError, Reference, parse_pickle
+from switti.suggestions import printable
 from switti.torch_files import DTYPES
 
 CONTENTS = ".metadata"
@@ -89,10 +90,12 @@ def _metadata(root: Any, folder: Path, sizes: dict[str, int]) -> Metadata:
         for chunk in tensor.chunks:
             index = MetadataIndex(name, chunk.offsets)
             if index not in places:
-                raise _ContentsError(f"it does not say where {shown(name)} lies")
+                raise _ContentsError(f"it does not say where {printable(name)} lies")
             used[index] = places[index]
             if math.prod(chunk.sizes) * width > used[index].length:
-                raise _ContentsError(f"{shown(name)} is larger than the part of the file that should hold it")
+                raise _ContentsError(
+                    f"{printable(name)} is larger than the part of the file that should hold it"
+                )
     _check_places(used.values(), folder, sizes)
     return Metadata(dict(tensors), storage_data=used, storage_meta=StorageMeta())
 
@@ -105,7 +108,7 @@ def _check_places(places: Iterable[_StorageInfo], folder: Path, sizes: dict[str,
     for name, spans in parts.items():
         if name not in sizes:
             raise _ContentsError(
-                f"it names the file {shown(name)}, which is not one of the folder's data files"
+                f"it names the file {printable(name)}, which is not one of the folder's data files"
             )
         check_regular(folder / name)
         spans.sort()
@@ -137,13 +140,13 @@ def _tensor(name: str, fields: dict[str, Any]) -> TensorStorageMetadata:
     first = state[0] if type(state) is tuple and state else None
     dtype = DTYPES.get(first.name) if type(first) is Reference else None
     if dtype is None:
-        raise _ContentsError(f"{shown(name)} has no type that is known")
+        raise _ContentsError(f"{printable(name)} has no type that is known")
     size, listed = _size(fields.get("size")), fields.get("chunks")
     if type(listed) is not list or math.prod(size) * dtype.itemsize > _LARGEST:
-        raise _ContentsError(f"{shown(name)} has no size that is possible")
+        raise _ContentsError(f"{printable(name)} has no size that is possible")
     chunks = [_chunk(chunk) for chunk in listed]
     if not _fill(size, chunks):
-        raise _ContentsError(f"the chunks of {shown(name)} do not fill it")
+        raise _ContentsError(f"the chunks of {printable(name)} do not fill it")
     return TensorStorageMetadata(TensorProperties(dtype), size, chunks)
 
 

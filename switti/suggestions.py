@@ -64,6 +64,11 @@ def shortened(value: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}… ({len(text)} characters)"
 
 
+def printable(value: object) -> str:
+    """A value from a file for a message: `shortened`, in ASCII, so that nothing in it acts on a terminal."""
+    return shortened(ascii(str(value))[1:-1])
+
+
 def _likeness(given: str, candidate: str) -> float:
     """0: something else. The last parts decide; that the groups are alike, too, decides between equal ones."""
     if _plain(given).replace(".", "_") == _plain(candidate).replace(".", "_"):

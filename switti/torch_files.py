@@ -17,7 +17,8 @@ from torch import Tensor
 
 from switti.errors import UserError
 from switti.files import open_regular
-from switti.pickles import Call, Global, Persistent, PickleError, Reference, is_key, parse_pickle, shown
+from switti.pickles import Call, Global, Persistent, PickleError, Reference, is_key, parse_pickle
+from switti.suggestions import printable
 
 DTYPES: dict[Global, torch.dtype] = {
     ("torch", str(dtype).removeprefix("torch.")): dtype
@@ -200,7 +201,7 @@ class _Contents:
         if name == _DICT and not arguments:
             return [call.items or {}, call.state or {}]
         if call.state is not None or call.items is not None:
-            raise TorchFileError(f"it changes a {shown(name[1])}")
+            raise TorchFileError(f"it changes a {printable(name[1])}")
         if name in (_TENSOR, _TENSOR_V3) and len(arguments) >= 6:
             self.tensor(name, arguments)
             return arguments[5:6]
@@ -219,7 +220,7 @@ class _Contents:
             and all(map(is_key, arguments[0]))
         ):
             return arguments
-        raise TorchFileError(f"it calls {shown('.'.join(name))} in a way that torch.save does not")
+        raise TorchFileError(f"it calls {printable('.'.join(name))} in a way that torch.save does not")
 
     def tensor(self, name: Global, arguments: tuple[Any, ...]) -> None:
         """Its elements lie in its storage, none of them twice, and the storage in the file."""
@@ -250,7 +251,7 @@ class _Contents:
         if width is None or type(key) is not str or type(location) is not str or not _are_counts((count,)):
             raise TorchFileError("it has a storage of an unknown kind")
         if count * width > self.bytes_of.get(key, 0):
-            raise TorchFileError(f"its record {shown(key)} is shorter than the tensors in it")
+            raise TorchFileError(f"its record {printable(key)} is shorter than the tensors in it")
         return count * width, width
 
 

@@ -1,17 +1,43 @@
 """Settings of the RQ-VAE and of the scale transformer. Imports no torch."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
 from switti.errors import UserError
+from switti.suggestions import shortened
 
 MAX_CROP_BASE = 1 << 20  # px; the condition is computed in float32
 
 
+MAX_SCALES, MAX_TOKENS = 64, 1 << 18
+# Far beyond any model, and small enough for a model of that size to be described at once.
+_MOST = {
+    "depth": 512, "width": 1 << 16, "heads": 1 << 10, "codebook_size": 1 << 20, "code_width": 1 << 12,
+    "text_width": 1 << 16, "pooled_width": 1 << 16, "crop_base": MAX_CROP_BASE,
+    "channels": 1 << 13, "residual_blocks": 64, "phi_count": 256,
+}  # fmt: skip
+MAX_LEVELS, MAX_MULTIPLIER = 8, 64
+
+
 def _validate_scales(scales: list[int], path: str) -> None:
+    shown = f"{path}.scales={shortened(scales)}"
     if not scales or scales[0] < 1 or any(b <= a for a, b in pairwise(scales)):
-        raise UserError(f"{path}.scales={scales} must be positive, strictly increasing side lengths")
+        raise UserError(f"{shown} must be positive, strictly increasing side lengths")
+    if len(scales) > MAX_SCALES or sum(side * side for side in scales) > MAX_TOKENS:
+        raise UserError(f"{shown} must be at most {MAX_SCALES} scales with {MAX_TOKENS:,} tokens together")
+
+
+def check_sizes(config: object, names: Iterable[str], path: str) -> None:
+    """UserError if one of these settings is below 1, or larger than any model's."""
+    for name in names:
+        value = getattr(config, name)
+        if value < 1:
+            raise UserError(f"{path}.{name}={shortened(value)} must be at least 1")
+        if value > _MOST[name]:
+            raise UserError(f"{path}.{name}={shortened(value)} must be at most {_MOST[name]}")
 
 
 @dataclass
@@ -40,9 +66,13 @@ class RQVAEConfig:
 
     def validate(self, path: str) -> None:
         _validate_scales(self.scales, path)
-        for name in ("codebook_size", "code_width", "channels", "residual_blocks", "phi_count"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{path}.{name}={getattr(self, name)} must be at least 1")
+        check_sizes(self, ("codebook_size", "code_width", "channels", "residual_blocks", "phi_count"), path)
+        allowed = 1 <= len(self.multipliers) <= MAX_LEVELS
+        if not allowed or not all(1 <= factor <= MAX_MULTIPLIER for factor in self.multipliers):
+            raise UserError(
+                f"{path}.multipliers={shortened(self.multipliers)} must be 1 to {MAX_LEVELS} numbers in "
+                f"[1, {MAX_MULTIPLIER}]"
+            )
         if not 0.0 <= self.phi_ratio <= 1.0:
             raise UserError(f"{path}.phi_ratio={self.phi_ratio} must lie in [0, 1]")
         if self.channels % 32:
@@ -79,20 +109,23 @@ class GeneratorConfig:
 
     def validate(self, path: str) -> None:
         _validate_scales(self.scales, path)
-        for name in (
-            "depth",
-            "width",
-            "heads",
-            "codebook_size",
-            "code_width",
-            "text_width",
-            "pooled_width",
-            "crop_base",
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"{path}.{name}={getattr(self, name)} must be at least 1")
-        if self.crop_base > MAX_CROP_BASE:
-            raise UserError(f"{path}.crop_base={self.crop_base} must be at most {MAX_CROP_BASE}")
+        check_sizes(
+            self,
+            (
+                "depth",
+                "width",
+                "heads",
+                "codebook_size",
+                "code_width",
+                "text_width",
+                "pooled_width",
+                "crop_base",
+            ),
+            path,
+        )
+        for name in ("rope_theta", "rope_size"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{path}.{name}={getattr(self, name)} must be positive")
         if self.width % self.heads:
             raise UserError(f"{path}.width={self.width} must be a multiple of {path}.heads={self.heads}")
         if (self.width // self.heads) % 4:

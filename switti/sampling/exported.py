@@ -8,29 +8,36 @@ text_encoder/config.json  which frozen networks encode captions; their weights a
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from switti.checkpoint import write_weights
+from switti.config_values import from_values
 from switti.errors import UserError
-from switti.files import read_json, unique_temporary, write_json, writing
-from switti.hub import fetch
-from switti.loading import CONFIG, INDEX, load_generator, load_tokenizer
+from switti.files import (
+    kind_of,
+    read_json_object,
+    unique_temporary,
+    write_json,
+    writing,
+)
+from switti.hub import HUB_ID, fetch, is_hub_id
+from switti.loading import CONFIG, INDEX, MAX_CONFIG_BYTES, load_generator, load_tokenizer
 from switti.models.rqvae import CODES, RQVAE, check_codes
 from switti.models.text.config import TextConfig
 from switti.models.transformer import ScaleTransformer
 from switti.published import GENERATORS, TOKENIZER
 from switti.sampling.config import SamplingConfig
+from switti.suggestions import printable
 
 FORMAT = 1
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _PATTERNS = (INDEX, CONFIG, "*/config.json", "*/model.safetensors", "model.safetensors", "pytorch_model.bin")
-Settings = TypeVar("Settings", TextConfig, SamplingConfig)
 
 RELEASED_STOP = {10: 8, 14: 11}  # number of scales → first one without guidance
 
@@ -119,7 +126,7 @@ def read_parts(
     of an exported folder only one with the same codes.
     """
     path = fetch(source, _PATTERNS, revision)
-    exported = path.is_dir() and (path / INDEX).is_file()
+    exported = path.is_dir() and kind_of(path / INDEX) is not None
     if not exported:
         generator = load_generator(
             source if str(source) in GENERATORS else path,
@@ -127,42 +134,55 @@ def read_parts(
             device=device,
             revision=revision,
         )
-        codes = load_tokenizer(tokenizer or TOKENIZER, scales=generator.config.scales, device=device)
+        codes = load_tokenizer(
+            tokenizer or TOKENIZER,
+            scales=generator.config.scales,
+            device=device,
+            cached=tokenizer is None and not is_hub_id(source),
+        )
         count = generator.pyramid.count
         # The released pipeline's settings: guidance 6 (4 in the first version), off at the last scales.
         sampling = SamplingConfig(guidance=6.0, guidance_stop=RELEASED_STOP.get(count), late_temperature=0.1)
         text = TextConfig(encoder="clip_pair", width=2048, pooled_width=1280, max_length=77)
         return Parts(generator, codes, text, sampling, False)
-    index = read_json(path / INDEX)
-    if not isinstance(index, dict) or index.get("_class_name") != "SwittiPipeline" or "sampling" not in index:
+    index = read_json_object(path / INDEX, MAX_CONFIG_BYTES)
+    if index.get("_class_name") != "SwittiPipeline" or "sampling" not in index:
         raise UserError(f"{path / INDEX} describes no SwittiPipeline")
     if index.get("format") != FORMAT:
-        raise UserError(
-            f"{path} has format {index.get('format')}, this version reads {FORMAT}; update switti"
-        )
-    text = settings_of(TextConfig, read_json(path / "text_encoder" / CONFIG, default={}), "text")
+        found = printable(index.get("format"))
+        raise UserError(f"{path} has format {found}, this version reads {FORMAT}; update switti")
+    text = _text_settings(path / "text_encoder" / CONFIG)
+    sampling = from_values(SamplingConfig, index["sampling"], "sampling")
     generator = load_generator(
         path, dtype=dtype or DTYPES.get(str(index.get("dtype")), torch.float32), device=device
     )
     codes = load_tokenizer(tokenizer or path, scales=generator.config.scales, device=device)
-    check_codes(read_json(path / "generator" / CONFIG, default={}), codes, f"tokenizer={tokenizer or path}")
+    known = read_json_object(path / "generator" / CONFIG, MAX_CONFIG_BYTES)
+    check_codes(known, codes, f"tokenizer={tokenizer or path}")
+    details = index.get("details")
     return Parts(
         generator,
         codes,
         text,
-        settings_of(SamplingConfig, index["sampling"], "sampling"),
-        bool(index.get("autocast", False)),
-        dict(index.get("details", {})),
+        sampling,
+        index.get("autocast") is True,
+        details if isinstance(details, dict) else {},
     )
 
 
-def settings_of(kind: type[Settings], values: Mapping[str, Any], path: str) -> Settings:
-    """A settings object from JSON; an unknown name or a bad value is a UserError."""
-    unknown = sorted(set(values) - {item.name for item in fields(kind)})
-    if unknown:
-        raise UserError(
-            f"unknown setting {path}.{unknown[0]}; known are {', '.join(f.name for f in fields(kind))}"
-        )
-    settings = kind(**values)
-    settings.validate(path)
-    return settings
+def _text_settings(path: Path) -> TextConfig:
+    """The encoder that an exported folder names: one that ships, hub ids, or folders of this machine by whole paths.
+
+    A path below the working folder means something else in every folder that a command is started in.
+    """
+    try:
+        text = from_values(TextConfig, read_json_object(path, MAX_CONFIG_BYTES), "text")
+        for name in ("clip_l", "big_g"):
+            source = getattr(text, name)
+            if not HUB_ID.fullmatch(source) and not (Path(source).is_absolute() and Path(source).is_dir()):
+                raise UserError(
+                    f"text.{name}={printable(source)} is neither a hub id nor the whole path of a folder"
+                )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return text

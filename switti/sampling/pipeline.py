@@ -16,7 +16,7 @@ from tqdm import tqdm
 from switti import arguments
 from switti.config_values import from_values
 from switti.errors import UserError
-from switti.hub import upload
+from switti.hub import is_hub_id, upload
 from switti.models.rqvae import RQVAE
 from switti.models.text.base import TextEmbedding, TextEncoder, build_text_encoder
 from switti.models.text.config import TextConfig
@@ -71,7 +71,8 @@ class SwittiPipeline:
         Raises UserError naming what is missing and the remedy.
         """
         parts = read_parts(source, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision)
-        encoder = build_text_encoder(parts.text, device) if text_encoder is None else text_encoder
+        # What lies on this machine asks no network for the rest.
+        encoder = text_encoder or build_text_encoder(parts.text, device, cached=not is_hub_id(source))
         mixed = parts.autocast if autocast is None else autocast
         return cls(parts.generator, parts.tokenizer, encoder, parts.sampling, mixed, parts.text)
 

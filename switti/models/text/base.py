@@ -87,8 +87,13 @@ def fingerprint_of(name: str, weights: list[str], settings: dict[str, object]) -
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def build_text_encoder(config: TextConfig, device: torch.device | str = "cpu") -> TextEncoder:
-    """The encoder that `config` names, on `device`. UserError if its package or weights are missing."""
+def build_text_encoder(
+    config: TextConfig, device: torch.device | str = "cpu", cached: bool = False
+) -> TextEncoder:
+    """The encoder that `config` names, on `device`. UserError if its package or weights are missing.
+
+    cached: no network is asked for a hub id, which must have been downloaded.
+    """
     config.validate("text")
     if config.encoder == "minilm":
         from switti.models.text.minilm import MiniLMEncoder
@@ -96,6 +101,8 @@ def build_text_encoder(config: TextConfig, device: torch.device | str = "cpu") -
         return MiniLMEncoder(max_length=config.max_length, device=device)
     from switti.models.text.clip_pair import ClipPairEncoder
 
-    encoder = ClipPairEncoder(config.clip_l, config.big_g, max_length=config.max_length, device=device)
+    encoder = ClipPairEncoder(
+        config.clip_l, config.big_g, max_length=config.max_length, device=device, cached=cached
+    )
     encoder.check_widths(config.width, config.pooled_width)
     return encoder

@@ -26,9 +26,10 @@ POOLED = "pooler_output"
 _BATCH = 32
 
 
-def load_clip_text(source: str, setting: str) -> tuple[Any, nn.Module]:
+def load_clip_text(source: str, setting: str, cached: bool = False) -> tuple[Any, nn.Module]:
     """(tokenizer, text network in float32) from a hub id or a local folder that holds both.
 
+    cached: no network is asked for a hub id.
     Raises UserError that names `setting`, the source and the remedy.
     """
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -39,7 +40,7 @@ def load_clip_text(source: str, setting: str) -> tuple[Any, nn.Module]:
             f"{setting}={source}: no such folder; give a folder in transformers format or a hub id"
         )
     place = str(local) if local.is_dir() else source
-    options: dict[str, Any] = {"local_files_only": local.is_dir()}
+    options: dict[str, Any] = {"local_files_only": cached or local.is_dir()}
     try:
         tokenizer = CLIPTokenizer.from_pretrained(place, **options)
         with quiet_transformers():  # the vision half of a whole CLIP would be reported as unexpected
@@ -73,12 +74,20 @@ class ClipPairEncoder:
     name = "clip_pair"
 
     def __init__(
-        self, clip_l: str, big_g: str, max_length: int = CLIP_POSITIONS, device: torch.device | str = "cpu"
+        self,
+        clip_l: str,
+        big_g: str,
+        max_length: int = CLIP_POSITIONS,
+        device: torch.device | str = "cpu",
+        cached: bool = False,
     ) -> None:
         self.max_length = max_length
         self.device = torch.device(device)
         self.truncated = 0
-        pairs = [load_clip_text(clip_l, "text.clip_l"), load_clip_text(big_g, "text.big_g")]
+        pairs = [
+            load_clip_text(clip_l, "text.clip_l", cached),
+            load_clip_text(big_g, "text.big_g", cached),
+        ]
         self.tokenizers = [tokenizer for tokenizer, _ in pairs]
         self.models: list[Any] = [model.to(self.device) for _, model in pairs]
         self.width = sum(model.config.hidden_size for model in self.models)

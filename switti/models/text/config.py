@@ -1,13 +1,16 @@
 """Settings of the text encoder. Imports no torch: configs are composed before torch is loaded."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from switti.errors import UserError
+from switti.suggestions import printable, shortened
 
 MINILM_WIDTH = 384
 MINILM_POSITIONS = 512
 CLIP_POSITIONS = 77
+MAX_WIDTH = 1 << 16
+Encoder = Literal["minilm", "clip_pair"]
 
 
 @dataclass
@@ -22,7 +25,7 @@ class TextConfig:
     clip_l, big_g: hub id or local folder in transformers format; read by clip_pair only.
     """
 
-    encoder: Literal["minilm", "clip_pair"] = "minilm"
+    encoder: Encoder = "minilm"
     width: int = MINILM_WIDTH
     pooled_width: int = MINILM_WIDTH
     max_length: int = 32
@@ -30,9 +33,14 @@ class TextConfig:
     big_g: str = "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"
 
     def validate(self, path: str) -> None:
+        if self.encoder not in get_args(Encoder):
+            known = ", ".join(get_args(Encoder))
+            raise UserError(f"{path}.encoder={printable(self.encoder)} is not one of {known}")
         for name in ("width", "pooled_width"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{path}.{name}={getattr(self, name)} must be at least 1")
+            if not 1 <= getattr(self, name) <= MAX_WIDTH:
+                raise UserError(
+                    f"{path}.{name}={shortened(getattr(self, name))} must lie in [1, {MAX_WIDTH}]"
+                )
         positions = MINILM_POSITIONS if self.encoder == "minilm" else CLIP_POSITIONS
         if not 3 <= self.max_length <= positions:
             raise UserError(
