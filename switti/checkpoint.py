@@ -99,13 +99,18 @@ def sub_state(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """Every missing, unexpected and misshapen key, in words."""
+    """Every missing, unexpected and misshapen key, and integers where weights are floating-point, in words."""
     problems = [f"{key} is missing" for key in expected if key not in found]
     problems += [f"{printable(key)} is unexpected" for key in found if key not in expected]
     problems += [
         f"{key} is {list(found[key].shape)}, the settings need {list(value.shape)}"
         for key, value in expected.items()
         if key in found and found[key].shape != value.shape
+    ]
+    problems += [
+        f"{key} is {str(found[key].dtype).removeprefix('torch.')}, not floating-point numbers"
+        for key, value in expected.items()
+        if key in found and value.is_floating_point() and not found[key].is_floating_point()
     ]
     return problems
 

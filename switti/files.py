@@ -237,6 +237,8 @@ def read_json(path: str | Path, default: Any = None, limit: int = MAX_JSON_BYTES
         content = read_bytes(path, limit)
     except FileNotFoundError:
         return default
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     try:
         return parse_json(content)
     except ValueError as error:

@@ -313,7 +313,9 @@ def load_into(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Opt
     ]
     for index, state in enumerate(states):
         tensors |= _optimizer_tensors(index, {"state": state})
-    found = {name: torch.empty(e.size, device="meta") for name, e in entries.items()}
+    found = {
+        name: torch.empty(e.size, dtype=e.properties.dtype, device="meta") for name, e in entries.items()
+    }
     if problems := mismatches(tensors, found):
         raise WeightsError(str(path), problems)
     _load(path, tensors, reader)

@@ -39,8 +39,10 @@ def load_clip_text(source: str, setting: str, cached: bool = False) -> tuple[Any
         raise UserError(
             f"{setting}={source}: no such folder; give a folder in transformers format or a hub id"
         )
+    if cached and not local.is_dir():
+        local = _downloaded(source, setting)
     place = str(local) if local.is_dir() else source
-    options: dict[str, Any] = {"local_files_only": cached or local.is_dir()}
+    options: dict[str, Any] = {"local_files_only": local.is_dir()}
     try:
         tokenizer = CLIPTokenizer.from_pretrained(place, **options)
         with quiet_transformers():  # the vision half of a whole CLIP would be reported as unexpected
@@ -57,6 +59,18 @@ def load_clip_text(source: str, setting: str, cached: bool = False) -> tuple[Any
     if info["missing_keys"]:
         raise UserError(f"{setting}={source} lacks text weights such as {sorted(info['missing_keys'])[0]}")
     return tokenizer, model.eval().requires_grad_(False)
+
+
+def _downloaded(source: str, setting: str) -> Path:
+    """The folder of a hub id in the cache, looked up without any request, which the hub's own loader makes first."""
+    import huggingface_hub
+
+    found = huggingface_hub.try_to_load_from_cache(source, "config.json")
+    if not isinstance(found, str):
+        raise UserError(
+            f"{setting}={source} has not been downloaded, and a local folder asks no network; run hf download {source}"
+        )
+    return Path(found).parent
 
 
 def state_digest(model: nn.Module) -> str:
