@@ -63,11 +63,15 @@ class RunRecord(Callback):
         self._training_since: float | None = None
         self._written = self._looked = time.monotonic()
         self._place: tuple[int, int, bool] | None = None
+        # Open, so that no other folder gets this one's number while the run lasts.
+        self._descriptor: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
         self._place = _place(self.run_dir)
+        if self._place is not None and self._descriptor is None:
+            self._descriptor = os.open(self.run_dir, os.O_RDONLY)
         self.record |= {
             "status": "running",
             "error": None,
@@ -122,6 +126,11 @@ class RunRecord(Callback):
         }
         with suppress(UserError):  # the disk may be what failed; the first error is the one to report
             self._write(trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def _heartbeat(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and time.monotonic() - self._looked >= LOOK_SECONDS:
