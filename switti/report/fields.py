@@ -39,6 +39,14 @@ def number(tree: dict[str, Any], key: str, path: Path) -> float | None:
     raise _wrong(path, key, "a number", value)
 
 
+def whole(tree: dict[str, Any], key: str, path: Path) -> int | None:
+    """The whole number under `key`, None if there is none."""
+    value = tree.get(key)
+    if value is None or (_is(int, value) and abs(value) < _LARGEST):
+        return value
+    raise _wrong(path, key, "a whole number", value)
+
+
 def seconds(tree: dict[str, Any], key: str, path: Path) -> float | None:
     """A number that something can be divided by: positive and finite."""
     value = number(tree, key, path)
@@ -50,7 +58,7 @@ def seconds(tree: dict[str, Any], key: str, path: Path) -> float | None:
 def many_seconds(tree: dict[str, Any], key: str, path: Path) -> tuple[float, ...]:
     """A list of such numbers, () if there is none."""
     values = items(tree, key, path, float)
-    if not all(value > 0 and math.isfinite(value) for value in values):
+    if not all(0 < value < _LARGEST for value in values):
         raise _wrong(path, key, "a list of positive numbers", values)
     return tuple(values)
 
@@ -69,4 +77,12 @@ def _is(kind: type, value: Any) -> bool:
 
 
 def _wrong(path: Path, key: str, wanted: str, value: Any) -> UserError:
-    return UserError(f"{path}: {key} must be {wanted}, not {str(value)[:60]!r}")
+    return UserError(f"{path}: {key} must be {wanted}, not {_brief(value)!r}")
+
+
+def _brief(value: Any) -> str:
+    """The beginning of a value; of a number of thousands of digits its kind."""
+    try:
+        return str(value)[:60]
+    except ValueError:
+        return f"a huge {type(value).__name__}"

@@ -29,7 +29,7 @@ def _curves(variant: Variant, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
     for run in variant.runs:
         if name in run.series:
             series = run.series[name]
-            finite = np.isfinite(series.values)
+            finite = np.abs(series.values) < plots.LARGEST
             if finite.any():
                 curves.append((series.steps[finite], series.values[finite]))
     return curves
@@ -126,7 +126,7 @@ def _draw_scale(
 ) -> None:
     _draw_curves(axes, study, variants, name)
     axes.set_xlabel("")
-    if level is not None:
+    if level is not None and abs(level) < plots.LARGEST:
         plots.draw_level(axes, level)
 
 
@@ -183,7 +183,7 @@ def _profile(variant: Variant, kind: str) -> list[tuple[np.ndarray, np.ndarray]]
         }
         values = np.array([run.series[points[block]].values[-1] for block in sorted(points)])
         blocks = np.array(sorted(points))
-        if (finite := np.isfinite(values)).any():
+        if (finite := np.abs(values) < plots.LARGEST).any():
             profiles.append((blocks[finite], values[finite]))
     return profiles
 

@@ -20,6 +20,7 @@ from switti.report.verdict import headline_names
 
 _TALLEST = 4.6  # inches: on a phone the first images follow on the same two screens
 _LABEL = 21  # characters of a line beside the axis
+_LARGEST = 1e6  # percent
 _WIDE = 8.0  # times the typical difference, from which on the axis is compressed
 _HEIGHT, _ROW = 0.75, 0.30  # inches: of the axis, and of a row for one variant
 
@@ -62,12 +63,18 @@ def forest_figure(study: Study) -> Figure | None:
         return None
     compressed = _is_wide(rows)
     reference, variants = study.variants[0].label, study.variants[1:]
-    caption = (
-        f"Paired differences from {reference} in percent of its mean, turned so that better is right, with 95 % "
-        "intervals. Filled: the interval leaves out 0 and at least six pairs agree; hollow: anything less."
-    )
+    caption = f"Paired differences from {reference} in percent of its mean, turned so that better is right"
+    if any(dot.low is not None for row in rows for dot in row.dots):
+        caption += ", with 95 % intervals. Filled: the interval leaves out 0 and at least six pairs agree; "
+        caption += "hollow: anything less."
+    else:
+        caption += "; of one pair, hence without intervals."
     caption += " The axis is compressed away from 0." if compressed else ""
-    caption += f" Not drawn, for {reference} has no positive mean: {', '.join(undrawn)}." if undrawn else ""
+    caption += (
+        f" Not drawn, for {reference} has no positive mean to compare with: {', '.join(undrawn)}."
+        if undrawn
+        else ""
+    )
     height = _HEIGHT + len(rows) * _row_height(study)
     draw = partial(_draw, rows=rows, compressed=compressed, count=len(variants))
     panel = Panel(
@@ -99,6 +106,8 @@ def _dot(number_of: int, d: Difference) -> Dot | None:
         return None
     scale = (100 if d.metric.better == "higher" else -100) / d.reference_mean
     mean = scale * d.paired.mean
+    if not abs(mean) < _LARGEST:
+        return None
     if d.paired.low is None or d.paired.high is None:
         return Dot(number_of, mean, None, None, False)
     low, high = sorted((scale * d.paired.low, scale * d.paired.high))

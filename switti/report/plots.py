@@ -26,6 +26,7 @@ _THEME = {INK: "currentColor", GRID: "var(--grid)", DASHED: "var(--faint)"} | {
     colour: f"var(--series-{i})" for i, colour in enumerate(PALETTE)
 }
 _SIZE, _SMALL = (4.0, 2.6), (2.1, 1.7)  # inches of a panel, as on the page: on a phone 350 and 170 px wide
+LARGEST = 1e100  # what is beyond, or no number, cannot be drawn
 _POINTS = 400  # more cannot be told apart in a panel
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _STYLE: dict[Any, Any] = {

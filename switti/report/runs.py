@@ -17,6 +17,7 @@ from switti.run_folder import (
     EVALUATION,
     LATEST_SAMPLES,
     LOG,
+    MAX_METRICS,
     METRICS,
     RECORD,
     SAMPLES_INDEX,
@@ -27,6 +28,7 @@ from switti.suggestions import did_you_mean, not_found
 
 _MAX_CONFIG_BYTES = 4 << 20
 _MAX_CONFIG_VALUES = 100_000
+_LARGEST = 1e300  # a whole number beyond it is not a float
 
 
 @dataclass(frozen=True)
@@ -215,22 +217,25 @@ def _evaluation(folder: Path) -> Evaluation | None:
         return None
     value = read_json_object(path)
     return Evaluation(
-        value.get("step"),
+        fields.whole(value, "step", path),
         _numbers(value, "metrics", path),
         _sampling(value, "sampling", path),
         _sampling(value, "sampling_stopped_early", path),
-        value.get("pictures"),
-        value.get("captions"),
+        fields.whole(value, "pictures", path),
+        fields.text(value, "captions", path),
         fields.mapping(value, "settings", path),
         _numbers(value, "metrics_stopped_early", path),
     )
 
 
 def _numbers(tree: dict[str, Any], key: str, path: Path) -> dict[str, float]:
+    """Finite numbers; what is none is left out."""
+    if len(found := fields.mapping(tree, key, path)) > MAX_METRICS:
+        raise UserError(f"{path}: {key} has {len(found)} entries; at most {MAX_METRICS} can be shown")
     return {
         name.removeprefix("metrics/"): float(number)
-        for name, number in fields.mapping(tree, key, path).items()
-        if isinstance(number, int | float)
+        for name, number in found.items()
+        if isinstance(number, int | float) and abs(number) < _LARGEST
     }
 
 
@@ -243,11 +248,11 @@ def _sampling(tree: dict[str, Any], key: str, path: Path) -> Sampling | None:
         seconds_per_scale=fields.many_seconds(value, "seconds_per_scale", path),
         seconds_total=fields.seconds(value, "seconds_total", path),
         batch=None if batch is None else int(batch),
-        guidance_stop=value.get("guidance_stop"),
+        guidance_stop=fields.whole(value, "guidance_stop", path),
         cache_bytes=fields.number(value, "cache_bytes", path),
         rounds=fields.many_seconds(value, "seconds_by_round", path),
         processor=fields.many_seconds(value, "processor_seconds_by_round", path),
-        together=value.get("timed_together"),
+        together=fields.text(value, "timed_together", path),
     )
 
 
@@ -263,7 +268,7 @@ def _samples(folder: Path) -> Samples | None:
             f"{index}: prompts ({len(prompts)}), seeds ({len(seeds)}) and files ({len(files)}) must match"
         )
     return Samples(
-        value.get("step"),
+        fields.whole(value, "step", index),
         tuple(prompts),
         tuple(seeds),
         tuple(index.parent / name for name in files),

@@ -209,7 +209,7 @@ def _draw_values(axes: Axes, search: Search) -> None:
     limits = _limits(search)
     for trial in (*search.trials, *([search.best] if search.best else [])):
         series = trial.run.series.get(search.metric.name)
-        if series is None or not (finite := np.isfinite(series.values)).any():
+        if series is None or not (finite := np.abs(series.values) < plots.LARGEST).any():
             continue
         steps, values = series.steps[finite], series.values[finite]
         keep, best = plots.thin(steps.size), trial is search.best

@@ -18,6 +18,7 @@ _DATA_MECHANICS = {"workers", "batch_size", "shuffle_window_shards", "max_bad_fr
 _TRAINING_DATA = {"train", "crop", "caption_dropout"}  # of no concern to what is measured on validation data
 _TOKEN_KEYS = ("tokenizer_weights", "model.scales", "model.codebook_size")
 _TOKEN_MECHANICS = {"tokenizer.commitment"}
+_MOST_STEPS = 32  # of doubling the side, in any tokenizer
 _MACHINE_KEYS = ("device", "world_size")
 
 
@@ -81,6 +82,8 @@ def group(
     for run in runs:
         for key in [pair_by, *(vary or [])]:
             run.setting(key)
+        if isinstance(run.setting(pair_by), list):
+            raise UserError(f"run {run.path}: {pair_by} is a list; --pair-by needs a setting with one value")
     keys = tuple(vary) if vary else _varied(runs, pair_by)
     common = _common(keys, runs)
     members: dict[tuple[str, ...], list[Run]] = {}
@@ -279,13 +282,19 @@ def _unlike(a: Run, b: Run, keys: list[str]) -> list[str]:
 
 def scale_sides(run: Run) -> list[int]:
     """Token-map sides of the run, [] if its config has none."""
-    return list(run.config.get("model.scales") or run.config.get("tokenizer.scales") or [])
+    return _integers(run.config.get("model.scales")) or _integers(run.config.get("tokenizer.scales"))
 
 
 def picture_side(run: Run) -> int | None:
     """Pixels of a side of what the tokenizer decodes; None if the config does not say."""
-    sides, steps = run.config.get("tokenizer.scales"), run.config.get("tokenizer.multipliers")
-    return sides[-1] * 2 ** (len(steps) - 1) if sides and steps else None
+    sides, steps = (_integers(run.config.get(f"tokenizer.{key}")) for key in ("scales", "multipliers"))
+    return sides[-1] * 2 ** (len(steps) - 1) if sides and 0 < len(steps) < _MOST_STEPS else None
+
+
+def _integers(value: Any) -> list[int]:
+    """A list of whole numbers as it is, [] for anything else."""
+    whole = isinstance(value, list) and all(type(item) is int for item in value)
+    return list(value) if whole else []
 
 
 def loss_groups(study: Study) -> list[tuple[Variant, ...]]:

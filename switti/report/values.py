@@ -160,7 +160,7 @@ def difference(study: Study, variant: Variant, name: str) -> Difference:
             continue
         until = _common_step(a, b, name)
         x, y = final(a, name, until), final(b, name, until)
-        if x is None or y is None or not np.isfinite([x, y]).all():
+        if x is None or y is None or not np.isfinite([x, y, y - x]).all():
             reasons.add("a value is missing or not finite")
             continue
         kept.append((str(value), x, y))

@@ -117,7 +117,7 @@ def test_forest_turns_every_metric_so_that_better_is_right(make: Make) -> None:
         dot.firm and dot.low <= dot.mean <= dot.high for name, dot in found.items() if name != "peak memory"
     )
     assert not any("norm" in label for label in found)  # has no better side
-    assert "has no positive mean: KID (AlexNet)" in figure.caption
+    assert "has no positive mean to compare with: KID (AlexNet)" in figure.caption
     assert "PickScore v1 25 % better" in figure.panels[0].alt
 
 
