@@ -17,6 +17,7 @@ from switti.files import kind_of, open_regular
 from switti.hub import is_hub_id
 from switti.models.config import FREE_FIELDS, GeneratorConfig
 from switti.models.tokenizer_file import EMBEDDED, check_settings, read_header, weights_path
+from switti.run_folder import CONFIG
 
 _CODES = "quantize.embedding.weight"
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -112,8 +113,8 @@ def _first_weights(config: RunConfig) -> list[str]:
     path = Path(source).expanduser()
     if kind_of(path) is None:
         return [] if _on_a_hub(source) else [f"init_from={source}: no such run, file or folder"]
-    above = path if path.is_dir() and (path / "config.yaml").is_file() else path.parent.parent
-    if (above / "config.yaml").is_file():
+    above = path if path.is_dir() and (path / CONFIG).is_file() else path.parent.parent
+    if (above / CONFIG).is_file():
         return [f"init_from={source}: {problem}" for problem in said(lambda: _check_first(config, above))]
     inside = ("config.json", "model_index.json", *_WEIGHT_FILES)
     if path.is_dir() and not any((path / name).is_file() for name in inside):
