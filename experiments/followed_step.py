@@ -3,12 +3,15 @@
 The network is built, divided and run by the code that trains, but with tensors that have no data (torch's
 FakeTensorMode) and in a group of processes that are not there (torch's "fake" backend). So the numbers are those of
 what would run, for 128 ranks as well as for one.
+
+Blocks are alike, so a deep network is followed with four blocks and with five: every number is linear in the depth,
+that of memory section by section (before, in and after each of the first and last blocks, forward and backward).
 """
 
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -33,6 +36,13 @@ from switti.planning.trace import FUSED_ON_CPU, StepTrace
 
 WEIGHTS, TOKENIZER, AVERAGE, OPTIMIZER = "weights", "frozen tokenizer", "average", "optimizer"
 ACTIVATIONS, WORKING = "activations", "working memory"
+
+FEW_BLOCKS = 4
+ENDS = 2  # so many blocks at either end differ from those between them: sharding gathers weights ahead
+MIDDLE = "middle"
+
+Section = tuple[str, ...]  # micro-batch, phase, block or nothing
+Counts = dict[tuple[Any, ...], int]  # such as ("memory", section, kind) → bytes, ("operations", type) → number
 
 
 @dataclass
@@ -64,6 +74,24 @@ def micro_batch(config: RunConfig) -> int:
 
 def follow(config: RunConfig, checkpointing: bool, fused: bool) -> Followed:
     """The step of a rank. fused: attention runs as it does on a GPU; otherwise as on the CPU of this machine."""
+    depth = config.model.depth
+    if depth <= FEW_BLOCKS + 1:
+        return _sum_up(_count(config, checkpointing, fused))
+    few, one_more = (
+        _count(replace(config, model=replace(config.model, depth=blocks)), checkpointing, fused)
+        for blocks in (FEW_BLOCKS, FEW_BLOCKS + 1)
+    )
+    return _sum_up(_deepen(few, one_more, depth - FEW_BLOCKS))
+
+
+def _deepen(few: Counts, one_more: Counts, blocks: int) -> Counts:
+    """Counts with so many blocks more than `few` has. Memory is largest in an outer block: between, it is linear."""
+    outer = [key for key in one_more if not (key[0] == "memory" and MIDDLE in key[1])]
+    return {key: few.get(key, 0) + blocks * (one_more[key] - few.get(key, 0)) for key in outer}
+
+
+def _count(config: RunConfig, checkpointing: bool, fused: bool) -> Counts:
+    """Builds the network and follows its step."""
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # of sharding, about views that nothing writes to
@@ -82,7 +110,7 @@ def follow(config: RunConfig, checkpointing: bool, fused: bool) -> Followed:
         if mesh is not None:
             shard(generator, generator.blocks, mesh, _half(config))
         generator.checkpointing = checkpointing
-        return _follow(config, generator, tokenizer, device)
+        return _trace(config, generator, tokenizer, device)
 
 
 def _half(config: RunConfig) -> bool:
@@ -107,30 +135,69 @@ def _empty_tokenizer(config: RunConfig) -> RQVAE:
         return RQVAE(config.tokenizer)
 
 
-def _follow(
+def _trace(
     config: RunConfig, generator: ScaleTransformer, tokenizer: RQVAE, device: torch.device
-) -> Followed:
+) -> Counts:
     trace = StepTrace()
     parameters = [p for p in generator.parameters() if p.requires_grad]
     trace.count(generator.parameters(), WEIGHTS)
     trace.count(tokenizer.parameters(), TOKENIZER)
     trace.count_gradients(parameters)
+    _name_sections(generator, trace)
     micro_batches = 2 if _gradients_stay(config) else 1  # of any number, the last finds most
     with trace:
         run_step(config, generator, tokenizer, device, micro_batches, trace)
     own = sum(local_part(p).nbytes for p in parameters)
-    # Two moments of AdamW, which fused kernels update in place, like the average.
-    memory = {**trace.peak, OPTIMIZER: 2 * own}
-    if config.callbacks.ema_decay is not None:
-        memory[AVERAGE] = own
-    accumulate = config.trainer.accumulate
+    counts: Counts = {
+        ("memory", section, kind): size for section, kinds in trace.peaks.items() for kind, size in kinds.items()
+    }
+    for section in trace.peaks:
+        # Two moments of AdamW, which fused kernels update in place, like the average.
+        counts["memory", section, OPTIMIZER] = 2 * own
+        counts["memory", section, AVERAGE] = own if config.callbacks.ema_decay is not None else 0
+    counts["parameters", "whole"] = sum(p.numel() for p in parameters)
+    counts["parameters", "own"] = sum(local_part(p).numel() for p in parameters)
+    counts["parameters", "frozen"] = sum(p.numel() for p in tokenizer.parameters())
+    for dtype in (torch.bfloat16, torch.float32):
+        operations = trace.operations[dtype] * config.trainer.accumulate // micro_batches
+        counts["operations", str(dtype)] = operations
+    for collective, size in _received(config, dict(trace.received), own).items():
+        counts["received", collective] = size
+    return counts
+
+
+def _name_sections(generator: ScaleTransformer, trace: StepTrace) -> None:
+    """From now on each block begins a section of the trace, forward and backward, and what is after the last one."""
+    depth = len(generator.blocks)
+
+    def begin(where: str) -> None:
+        trace.section = (*trace.section[:2], where)
+
+    def watch(block: torch.nn.Module, where: str) -> None:
+        def after(_: Any, __: Any, x: torch.Tensor) -> None:
+            begin("after a block")
+            if x.requires_grad:
+                x.register_hook(lambda gradient: begin(where))
+
+        block.register_forward_pre_hook(lambda *_: begin(where), prepend=True)
+        block.register_forward_hook(after)
+
+    for i, block in enumerate(generator.blocks):
+        from_end = depth - i
+        watch(block, f"block {i}" if i < ENDS else f"block -{from_end}" if from_end <= ENDS else MIDDLE)
+
+
+def _sum_up(counts: Counts) -> Followed:
+    """Memory of the section in which it is largest."""
+    sections: dict[Section, dict[str, int]] = {}
+    for key, size in counts.items():
+        if key[0] == "memory" and size:
+            sections.setdefault(key[1], {})[key[2]] = size
     return Followed(
-        {kind: size for kind, size in memory.items() if size},
-        sum(p.numel() for p in parameters),
-        sum(local_part(p).numel() for p in parameters),
-        sum(p.numel() for p in tokenizer.parameters()),
-        *(trace.operations[dtype] * accumulate // micro_batches for dtype in (torch.bfloat16, torch.float32)),
-        _received(config, dict(trace.received), own),
+        max(sections.values(), key=lambda kinds: sum(kinds.values())),
+        *(counts["parameters", name] for name in ("whole", "own", "frozen")),
+        *(counts["operations", str(dtype)] for dtype in (torch.bfloat16, torch.float32)),
+        {key[1]: size for key, size in counts.items() if key[0] == "received"},
     )
 
 
@@ -163,20 +230,20 @@ def run_step(
     half = _half(config)
     for i in range(micro_batches):
         set_accumulating(generator, i + 1 < micro_batches)
-        _set_phase(trace, ACTIVATIONS)
+        _begin(trace, i, ACTIVATIONS)
         with torch.autocast(device.type, torch.bfloat16) if half else nullcontext():
             losses, *_ = module.compute_token_losses(_pictures(config, device), generator, 0.0)
             loss = losses.mean() / micro_batches
         del losses, _
-        _set_phase(trace, WORKING)
+        _begin(trace, i, WORKING)
         loss.backward()
         del loss
     end_step(generator)
 
 
-def _set_phase(trace: StepTrace | None, phase: str) -> None:
+def _begin(trace: StepTrace | None, micro_batch: int, phase: str) -> None:
     if trace is not None:
-        trace.phase = phase
+        trace.phase, trace.section = phase, (str(micro_batch), phase)
 
 
 def _pictures(config: RunConfig, device: torch.device) -> dict[str, Any]:

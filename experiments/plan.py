@@ -96,10 +96,10 @@ class Plan:
             bar.total += len(others)
             for shards in sorted(others):
                 other = replace(config, trainer=replace(trainer, sharding_size=shards))
-                self.layouts[str(shards)] = (
-                    self.layout(shards),
-                    follow(other, trainer.checkpointing, fused=True),
-                )
+                # What is exchanged does not depend on checkpointing, nor what is computed on the sharding.
+                found = follow(other, checkpointing=False, fused=True)
+                found.half, found.single = self.chosen.half, self.chosen.single
+                self.layouts[str(shards)] = self.layout(shards), found
                 bar.update()
 
     @property

@@ -48,19 +48,28 @@ class StepTrace(TorchDispatchMode):
     if they are given to `count`. A storage is counted once, however many tensors look at it.
 
     operations: by the type of their results; a multiplication with an addition counts as two.
-    peak: bytes by kind at the moment at which their sum was largest. received: bytes that this rank receives in
-    "all-gather", "reduce-scatter" and "all-reduce", as rings of that many ranks need them.
+    peaks: by `section`, which the caller may set too, bytes by kind at the moment at which their sum was largest.
+    received: bytes that this rank receives in "all-gather", "reduce-scatter" and "all-reduce", as rings of that many
+    ranks need them.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.phase = "other"
+        self.section: tuple[str, ...] = ()
         self.operations: Counter[torch.dtype] = Counter()
-        self.peak: dict[str, int] = {}
+        self.peaks: dict[tuple[str, ...], dict[str, int]] = {}
         self.received: Counter[str] = Counter()
         self._live: Counter[str] = Counter()
         self._known: dict[int, tuple[str, int]] = {}
-        self._total = self._largest = 0
+        self._gathered: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._total = 0
+        self._largest: dict[tuple[str, ...], int] = {}
+
+    @property
+    def peak(self) -> dict[str, int]:
+        """Of all sections."""
+        return max(self.peaks.values(), key=lambda kinds: sum(kinds.values()), default={})
 
     def count(self, tensors: Iterable[Tensor], kind: str) -> None:
         """Counts these under `kind` from now on."""
@@ -81,7 +90,17 @@ class StepTrace(TorchDispatchMode):
 
     def _set(self, storage: torch.UntypedStorage, kind: str | None) -> None:
         """Notes the storage's size now, as `kind` or as what it was."""
-        key, size = id(storage), storage.nbytes()
+        self._note_size(id(storage), storage, kind)
+        if self._total > self._largest.get(self.section, 0):
+            # Sharding empties storages in place, which is not an operation that a dispatch mode sees.
+            for key, reference in list(self._gathered.items()):
+                if (gathered := reference()) is not None and gathered.nbytes() != self._known[key][1]:
+                    self._note_size(key, gathered, GATHERED)
+        if self._total > self._largest.get(self.section, 0):
+            self._largest[self.section], self.peaks[self.section] = self._total, dict(self._live)
+
+    def _note_size(self, key: int, storage: torch.UntypedStorage, kind: str | None) -> None:
+        size = storage.nbytes()
         if key in self._known:
             before, old_size = self._known[key]
             kind = kind or before
@@ -89,13 +108,14 @@ class StepTrace(TorchDispatchMode):
         else:
             kind = kind or self.phase
             weakref.finalize(storage, self._forget, key)
+        if kind == GATHERED and key not in self._gathered:
+            self._gathered[key] = weakref.ref(storage)
         self._known[key] = kind, size
         self._change(kind, size)
-        if self._total > self._largest:
-            self._largest, self.peak = self._total, dict(self._live)
 
     def _forget(self, key: int) -> None:
         kind, size = self._known.pop(key)
+        self._gathered.pop(key, None)
         self._change(kind, -size)
 
     def _change(self, kind: str, size: int) -> None:
@@ -103,21 +123,6 @@ class StepTrace(TorchDispatchMode):
         self._total += size
 
     # ---- what happens in the context ------------------------------------------------------------------------------
-
-    def __enter__(self) -> "StepTrace":
-        self._resize = torch.UntypedStorage.resize_
-
-        def resize(storage: torch.UntypedStorage, size: int) -> torch.UntypedStorage:
-            self._resize(storage, size)
-            self._set(storage, GATHERED)
-            return storage
-
-        torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign, assignment]
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
-        super().__exit__(*error)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
