@@ -42,7 +42,9 @@ ENDS = 2  # so many blocks at either end differ from those between them: shardin
 MIDDLE = "middle"
 
 Section = tuple[str, ...]  # micro-batch, phase, block or nothing
-Counts = dict[tuple[Any, ...], int]  # such as ("memory", section, kind) → bytes, ("operations", type) → number
+Counts = dict[
+    tuple[Any, ...], int
+]  # such as ("memory", section, kind) → bytes, ("operations", type) → number
 
 
 @dataclass
@@ -135,9 +137,7 @@ def _empty_tokenizer(config: RunConfig) -> RQVAE:
         return RQVAE(config.tokenizer)
 
 
-def _trace(
-    config: RunConfig, generator: ScaleTransformer, tokenizer: RQVAE, device: torch.device
-) -> Counts:
+def _trace(config: RunConfig, generator: ScaleTransformer, tokenizer: RQVAE, device: torch.device) -> Counts:
     trace = StepTrace()
     parameters = [p for p in generator.parameters() if p.requires_grad]
     trace.count(generator.parameters(), WEIGHTS)
@@ -149,7 +149,9 @@ def _trace(
         run_step(config, generator, tokenizer, device, micro_batches, trace)
     own = sum(local_part(p).nbytes for p in parameters)
     counts: Counts = {
-        ("memory", section, kind): size for section, kinds in trace.peaks.items() for kind, size in kinds.items()
+        ("memory", section, kind): size
+        for section, kinds in trace.peaks.items()
+        for kind, size in kinds.items()
     }
     for section in trace.peaks:
         # Two moments of AdamW, which fused kernels update in place, like the average.

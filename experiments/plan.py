@@ -1,11 +1,12 @@
 """python -m experiments.plan CONFIG [setting=value …] [--gpu h100-80gb] [--utilisation 0.4] [--json FILE] [--measure]
 
 What a generator run will need, before paying for it: parameters, tokens, operations a step, memory of each GPU by kind,
-bytes exchanged, time and GPU hours. The run is set up for its nodes and devices on this machine, as in training, but
-with tensors without data; a model of 2.5 B parameters takes about half a minute.
+bytes exchanged, time and GPU hours. The run is set up for its nodes (trainer.num_nodes) and the GPUs of each
+(trainer.devices) on this machine, as in training, but with tensors without data; a model of 2.5 B parameters takes
+about 20 seconds. --gpu list shows the GPUs that are known and what their makers state.
 
-Memory and operations come from following a step; whole gradients, before ranks have exchanged them, are working memory.
-Time is an estimate: operations at --utilisation of what the GPU's maker states, or the exchange at the stated
+Memory and operations come from following a step; unsharded gradients, before ranks have exchanged them, are working
+memory. Time is an estimate: operations at --utilisation of what the GPU's maker states, or the exchange at the stated
 bandwidths, whichever is longer. --measure trains two steps here, if the run is for one device, and prints what they
 needed beside the plan for this machine. Not included: torch.compile, sampling, metrics and validation during training,
 and the buffers of driver and communication library.
@@ -21,7 +22,16 @@ from configs.schema import RunConfig
 from experiments.command import run
 from switti.errors import UserError
 from switti.files import write_json
-from switti.planning.hardware import ACCELERATORS, GIGA, TERA, Layout, StepTime, step_time
+from switti.planning.hardware import (
+    ACCELERATORS,
+    GIGA,
+    TERA,
+    Layout,
+    StepTime,
+    find_accelerator,
+    step_time,
+    table,
+)
 
 if TYPE_CHECKING:
     from experiments.followed_step import Followed, Measured
@@ -35,22 +45,30 @@ def main(argv: list[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", help="a config file or its name, such as generator/paper/pretrain_256")
+    parser.add_argument(
+        "config", nargs="?", help="a config file or its name, such as generator/paper/pretrain_256"
+    )
     parser.add_argument("settings", nargs="*", metavar="setting=value", help="such as trainer.num_nodes=16")
-    parser.add_argument("--gpu", default="h100-80gb", metavar="NAME", help=", ".join(ACCELERATORS))
+    parser.add_argument(
+        "--gpu", default="h100-80gb", metavar="NAME", help=f"{', '.join(ACCELERATORS)}, or list (%(default)s)"
+    )
     parser.add_argument(
         "--utilisation", type=float, default=0.4, help="share of the stated operations a second (%(default)s)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="the same numbers for other programs")
     parser.add_argument("--measure", action="store_true", help="train two steps here and compare")
     options = parser.parse_intermixed_args(argv)
-    if options.gpu not in ACCELERATORS:
-        raise UserError(f"--gpu {options.gpu}: there are {', '.join(ACCELERATORS)}")
+    if options.gpu == "list":
+        print(table())
+        return 0
+    gpu = find_accelerator(options.gpu)
+    if options.config is None:
+        parser.error("the following arguments are required: config")
     if not 0 < options.utilisation <= 1:
         raise UserError(f"--utilisation {options.utilisation} must lie in (0, 1]")
     config = load(options.config, options.settings)
     check(config, options.measure)
-    plan = Plan(config, options.gpu, options.utilisation)
+    plan = Plan(config, gpu, options.utilisation)
     print(plan.text())
     content = plan.as_json()
     if options.measure:
@@ -129,16 +147,23 @@ class Plan:
         from switti.scales import Pyramid
 
         config, trainer, chosen = self.config, self.config.trainer, self.chosen
-        tokens, pictures = Pyramid(tuple(config.model.scales)).length, config.data.batch_size
+        tokens, images = Pyramid(tuple(config.model.scales)).length, config.data.batch_size
         ranks = trainer.world_size
         first = chosen.half + chosen.single
-        where = f"{trainer.num_nodes} × {trainer.devices} {self.gpu}, strategy {trainer.strategy}, {trainer.precision}"
-        per_rank = f"{micro_batch(config)} pictures × {trainer.accumulate} passes a GPU"
+        nodes, gpus = _count(trainer.num_nodes, "node"), _count(trainer.devices, "GPU")
+        per_rank = f"{micro_batch(config)} images × {_count(trainer.accumulate, 'micro-batch', 'es')} a GPU"
+        lines = [
+            f"{config.name}: {nodes} × {gpus} = {ranks} {self.gpu} "
+            f"(trainer.num_nodes={trainer.num_nodes}, trainer.devices={trainer.devices}), "
+            f"strategy {trainer.strategy}, {trainer.precision}"
+        ]
+        if note := ACCELERATORS[self.gpu].note:
+            lines.append(f"{self.gpu} {note}")
         return [
-            f"{config.name}: {where}",
+            *lines,
             f"parameters  {_spaced(chosen.whole)} trained, {_spaced(chosen.parameters)} of them on each GPU; "
             f"{_spaced(chosen.frozen)} frozen on each",
-            f"tokens      {tokens} a picture, {_spaced(tokens * pictures)} a step ({pictures} pictures: {per_rank})",
+            f"tokens      {tokens} an image, {_spaced(tokens * images)} a step ({_spaced(images)} images: {per_rank})",
             f"operations  {_tera(first * ranks)} TFLOP a step, {_tera(first)} on each GPU, "
             f"{_tera(chosen.single)} of that in float32",
         ]
@@ -158,8 +183,12 @@ class Plan:
             f"  {'at most at a time':20}{_giga(sums[0]):>15} {_giga(sums[1]):>11}    * as configured"
         )
         room, needed = ACCELERATORS[self.gpu].memory, self.chosen.peak
-        fits = "leaves" if needed <= room else "does not fit: lacks"
-        lines.append(f"  of {room / GIGA:.0f} GB this {fits} {_giga(abs(room - needed))}")
+        size, rest = f"{room / GIGA:.0f} GB", f"{_giga(abs(room - needed))} GB"
+        lines.append(
+            f"  of {size} this leaves {rest}"
+            if needed <= room
+            else f"  exceeds {size} by {rest}: does not fit"
+        )
         return lines
 
     def _lines_of_time(self) -> list[str]:
@@ -194,12 +223,12 @@ class Plan:
             shards: {"received": followed.received, **asdict(self.time(layout, followed))}
             for shards, (layout, followed) in self.layouts.items()
         }
-        passes = {"checkpointing": self.followed[True], "all_kept": self.followed[False]}
+        followed = {"checkpointing": self.followed[True], "all_kept": self.followed[False]}
         return {
             "config": self.config.name,
             "gpu": self.gpu,
             "utilisation": self.utilisation,
-            "passes": {name: asdict(followed) for name, followed in passes.items()},
+            "passes": {name: asdict(one) for name, one in followed.items()},
             "layouts_by_shards": layouts,
             "gpu_hours": self.gpu_hours,
         }
@@ -233,6 +262,10 @@ def _giga(size: float) -> str:
 def _tera(number: float) -> str:
     tera = number / TERA
     return _spaced(round(tera)) if tera >= 1000 else f"{tera:.3g}"
+
+
+def _count(number: int, name: str, plural: str = "s") -> str:
+    return f"1 {name}" if number == 1 else f"{number} {name}{plural}"
 
 
 def _spaced(number: int) -> str:

@@ -1,6 +1,10 @@
 """What the makers of accelerators state, and how long a step so takes at best. Imports no torch."""
 
+import re
 from dataclasses import dataclass
+
+from switti.errors import UserError
+from switti.suggestions import did_you_mean, shortened
 
 TERA, GIGA = 10**12, 10**9
 
@@ -9,9 +13,11 @@ TERA, GIGA = 10**12, 10**9
 class Accelerator:
     """Figures of the data sheets, for dense matrices.
 
-    half, single: operations a second in bfloat16, and in float32 outside of tensor cores, which is torch's default.
-    memory: bytes. link: bytes a second between accelerators of a node, one direction. network: bytes a second that
-    one accelerator's share of the node's network cards carries, one direction, in the maker's own reference machine.
+    half, single: operations a second in bfloat16 with float32 sums, and in float32 outside of tensor cores, which is
+    torch's default. memory: bytes. link: bytes a second between accelerators of a node, one direction. network: bytes
+    a second that one accelerator's share of the node's network cards carries, one direction: in the maker's own
+    reference machine, or ASSUMED_NETWORK where there is none. source: where the figures stand. note: what a plan must
+    say beside them.
     """
 
     half: float
@@ -19,16 +25,113 @@ class Accelerator:
     memory: float
     link: float
     network: float
+    source: str
+    note: str = ""
 
+
+# Cards for single machines: a share of 25 Gbit/s, such as one 200 Gbit/s card for eight.
+ASSUMED_NETWORK = 25 * GIGA / 8
+_PCIE_4, _PCIE_5 = 31.5 * GIGA, 63 * GIGA  # 16 lanes, one direction
 
 ACCELERATORS = {
-    # NVIDIA A100 SXM: 312 TFLOP/s, 19.5 TFLOP/s, NVLink 600 GB/s both ways; DGX A100: one 200 Gbit/s card each
-    "a100-40gb": Accelerator(312 * TERA, 19.5 * TERA, 40 * GIGA, 300 * GIGA, 25 * GIGA),
-    "a100-80gb": Accelerator(312 * TERA, 19.5 * TERA, 80 * GIGA, 300 * GIGA, 25 * GIGA),
-    # NVIDIA H100 and H200 SXM: 989 TFLOP/s, 67 TFLOP/s, NVLink 900 GB/s both ways; DGX H100: one 400 Gbit/s card each
-    "h100-80gb": Accelerator(989 * TERA, 67 * TERA, 80 * GIGA, 450 * GIGA, 50 * GIGA),
-    "h200-141gb": Accelerator(989 * TERA, 67 * TERA, 141 * GIGA, 450 * GIGA, 50 * GIGA),
-}
+    "rtx-3090": Accelerator(
+        71 * TERA, 35.6 * TERA, 24 * GIGA, _PCIE_4, ASSUMED_NETWORK,
+        "NVIDIA Ampere GA102 white paper (GeForce RTX 3090); PCIe 4.0 ×16",
+    ),
+    "rtx-4090": Accelerator(
+        165.2 * TERA, 82.6 * TERA, 24 * GIGA, _PCIE_4, ASSUMED_NETWORK,
+        "NVIDIA Ada white paper (GeForce RTX 4090); PCIe 4.0 ×16",
+    ),
+    "rtx-5090": Accelerator(
+        209.5 * TERA, 104.8 * TERA, 32 * GIGA, _PCIE_5, ASSUMED_NETWORK,
+        "NVIDIA RTX Blackwell white paper (GeForce RTX 5090); PCIe 5.0 ×16",
+    ),
+    "rtx-a6000": Accelerator(
+        154.8 * TERA, 38.7 * TERA, 48 * GIGA, _PCIE_4, ASSUMED_NETWORK,
+        "NVIDIA Ampere GA102 white paper (RTX A6000); PCIe 4.0 ×16",
+    ),
+    "l40s": Accelerator(
+        362 * TERA, 91.6 * TERA, 48 * GIGA, _PCIE_4, ASSUMED_NETWORK, "NVIDIA L40S data sheet; PCIe 4.0 ×16"
+    ),
+    # NVLink 300 GB/s both ways; DGX-1: four 100 Gbit/s cards for eight GPUs
+    "v100-32gb": Accelerator(
+        15.7 * TERA, 15.7 * TERA, 32 * GIGA, 150 * GIGA, 6.25 * GIGA, "NVIDIA V100 data sheet (SXM2); DGX-1",
+        "has no bfloat16 tensor cores: bfloat16 is counted at the rate of float32",
+    ),
+    # NVLink 600 GB/s both ways; DGX A100: one 200 Gbit/s card each
+    "a100-40gb": Accelerator(
+        312 * TERA, 19.5 * TERA, 40 * GIGA, 300 * GIGA, 25 * GIGA, "NVIDIA A100 data sheet (SXM); DGX A100"
+    ),
+    "a100-80gb": Accelerator(
+        312 * TERA, 19.5 * TERA, 80 * GIGA, 300 * GIGA, 25 * GIGA, "NVIDIA A100 data sheet (SXM); DGX A100"
+    ),
+    # NVLink 900 GB/s both ways; DGX H100 and H200: one 400 Gbit/s card each
+    "h100-80gb": Accelerator(
+        989 * TERA, 67 * TERA, 80 * GIGA, 450 * GIGA, 50 * GIGA, "NVIDIA H100 data sheet (SXM); DGX H100"
+    ),
+    "h200-141gb": Accelerator(
+        989 * TERA, 67 * TERA, 141 * GIGA, 450 * GIGA, 50 * GIGA, "NVIDIA H200 data sheet (SXM); DGX H200"
+    ),
+    # NVLink 1.8 TB/s both ways; DGX B200: one 400 Gbit/s card each
+    "b200-180gb": Accelerator(
+        2250 * TERA, 75 * TERA, 180 * GIGA, 900 * GIGA, 50 * GIGA, "NVIDIA Blackwell data sheet (HGX B200); DGX B200"
+    ),
+    # Infinity Fabric to seven others, 128 GB/s both ways each; reference platform: one 400 Gbit/s card each
+    "mi300x-192gb": Accelerator(
+        1307.4 * TERA, 163.4 * TERA, 192 * GIGA, 448 * GIGA, 50 * GIGA, "AMD Instinct MI300X data sheet and platform"
+    ),
+}  # fmt: skip
+
+
+def find_accelerator(name: str) -> str:
+    """The key of ACCELERATORS that `name` means, such as H100, rtx4090 or what the driver calls it.
+
+    Raises UserError that lists the candidates if there are several, the nearest name if there is none.
+    """
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    known = [word for word in words if not _SAYS_NOTHING.fullmatch(word)]
+    matches = [key for key in ACCELERATORS if known and all(_is_part(word, key) for word in known)]
+    exact = [key for key in matches if key == "-".join(known)]
+    if len(exact or matches) == 1:
+        return (exact or matches)[0]
+    if matches:
+        raise UserError(f"--gpu {name}: which one, {' or '.join(matches)}?")
+    raise UserError(
+        f"--gpu {shortened(name)} is not known{did_you_mean(name, ACCELERATORS)}; "
+        f"there are {', '.join(ACCELERATORS)} (--gpu list shows their figures)"
+    )
+
+
+_SAYS_NOTHING = re.compile(r"nvidia|amd|geforce|instinct|tesla|quadro|sxm\d?|hbm\d?e?|oam")
+
+
+def _is_part(word: str, key: str) -> bool:
+    """Whether `word` is one of the key's parts, or several of them written together."""
+    return word in key.split("-") or word == key.replace("-", "")
+
+
+def table() -> str:
+    """ACCELERATORS for reading."""
+    rows = [("--gpu", "bfloat16", "float32", "memory", "link", "network", "source")]
+    rows.append(
+        ("", "TFLOP/s", "TFLOP/s", "GB", "GB/s", "GB/s", "GB = 10⁹ bytes; bandwidths in one direction")
+    )
+    for key, gpu in ACCELERATORS.items():
+        figures = (gpu.half / TERA, gpu.single / TERA, gpu.memory / GIGA, gpu.link / GIGA, gpu.network / GIGA)
+        assumed = "*" if gpu.network == ASSUMED_NETWORK else ""
+        source = f"{gpu.source}; {gpu.note}" if gpu.note else gpu.source
+        rows.append(
+            (key, *(f"{figure:.5g}" for figure in figures[:-1]), f"{figures[-1]:.3g}{assumed}", source)
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:-1], widths[1:], strict=True))]
+        )
+        + f"  {row[-1]}"
+        for row in rows
+    ]
+    return "\n".join([*lines, "* assumed: these cards have no reference machine of several nodes"])
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A planned step against closed forms and against a real one."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,14 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from configs.loading import load
 from configs.schema import RunConfig
-from experiments import plan
+from experiments import followed_step, plan
 from experiments.followed_step import follow
 from switti.bench.flops import head_flops, training_flops
 from switti.errors import UserError
 from switti.models.rqvae import RQVAE
 from switti.models.transformer import ScaleTransformer
-from switti.planning.hardware import Accelerator, Layout, step_time
-from switti.planning.trace import StepTrace
+from switti.planning.hardware import ACCELERATORS, Accelerator, Layout, find_accelerator, step_time
+from switti.planning.trace import GATHERED, StepTrace
 
 
 def tiny(*settings: str) -> RunConfig:
@@ -58,6 +59,34 @@ def test_the_largest_moment_counts() -> None:
             x = torch.zeros(size)
             del x
     assert {kind: size for kind, size in trace.peak.items() if size} == {"of 50": 200}
+
+
+def test_each_section_has_its_largest_moment() -> None:
+    trace = StepTrace()
+    with trace:
+        for section, sizes in (("a", (5, 50, 20)), ("b", (7, 3))):
+            trace.section = (section,)
+            for size in sizes:
+                x = torch.zeros(size)
+                del x
+    assert {section: kinds["other"] for (section,), kinds in trace.peaks.items()} == {"a": 200, "b": 28}
+
+
+def test_gathered_weights_that_are_emptied_in_place_do_not_count() -> None:
+    """And torch's own method is not replaced for that."""
+    gathered, trace, method = torch.zeros(100), StepTrace(), torch.UntypedStorage.resize_
+    trace.count([gathered], GATHERED)
+    with trace:
+        assert torch.UntypedStorage.resize_ is method
+        x = torch.zeros(10)
+        gathered.untyped_storage().resize_(0)
+        trace.section = ("emptied",)
+        y = torch.zeros(20)
+        gathered.untyped_storage().resize_(400)
+        trace.section = ("filled",)
+        z = torch.zeros(5)
+    assert [sum(kinds.values()) for kinds in trace.peaks.values()] == [400, 440, 120, 540]
+    del x, y, z
 
 
 def test_operations_by_type() -> None:
@@ -116,6 +145,26 @@ def test_a_ring_of_copies_reduces_each_gradient_once() -> None:
     assert found.parameters == found.whole == trained
 
 
+@pytest.mark.parametrize(
+    "settings, checkpointing",
+    [
+        (["trainer.strategy=ddp", "trainer.devices=2"], False),  # most at the end: gradients outweigh activations
+        (["model.visibility=causal", "data.batch_size=64"], True),
+        ([*HYBRID, "trainer.accumulate=2", "trainer.precision=bf16-mixed"], True),
+        pytest.param([*HYBRID, "data.batch_size=64"], False, marks=pytest.mark.slow),
+        pytest.param(["trainer.strategy=fsdp", "trainer.devices=3", "data.batch_size=3"], True, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_deep_network_needs_what_following_all_of_its_blocks_finds(
+    settings: list[str], checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny("model.depth=9", *settings)
+    found = follow(config, checkpointing, fused=True)
+    monkeypatch.setattr(followed_step, "FEW_BLOCKS", 9)
+    assert found == follow(config, checkpointing, fused=True)
+
+
 def test_no_group_of_processes_is_left() -> None:
     follow(tiny("trainer.strategy=fsdp", "trainer.devices=8", "data.batch_size=8"), False, True)
     assert not torch.distributed.is_initialized()
@@ -147,7 +196,7 @@ def test_a_real_step_needs_what_was_planned(settings: list[str], tmp_path: Path,
 
 # ---- time ---------------------------------------------------------------------------------------------------------
 
-ROUND = Accelerator(half=1000.0, single=100.0, memory=1.0, link=50.0, network=10.0)
+ROUND = Accelerator(half=1000.0, single=100.0, memory=1.0, link=50.0, network=10.0, source="made up")
 
 
 def test_time_is_the_longer_of_computing_and_exchanging() -> None:
@@ -179,6 +228,7 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
         "full sharding (4 share a copy)",
         "GPU hours",
         "of 40 GB this leaves",
+        "2 nodes × 2 GPUs = 4 a100-40gb (trainer.num_nodes=2, trainer.devices=2)",
     ):
         assert words in text
     content = json.loads(out.read_text())
@@ -192,13 +242,49 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_run_that_does_not_fit_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
     small = replace(plan.ACCELERATORS["a100-40gb"], memory=10**6)
     monkeypatch.setitem(plan.ACCELERATORS, "small", small)
-    assert "does not fit: lacks" in plan.Plan(tiny(), "small", 0.4).text()
+    assert re.search(r"exceeds 0 GB by 0\.00\d GB: does not fit", plan.Plan(tiny(), "small", 0.4).text())
+
+
+@pytest.mark.parametrize(
+    "name, key",
+    [
+        ("h100", "h100-80gb"),
+        ("NVIDIA H100 80GB HBM3", "h100-80gb"),  # as the driver calls it
+        ("Tesla V100-SXM2-32GB", "v100-32gb"),
+        ("A100 80GB", "a100-80gb"),
+        ("RTX4090", "rtx-4090"),
+        ("GeForce RTX 3090", "rtx-3090"),
+        ("5090", "rtx-5090"),
+        ("a6000", "rtx-a6000"),
+        ("MI300X", "mi300x-192gb"),
+        ("b200", "b200-180gb"),
+        *((key, key) for key in ACCELERATORS),
+    ],
+)
+def test_a_gpu_is_known_by_its_usual_names(name: str, key: str) -> None:
+    assert find_accelerator(name) == key
+
+
+def test_the_list_of_gpus_gives_figures_and_sources(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main(["--gpu", "list"]) == 0
+    text = capsys.readouterr().out
+    for key, gpu in ACCELERATORS.items():
+        (line,) = [line for line in text.splitlines() if line.startswith(key)]
+        assert f" {gpu.half / 1e12:g} " in line and gpu.source in line
+    assert "no bfloat16 tensor cores" in text
+    assert all(gpu.half >= gpu.single for gpu in ACCELERATORS.values())
+
+
+def test_a_gpu_without_bfloat16_is_said_to_have_none() -> None:
+    assert "no bfloat16 tensor cores" in plan.Plan(tiny(), "v100-32gb", 0.4).text()
 
 
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["generator/tiny", "--gpu", "h100"], "--gpu h100: there are a100-40gb"),
+        (["generator/tiny", "--gpu", "a100"], "--gpu a100: which one, a100-40gb or a100-80gb?"),
+        (["generator/tiny", "--gpu", "h101-80gb"], "did you mean 'h100-80gb'"),
+        (["generator/tiny", "--gpu", "gtx"], "there are rtx-3090"),
         (["generator/tiny", "--utilisation", "40"], "--utilisation 40"),
         (["tokenizer/tiny"], "task=tokenizer"),
         (["generator/tiny", "trainer.devices=2", "--measure"], "trainer.devices × num_nodes=2"),
