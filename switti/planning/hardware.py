@@ -112,7 +112,7 @@ def _is_part(word: str, key: str) -> bool:
 
 def table() -> str:
     """ACCELERATORS for reading."""
-    rows = [("--gpu", "bfloat16", "float32", "memory", "link", "network", "source")]
+    rows: list[tuple[str, ...]] = [("--gpu", "bfloat16", "float32", "memory", "link", "network", "source")]
     rows.append(
         ("", "TFLOP/s", "TFLOP/s", "GB", "GB/s", "GB/s", "GB = 10⁹ bytes; bandwidths in one direction")
     )

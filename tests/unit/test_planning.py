@@ -85,7 +85,7 @@ def test_gathered_weights_that_are_emptied_in_place_do_not_count() -> None:
         gathered.untyped_storage().resize_(400)
         trace.section = ("filled",)
         z = torch.zeros(5)
-    assert [sum(kinds.values()) for kinds in trace.peaks.values()] == [400, 440, 120, 540]
+    assert [sum(kinds.values()) for kinds in trace.peaks.values()] == [440, 120, 540]
     del x, y, z
 
 
@@ -148,8 +148,9 @@ def test_a_ring_of_copies_reduces_each_gradient_once() -> None:
 @pytest.mark.parametrize(
     "settings, checkpointing",
     [
-        (["trainer.strategy=ddp", "trainer.devices=2"], False),  # most at the end: gradients outweigh activations
-        (["model.visibility=causal", "data.batch_size=64"], True),
+        # Most at the end: gradients outweigh activations.
+        pytest.param(["trainer.strategy=ddp", "trainer.devices=2"], False, marks=pytest.mark.slow),
+        pytest.param(["model.visibility=causal", "data.batch_size=64"], True, marks=pytest.mark.slow),
         ([*HYBRID, "trainer.accumulate=2", "trainer.precision=bf16-mixed"], True),
         pytest.param([*HYBRID, "data.batch_size=64"], False, marks=pytest.mark.slow),
         pytest.param(["trainer.strategy=fsdp", "trainer.devices=3", "data.batch_size=3"], True, marks=pytest.mark.slow),
@@ -159,9 +160,9 @@ def test_a_ring_of_copies_reduces_each_gradient_once() -> None:
 def test_a_deep_network_needs_what_following_all_of_its_blocks_finds(
     settings: list[str], checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny("model.depth=9", *settings)
+    config = tiny("model.depth=7", *settings)
     found = follow(config, checkpointing, fused=True)
-    monkeypatch.setattr(followed_step, "FEW_BLOCKS", 9)
+    monkeypatch.setattr(followed_step, "FEW_BLOCKS", 7)
     assert found == follow(config, checkpointing, fused=True)
 
 
