@@ -3,7 +3,7 @@
 What a generator run will need, before paying for it: parameters, tokens, operations a step, memory of each GPU by kind,
 bytes exchanged, time and GPU hours. The run is set up for its nodes (trainer.num_nodes) and the GPUs of each
 (trainer.devices) on this machine, as in training, but with tensors without data; a model of 2.5 B parameters takes
-about 20 seconds. --gpu list shows the GPUs that are known and what their makers state.
+half a minute. --gpu list shows the GPUs that are known and what their makers state.
 
 Memory and operations come from following a step; unsharded gradients, before ranks have exchanged them, are working
 memory. Time is an estimate: operations at --utilisation of what the GPU's maker states, or the exchange at the stated
@@ -207,8 +207,8 @@ class Plan:
             )
         ranks = trainer.world_size
         lines.append(
-            f"{_spaced(trainer.max_steps)} steps as configured: {self.gpu_hours / ranks:.4g} h, "
-            f"{self.gpu_hours:.4g} GPU hours"
+            f"{_spaced(trainer.max_steps)} steps as configured: {_hours(self.gpu_hours / ranks)} h, "
+            f"{_hours(self.gpu_hours)} GPU hours"
         )
         return lines
 
@@ -262,6 +262,10 @@ def _giga(size: float) -> str:
 def _tera(number: float) -> str:
     tera = number / TERA
     return _spaced(round(tera)) if tera >= 1000 else f"{tera:.3g}"
+
+
+def _hours(hours: float) -> str:
+    return _spaced(round(hours)) if hours >= 1000 else f"{hours:.4g}"
 
 
 def _count(number: int, name: str, plural: str = "s") -> str:
