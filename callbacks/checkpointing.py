@@ -3,6 +3,7 @@
 import logging
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -266,6 +267,9 @@ def damage(path: Path, thorough: bool = True) -> str | None:
         with open_regular(path) as stream:
             check_torch(stream)
             broken = zipfile.ZipFile(stream).testzip()
-    except (OSError, UserError, TorchFileError, zipfile.BadZipFile, EOFError) as error:
+    except (
+        OSError, UserError, TorchFileError, zipfile.BadZipFile, EOFError,
+        NotImplementedError, RuntimeError, ValueError, zlib.error,
+    ) as error:  # fmt: skip
         return str(error) or type(error).__name__
     return None if broken is None else f"{broken} is damaged"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from switti.errors import UserError
+from switti.suggestions import shortened
 
 _CHUNK = 1 << 20
 MAX_JSON_BYTES = 256 << 20
@@ -56,8 +57,13 @@ def check_target(path: str | Path) -> Path:
     """
     try:
         kind = kind_of(path, follow=False)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another name") from error
+        if kind is None:
+            # What cannot exist cannot be written either.
+            with suppress(FileNotFoundError, NotADirectoryError):
+                os.lstat(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"cannot write {shortened(path)}: {reason}; choose another name") from error
     if kind not in (None, "file"):
         raise UserError(f"{path} is a {kind}, not a regular file; choose another name for the output")
     return Path(path)
@@ -179,10 +185,13 @@ def write_json(path: str | Path, value: Any, parents: bool = True) -> None:
 
 
 def kind_of(path: str | Path, follow: bool = True) -> str | None:
-    """ "file", "folder", "FIFO", "device", … or None if nothing is there. follow: look through symbolic links."""
+    """ "file", "folder", "FIFO", "device", … or None if nothing is there. follow: look through symbolic links.
+
+    Nothing is where no file can have the name: too long, or with a NUL.
+    """
     try:
         mode = os.stat(path, follow_symlinks=follow).st_mode
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     except OSError as error:
         if error.errno == errno.ELOOP:

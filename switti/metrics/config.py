@@ -1,10 +1,10 @@
 """Settings of the picture metrics. Imports no torch: configs are composed before torch is loaded."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from switti.errors import UserError
+from switti.files import kind_of
 
 METRICS = ("fid_alexnet", "kid_alexnet", "mini_clip_score", "fid_inception", "clip_score", "pick_score")
 EMBEDDED = "embedded"
@@ -61,6 +61,6 @@ class MetricsConfig:
         if (
             self.mini_clip != EMBEDDED
             and "mini_clip_score" in self.names
-            and not Path(self.mini_clip).is_dir()
+            and kind_of(self.mini_clip) != "folder"
         ):
             raise UserError(f"{path}.mini_clip={self.mini_clip}: no such folder; give one or {EMBEDDED!r}")

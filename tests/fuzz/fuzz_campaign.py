@@ -60,7 +60,7 @@ class SilentError(Exception):
 
 @dataclass
 class Failure:
-    """kind: traceback, hang, crash, executed code, silent acceptance, or setup."""
+    """kind: traceback, hang, crash, executed code, silent acceptance; of the target itself: setup, faulty mutation."""
 
     target: str
     number: int
@@ -157,8 +157,12 @@ def work(connection: Connection, home: Path, module: str, seed: int) -> None:
         target = targets[name]
         for number in numbers:
             connection.send(("case", name, number, str(target.slowness)))
-            make_case(target, seed, number, home / "case")
-            outcome, detail = judge(target, home / "case", canary)
+            try:
+                make_case(target, seed, number, home / "case")
+            except Exception:
+                outcome, detail = "faulty mutation", traceback.format_exc()
+            else:
+                outcome, detail = judge(target, home / "case", canary)
             if outcome not in ("accepted", "refused"):
                 connection.send(("failed", name, number, json.dumps([outcome, detail])))
                 connection.recv()  # the input has been copied

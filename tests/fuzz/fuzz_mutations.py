@@ -1,5 +1,6 @@
 """Seeded mutations of bytes, text, JSON, safetensors, zip archives with pickles, and tars."""
 
+import copy
 import io
 import json
 import pickletools
@@ -126,7 +127,7 @@ def mutate_tree(chance: Chance, value: Any, most: int = 3) -> Any:
     for _ in range(chance.randint(1, most)):
         found = places(value)
         if not found or chance.random() < 0.03:
-            return chance.choice(ODD)
+            return copy.deepcopy(chance.choice(ODD))
         parent, key = chance.choice(found)
         kind = chance.randrange(6)
         if kind == 0:
@@ -144,7 +145,7 @@ def mutate_tree(chance: Chance, value: Any, most: int = 3) -> Any:
                 (parent[key] + 1, -parent[key], parent[key] * 10**6, parent[key] / 3, str(parent[key]))
             )
         else:
-            parent[key] = chance.choice(ODD)
+            parent[key] = copy.deepcopy(chance.choice(ODD))
     return value
 
 
@@ -192,7 +193,7 @@ def mutate_safetensors(chance: Chance, data: bytes) -> bytes:
             del header[name]
         elif kind == 1:
             header[chance.choice((*TEXTS, f"{name}x"))] = entry
-        elif kind == 2 and "shape" in entry:
+        elif kind == 2 and isinstance(entry.get("shape"), list):
             entry["shape"] = chance.choice(
                 (
                     entry["shape"][::-1],
@@ -208,7 +209,7 @@ def mutate_safetensors(chance: Chance, data: bytes) -> bytes:
             entry["dtype"] = chance.choice(
                 ("F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E5M2", "X", 3)
             )
-        elif kind == 4 and "data_offsets" in entry:
+        elif kind == 4 and isinstance(entry.get("data_offsets"), list) and len(entry["data_offsets"]) == 2:
             start, stop = entry["data_offsets"]
             entry["data_offsets"] = chance.choice(
                 ([stop, start], [start, stop + 4], [start - 4, stop], [0, 2**60], [-1, 4])
