@@ -95,6 +95,10 @@ def check_out(out: Path) -> None:
     """UserError unless `out` is a folder, a link to one, or not there."""
     try:
         kind = kind_of(out) or kind_of(out, follow=False)
+        if kind is None:
+            # What cannot exist, such as a name that is too long, cannot be made either.
+            with suppress(FileNotFoundError, NotADirectoryError):
+                os.lstat(out)
     except OSError as error:
         raise UserError(f"--out {out} cannot be used: {error.strerror}; give another folder") from error
     if kind == "symbolic link":

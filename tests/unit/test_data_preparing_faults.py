@@ -181,8 +181,8 @@ def test_files_outside_of_the_folder_are_not_taken(images: Path, tmp_path: Path)
     assert reasons(tmp_path / "out") == {
         "a0.png": "listed twice with one caption",
         "../secret.png": f"outside of {images}", str(secret): f"outside of {images}",
-        "none.png": "no such file", "http://x/y.png": "no such file", "x" * 300 + ".png": "cannot be read",
-        "nul\\x00.png": "cannot be read", "half\\ud800.png": "cannot be read", "(no file name)": "no file name",
+        "none.png": "no such file", "http://x/y.png": "no such file", "x" * 300 + ".png": "no such file",
+        "nul\\x00.png": "no such file", "half\\ud800.png": "no such file", "(no file name)": "no file name",
         ".": "cannot be read",
     }  # fmt: skip
     prepare(table, "--out", tmp_path / "wide", "--images", tmp_path)
