@@ -169,7 +169,7 @@ def show(value: Any) -> str:
 def _sort_key(value: Any) -> tuple[int, float, str]:
     try:
         return (0, float(value), "")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return (1, 0.0, str(value))
 
 

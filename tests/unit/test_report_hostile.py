@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +17,11 @@ from PIL import Image
 
 from experiments import compare
 from switti.errors import UserError
+from switti.report.build import document
 from switti.report.images import problem_of
+from switti.report.markdown import render
 from switti.report.runs import read_run
+from switti.report.study import group
 
 MAKER = Path(__file__).parents[1] / "data" / "report" / "synthetic.py"
 maker = SimpleNamespace(**runpy.run_path(str(MAKER)))
@@ -227,6 +231,75 @@ def test_what_is_not_shown_is_said(run: Path) -> None:
     words = "".join(page.words)
     assert "no file" in words and "Not shown – x: secret.png is outside of the run folder." in words
     check_markdown((run / "report" / "report.md").read_text())
+
+
+ODD = [None, [], {}, "x", -1, 1e400, float("nan"), 10**400, True, [1], {"a": [1]}, 1e308, "-5", [[1]]]
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda value: f"{value if value != 10**400 else 'huge'}")
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [
+        ("config", "seed"),
+        ("config", "model.scales"),
+        ("config", "tokenizer.scales"),
+        ("config", "tokenizer.multipliers"),
+        ("config", "metrics.prompts"),
+        ("evaluation.json", "step"),
+        ("evaluation.json", "pictures"),
+        ("evaluation.json", "metrics.fid_alexnet"),
+        ("evaluation.json", "sampling.guidance_stop"),
+        ("evaluation.json", "sampling.seconds_per_scale"),
+        ("samples/latest/index.json", "step"),
+        ("samples/latest/index.json", "sampling.guidance"),
+    ],
+)
+def test_odd_values_are_shown_or_refused_in_a_line(
+    tmp_path: Path, file: str, key: str, value: object
+) -> None:
+    """Nothing but a UserError comes of a value of another kind; the other run keeps its page."""
+    for name in ("causal", "non_causal"):
+        config = maker.config(name, 0, name, [1, 2]) | {"metrics": {}}
+        evaluation = maker.evaluation(name, 0, [1, 2])
+        points = [(step, "validation/loss", 1.0 / step) for step in (1, 2)]
+        content = {"config": config, "evaluation.json": evaluation}.get(file)
+        if name == "causal" and content is not None:
+            put(content, key, value)
+        run = maker.write_run(tmp_path / "s" / name, config, maker.record(name, 0), points, evaluation)
+        maker.write_samples(run, ["a"], [0])
+        if name == "causal" and content is None:
+            content = json.loads((run / file).read_text())
+            put(content, key, value)
+            (run / file).write_text(json.dumps(content))
+    runs = []
+    for path in sorted((tmp_path / "s").iterdir()):
+        with suppress(UserError):
+            runs.append(read_run(path))
+    assert tmp_path / "s" / "non_causal" in [run.path for run in runs]
+    with suppress(UserError):
+        page = document(group(runs))
+        assert render(page)
+
+
+def put(tree: dict, key: str, value: object) -> None:
+    *groups, last = key.split(".")
+    for group_ in groups:
+        tree = tree[group_]
+    tree[last] = value
+
+
+@pytest.mark.parametrize(
+    "values", [(1e308, -1e308), (float("inf"), 1.0), (float("nan"), float("nan")), (0.0, 1e-320)]
+)
+def test_values_at_the_ends_of_the_range_are_drawn_or_left_out(
+    tmp_path: Path, values: tuple[float, float]
+) -> None:
+    for name, value in zip(("causal", "non_causal"), values, strict=True):
+        points = [
+            (step, metric, value) for step in (1, 2) for metric in ("validation/loss", "norms/last/max")
+        ]
+        maker.write_run(tmp_path / "s" / name, maker.config(name, 0, name), maker.record(name, 0), points)
+    compare.main([str(tmp_path / "s")])
 
 
 def test_an_image_that_is_not_there_is_no_warning(run: Path) -> None:
