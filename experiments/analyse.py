@@ -12,6 +12,7 @@ A word is a setting if it is name=value without blanks; whatever stands after --
 
 import argparse
 import csv
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,13 +117,11 @@ def caption_attention(pipeline: "SwittiPipeline", prompts: list[str], out: Path)
     recorder = CaptionAttention(len(prompts))
     sample(pipeline, prompts, recorder)
     shares_NBT = recorder.result()
-    mask_BT = pipeline.text_encoder.encode(prompts).mask_BT.cpu()
-    paths = []
+    names, paths = scale_names(pipeline), []
     for b, prompt in enumerate(prompts):
-        tokens = int(mask_BT[b].sum())
-        rows = shares_NBT[:, b, :tokens].tolist()
-        columns = [str(t) for t in range(tokens)]
-        paths += heat_map(out / f"caption_attention_{b:02d}", rows, columns, "caption token", prompt)
+        words = pipeline.text_encoder.pieces(prompt)
+        rows = shares_NBT[:, b, : len(words)].tolist()
+        paths += heat_map(out / f"caption_attention_{b:02d}", rows, names, words, "caption", prompt)
     return paths
 
 
@@ -133,13 +132,18 @@ def scale_attention(pipeline: "SwittiPipeline", prompts: list[str], out: Path) -
     recorder = ScaleAttention(pipeline.generator.pyramid, len(prompts))
     sample(pipeline, prompts, recorder)
     rows = recorder.result().tolist()
-    columns = [f"{side}²" for side in pipeline.generator.pyramid.sides]
+    names = scale_names(pipeline)
     title = f"mean over {len(prompts)} prompts, all heads and blocks"
-    return heat_map(out / "scale_attention", rows, columns, "attended scale", title)
+    return heat_map(out / "scale_attention", rows, names, names, "attended scale", title)
+
+
+def scale_names(pipeline: "SwittiPipeline") -> list[str]:
+    """What plots, captions and tables call the scales: 1×1, 2×2, …"""
+    return [f"{side}×{side}" for side in pipeline.generator.pyramid.sides]
 
 
 def prompt_switch(pipeline: "SwittiPipeline", prompts: list[str], out: Path) -> list[Path]:
-    """One row of pictures: switched at scale 0 (only the second prompt), 1, …, never."""
+    """One row of pictures: switched from the first scale on (only the second prompt), the second, …, never."""
     from switti.sampling.sampler import PromptSwitch
 
     first, second = prompts
@@ -147,21 +151,21 @@ def prompt_switch(pipeline: "SwittiPipeline", prompts: list[str], out: Path) -> 
     count = pipeline.generator.pyramid.count
     images = [sample(pipeline, [first], switch=PromptSwitch(text, k)) for k in range(count)]
     images.append(sample(pipeline, [first]))
-    captions = [f"from {k}: {second}" for k in range(count)] + [f"never: {first}"]
+    captions = [f"from {name}: {second}" for name in scale_names(pipeline)] + [f"never: {first}"]
     return [picture_row(out / "prompt_switch.png", images, captions, 1)]
 
 
 def guidance_off(pipeline: "SwittiPipeline", prompts: list[str], out: Path, width: int) -> list[Path]:
-    """A row of pictures a prompt: guided everywhere, then unguided at `width` scales from 0 on, from 1 on, …"""
+    """A row of pictures a prompt: guided everywhere, then unguided at `width` scales from each scale on."""
     from switti.sampling.guidance import GuidancePlan
 
     plan = GuidancePlan.of(pipeline.sampling, pipeline.generator.pyramid)
-    images, titles = [sample(pipeline, prompts)], ["guided"]
+    names, images, titles = scale_names(pipeline), [sample(pipeline, prompts)], ["guided"]
     for start in range(len(plan.strengths) - width + 1):
         off = range(start, start + width)
         strengths = tuple(0.0 if k in off else t for k, t in enumerate(plan.strengths))
         images.append(sample(pipeline, prompts, plan=replace(plan, strengths=strengths)))
-        titles.append(f"off {start}–{start + width - 1}" if width > 1 else f"off {start}")
+        titles.append(f"off {names[start]}" + (f"–{names[start + width - 1]}" if width > 1 else ""))
     captions = [f"{title}: {prompt}" for prompt in prompts for title in titles]
     return [picture_row(out / "guidance_off.png", images, captions, len(prompts))]
 
@@ -177,8 +181,10 @@ def picture_row(path: Path, images: list["Tensor"], captions: list[str], prompts
     return path
 
 
-def heat_map(stem: Path, rows: list[list[float]], columns: list[str], label: str, title: str) -> list[Path]:
-    """Plot and table of shares by scale."""
+def heat_map(
+    stem: Path, rows: list[list[float]], names: list[str], columns: list[str], label: str, title: str
+) -> list[Path]:
+    """Plot and table of shares by scale. names, columns: of the rows and the columns."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -188,9 +194,16 @@ def heat_map(stem: Path, rows: list[list[float]], columns: list[str], label: str
         figsize=(1.5 + 0.45 * len(columns), 1.6 + 0.4 * len(rows)), layout="constrained"
     )
     image = axes.imshow(rows, aspect="auto", vmin=0.0, cmap="viridis")
-    axes.set(xlabel=label, ylabel="scale", title=title)
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)))
+    axes.set(xlabel=label, ylabel="scale")
+    # Words of people: no mathematics, and as many lines as they need.
+    wide = max(24, 7 * len(columns))
+    axes.set_title("\n".join(textwrap.wrap(title, wide)), parse_math=False)
+    long = max(map(len, columns), default=0) > 3
+    axes.set_xticks(
+        range(len(columns)), columns, rotation=45 if long else 0, ha="right" if long else "center",
+        rotation_mode="anchor", parse_math=False,
+    )  # fmt: skip
+    axes.set_yticks(range(len(rows)), names)
     figure.colorbar(image, label="share of attention")
     plot, table = stem.with_suffix(".png"), stem.with_suffix(".csv")
     with atomic_write(plot) as temporary:
@@ -199,7 +212,7 @@ def heat_map(stem: Path, rows: list[list[float]], columns: list[str], label: str
     with atomic_write(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["scale", *map(spreadsheet_cell, columns)])
-        writer.writerows([k, *row] for k, row in enumerate(rows))
+        writer.writerows([name, *row] for name, row in zip(names, rows, strict=True))
     return [plot, table]
 
 

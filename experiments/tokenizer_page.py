@@ -22,12 +22,11 @@ AMPLIFIED = 4  # differences are drawn so many times as strong
 LOSSLESS_SIDE = 256  # px; larger pictures go into the page as JPEG, or it would weigh hundreds of megabytes
 
 _ROWS = """
-.pictures { display: grid; grid-template-columns: repeat(var(--columns), minmax(5rem, 1fr)); gap: .4rem;
-  overflow-x: auto; }
+.pictures { display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); gap: .4rem; }
+@media (max-width: 40rem) { .pictures { grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); } }
+.pictures > div { min-width: 0; overflow-wrap: anywhere; }
 .pictures img { width: 100%; display: block; image-rendering: pixelated; }
 .pictures div { font-size: .8rem; color: var(--faint); }
-td { text-align: right; padding: .1rem .6rem; }
-th { text-align: left; padding: .1rem .6rem; }
 """
 
 
@@ -56,8 +55,8 @@ def show_pictures(
             difference_3HW = AMPLIFIED * (found_3HW - target_3HW).abs()
             figures = reports[name].pictures[number]
             cells.append((name, f"{name} {figures['psnr']:.1f} dB", to_pil(found_3HW[None])[0]))
-            words = f"difference, {AMPLIFIED}-fold"
-            cells.append((f"{name}, {words}", words, to_pil(difference_3HW[None])[0]))
+            words = f"{name}, difference ×{AMPLIFIED}"
+            cells.append((words, words, to_pil(difference_3HW[None])[0]))
         shown.append(Shown(keys[number], cells))
     return shown
 
@@ -94,12 +93,21 @@ def write_page(
 
 
 def _table(reports: Mapping[str, TokenizerReport]) -> str:
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in ("metric", "scale", *reports))
+    """On a narrow screen each row becomes a card, in which every number is labelled (`data-label`, page.css)."""
+    names = ("scale", *reports)
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in ("metric", *names))
     body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in rest)}</tr>'
+        f'<tr><th scope="row" class="word">{escape(first)}</th>{_cells(names, rest)}</tr>'
         for first, *rest in (in_words(row) for row in comparison(reports))
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cells(names: Sequence[str], values: Sequence[str]) -> str:
+    return "".join(
+        f'<td data-label="{escape(name)}">{escape(value)}</td>'
+        for name, value in zip(names, values, strict=True)
+    )
 
 
 def _row(picture: Shown) -> str:

@@ -2,6 +2,8 @@
 
 import textwrap
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -14,6 +16,14 @@ def to_pil(images_B3HW: Tensor) -> list[Image.Image]:
     """Pictures in [0, 1] as 8-bit RGB, rounded to the nearest value."""
     pixels = (images_B3HW.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(picture) for picture in pixels]
+
+
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib ships: Pillow's own font has neither × nor – nor accented letters."""
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
 
 
 SMALLEST = 128  # px; narrower images are enlarged in a grid
@@ -40,7 +50,7 @@ def captioned_grid(pictures: Sequence[Image.Image], captions: Sequence[str], col
     """
     factor, line, cell_width, cell_height = _cells(*pictures[0].size)
     width, height = pictures[0].width * factor, pictures[0].height * factor
-    font = ImageFont.load_default(size=max(10, width // 11))
+    font = _font(max(10, width // 12))
     sheet = Image.new("RGB", grid_size(len(pictures), *pictures[0].size, columns), "white")
     columns = min(columns, len(pictures))
     draw = ImageDraw.Draw(sheet)

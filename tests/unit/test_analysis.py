@@ -1,14 +1,20 @@
 """Recorded attention against attention computed over all scales at once."""
 
+import csv
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from test_sampler import build, captions
 
+from experiments.analyse import heat_map
 from switti.analysis import CaptionAttention, ScaleAttention, recording
 from switti.models.attention import Rotation
+from switti.models.text.minilm import MiniLMEncoder
 from switti.sampling.config import SamplingConfig
 from switti.sampling.guidance import GuidancePlan
+from switti.sampling.pictures import _font
 from switti.sampling.sampler import PictureNoise, sample_latent
 
 
@@ -80,3 +86,29 @@ def test_a_plan_replaces_the_schedule() -> None:
         for settings, given in ((config, plan), (SamplingConfig(guidance=0.0, top_k=8, gumbel=False), None))
     )
     assert torch.equal(found, expected)
+
+
+def test_plots_name_word_pieces_and_scales(tmp_path: Path) -> None:
+    """Labels are words and sides, in the plot's table as in the plot; a dollar sign is not mathematics."""
+    names, words = ["1×1", "2×2"], ["[CLS]", "$", "cat", "=", "[SEP]"]
+    rows = [[0.2] * 5, [0.1, 0.3, 0.2, 0.2, 0.2]]
+    plot, table = heat_map(tmp_path / "a", rows, names, words, "caption", "$ cat = $")
+    with table.open(encoding="utf-8", newline="") as stream:
+        head, *body = csv.reader(stream)
+    assert [cell.lstrip("'") for cell in head] == ["scale", *words]
+    assert [row[0] for row in body] == names
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_minilm_gives_a_piece_for_each_real_token() -> None:
+    encoder = MiniLMEncoder(max_length=8)
+    for caption in ("", "cat face", "antidisestablishmentarianism of unbelievable otters"):
+        pieces = encoder.pieces(caption)
+        assert len(pieces) == int(encoder.encode([caption]).mask_BT.sum())
+    assert encoder.pieces("cat face") == ["[CLS]", "cat", "face", "[SEP]"]
+
+
+def test_captions_of_grids_have_a_glyph_for_every_sign_in_use() -> None:
+    font = _font(20)
+    missing = bytes(font.getmask("\uffff"))
+    assert [sign for sign in "×–²…éü’—ß" if bytes(font.getmask(sign)) == missing] == []

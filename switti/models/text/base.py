@@ -72,6 +72,10 @@ class TextEncoder(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
+    def pieces(self, caption: str) -> list[str]:
+        """The word pieces behind the real token positions of one caption, for the labels of plots."""
+        ...
+
     def encode(self, captions: list[str]) -> TextEmbedding:
         """Captions ("": the null caption) → embedding on the encoder's device, padded to `max_length`."""
         ...

@@ -126,6 +126,12 @@ class ClipPairEncoder:
         self.models = [model.to(self.device) for model in self.models]
         return self
 
+    def pieces(self, caption: str) -> list[str]:
+        """The word pieces of one caption, with the start and end tokens. Both tokenizers cut words alike."""
+        tokenizer = self.tokenizers[1]
+        ids = tokenizer(caption, truncation=True, max_length=self.max_length)["input_ids"]
+        return [piece.removesuffix("</w>") for piece in tokenizer.convert_ids_to_tokens(ids)]
+
     @torch.no_grad()
     def encode(self, captions: list[str]) -> TextEmbedding:
         """B captions → tokens [B, T, C], mask [B, T], pooled [B, P], with T = max_length.

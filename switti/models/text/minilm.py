@@ -89,6 +89,12 @@ class MiniLMEncoder:
             self._network[1].to(self.device)
         return self
 
+    def pieces(self, caption: str) -> list[str]:
+        """The word pieces of one caption, with the start and end tokens; "##" marks the rest of a word."""
+        tokenizer, _ = self._network
+        ids = tokenizer(caption, truncation=True, max_length=self.max_length)["input_ids"]
+        return list(tokenizer.convert_ids_to_tokens(ids))
+
     @torch.no_grad()
     def encode(self, captions: list[str]) -> TextEmbedding:
         """B captions → tokens [B, T, 384], mask [B, T], pooled [B, 384], with T = max_length; zeros at padding.
