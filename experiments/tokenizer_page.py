@@ -95,7 +95,10 @@ def write_page(
 def _table(reports: Mapping[str, TokenizerReport]) -> str:
     """On a narrow screen each row becomes a card, in which every number is labelled (`data-label`, page.css)."""
     names = ("scale", *reports)
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in ("metric", *names))
+    head = "".join(
+        f'<th scope="col"{" class=word" * (cell == "metric")}>{escape(cell)}</th>'
+        for cell in ("metric", *names)
+    )
     body = "".join(
         f'<tr><th scope="row" class="word">{escape(first)}</th>{_cells(names, rest)}</tr>'
         for first, *rest in (in_words(row) for row in comparison(reports))
