@@ -9,13 +9,18 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
+from callbacks.metrics_log import CompletedSteps
 from switti.errors import UserError
 from switti.files import write_failure
 
 
-class EventLog(TensorBoardLogger):
-    """Lightning's logger. A thread of TensorBoard's writes the file; when it fails, the next call raises UserError."""
+class EventLog(CompletedSteps, TensorBoardLogger):
+    """Lightning's logger with steps as in metrics.csv, and without the chart of epochs.
+
+    A thread of TensorBoard's writes the file; when it fails, the next call raises UserError.
+    """
 
     def __init__(self, run_dir: str | Path) -> None:
         super().__init__(str(run_dir), name="", version="")
@@ -44,9 +49,17 @@ class EventLog(TensorBoardLogger):
         with self._writing():
             return super().experiment
 
-    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """Tell TensorBoard to forget what is after `step`. Files stay as they are."""
+        restart = SessionLog(status=SessionLog.START)
         with self._writing():
-            super().log_metrics(metrics, step)
+            self.experiment.file_writer.add_event(Event(step=step + 1, session_log=restart), step=step + 1)
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        values = {name: value for name, value in metrics.items() if name != "epoch"}
+        with self._writing():
+            super().log_metrics(values, self.completed(step))
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the run folder's config.yaml holds them, and experiments.board shows them."""

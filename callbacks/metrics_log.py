@@ -1,6 +1,7 @@
 """metrics.csv: every logged number of a run as one row, in a form that a spreadsheet and a report can both read."""
 
 import time
+from abc import abstractmethod
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,11 +14,31 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from switti.run_folder import METRICS, Row, append_metrics, check_metric, rewind_metrics
 
 
-class MetricsCSV(Logger):
+class CompletedSteps(Logger):
+    """A logger whose steps are optimizer steps completed, so that all of a run's files say the same.
+
+    Lightning's own counter lags by one when it logs and callbacks count differently; once `follow` has been called, the
+    trainer is asked instead of both.
+    """
+
+    _trainer: Trainer | None = None
+
+    def follow(self, trainer: Trainer) -> None:
+        """Take step and epoch from this trainer from now on."""
+        self._trainer = trainer
+
+    def completed(self, step: int | None) -> int:
+        """The trainer's step if there is a trainer, otherwise the given one."""
+        return step or 0 if self._trainer is None else self._trainer.global_step
+
+    @abstractmethod
+    def rewind(self, step: int) -> None:
+        """Drop what is after `step`: a resumed run writes it again."""
+
+
+class MetricsCSV(CompletedSteps):
     """Long-format, append-only log. Columns: step, epoch, metric, value, time (Unix seconds).
 
-    step is the number of optimiser steps completed when the row is written. Lightning's own counter lags by one when
-    it logs and callbacks count differently; once `follow` has been called, the trainer is asked instead of both.
     Each call is flushed to the file, so that a killed run loses nothing that it had logged.
     """
 
@@ -25,7 +46,6 @@ class MetricsCSV(Logger):
         super().__init__()
         self.path = Path(run_dir) / METRICS
         self._names: set[str] = set()
-        self._trainer: Trainer | None = None
         self._epoch = 0
 
     @property
@@ -40,10 +60,6 @@ class MetricsCSV(Logger):
     def save_dir(self) -> str:
         return str(self.path.parent)
 
-    def follow(self, trainer: Trainer) -> None:
-        """Take step and epoch from this trainer from now on."""
-        self._trainer = trainer
-
     @rank_zero_only
     def rewind(self, step: int) -> None:
         """Drop the rows after `step`: a resumed run writes them again. Other rows stay byte for byte."""
@@ -55,14 +71,15 @@ class MetricsCSV(Logger):
         values = dict(metrics)
         self._epoch = int(values.pop("epoch", self._epoch))
         if self._trainer is not None:
-            step, self._epoch = self._trainer.global_step, self._trainer.current_epoch
+            self._epoch = self._trainer.current_epoch
         if not self._names:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         for name in values.keys() - self._names:
             check_metric(name, len(self._names))
             self._names.add(name)
         now = time.time()
-        rows = [Row(step or 0, self._epoch, name, float(value), now) for name, value in values.items()]
+        step = self.completed(step)
+        rows = [Row(step, self._epoch, name, float(value), now) for name, value in values.items()]
         append_metrics(self.path.parent, rows)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks.metrics_log import MetricsCSV
+from callbacks.metrics_log import CompletedSteps
 from switti.environment import masked
 from switti.errors import UserError
 from switti.run_folder import CONFIG, FORMAT, check_present, read_record, write_record
@@ -90,7 +90,7 @@ class RunRecord(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step  # now restored, if there was a checkpoint
         for logger in trainer.loggers:
-            if isinstance(logger, MetricsCSV):
+            if isinstance(logger, CompletedSteps):
                 logger.follow(trainer)
                 logger.rewind(step)
         if step:

@@ -1,28 +1,31 @@
 """python -m experiments.board STUDY [--port 6006] [--host localhost]
 
-TensorBoard over a study's runs, with what the bare curves lack, written into runs/<study>/board/: a layout of charts
-that belong together (CUSTOM SCALARS: losses by scale, norms by block, metrics) and a table of what was varied against
-what came out (HPARAMS, renewed while it is open). Sample pictures are under IMAGES.
+TensorBoard over a study's runs, each with one colour: losses first (TIME SERIES), charts that belong together (CUSTOM
+SCALARS: losses by scale, norms by block, metrics), a table of what was varied against what came out (HPARAMS), and
+sample images (IMAGES). It shows metrics.csv and samples/, with the steps of the report, and follows runs that go on.
 
     python -m experiments.board demo
     python -m experiments.board demo --port 6007 --host 0.0.0.0      # to be reached from other machines
 
-Needs neither torch nor a network. Ctrl-C ends it.
+Nothing is written into the run folders. Needs neither torch nor a network. Ctrl-C ends it.
 """
 
 import argparse
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from types import FrameType
 
-from experiments.board_layout import Board
+from experiments.board_mirror import Board
 from experiments.command import run
 from switti.errors import UserError
 from switti.studies import find_study, run_folders
 
-_RENEW_SECONDS = 30.0
+_RENEW_SECONDS = 10.0
+_LARGEST_SHARE = 0.05  # of the time, for reading what has changed
 
 
 def main(arguments: list[str]) -> int:
@@ -38,37 +41,42 @@ def main(arguments: list[str]) -> int:
     folder = find_study(options.study)
     if not list(run_folders(folder)):
         raise UserError(f"no run in {folder} has started; there is nothing to show yet")
-    board = Board(folder)
-    board.renew()
-    print(f"TensorBoard over {folder}: http://{options.host}:{options.port}/  (Ctrl-C ends it)", flush=True)
-    return _serve(board, folder, options.host, options.port)
+    signal.signal(signal.SIGTERM, _interrupt)  # neither the server nor its files must outlive this process
+    try:
+        with tempfile.TemporaryDirectory(prefix=f"board_{folder.resolve().name}_") as mirror:
+            return _serve(Board(folder, Path(mirror)), options.host, options.port)
+    except KeyboardInterrupt:
+        return 0
 
 
-def _serve(board: Board, folder: Path, host: str, port: int) -> int:
+def _serve(board: Board, host: str, port: int) -> int:
+    wait = _renew(board)
+    print(f"TensorBoard over {board.study}: http://{host}:{port}/  (Ctrl-C ends it)", flush=True)
     command = [
-        sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--host", host, "--port", str(port),
-        "--reload_interval", "5", "--reload_multifile", "true",
+        sys.executable, "-m", "tensorboard.main", "--logdir", str(board.folder), "--host", host, "--port", str(port),
+        "--reload_interval", "5",
     ]  # fmt: skip
-    signal.signal(signal.SIGTERM, _interrupt)  # the server must not outlive this process
     server = subprocess.Popen(command)
     try:
         while True:
             try:
-                code = server.wait(timeout=_RENEW_SECONDS)
+                code = server.wait(timeout=wait)
                 break
             except subprocess.TimeoutExpired:
-                board.renew()
-    except KeyboardInterrupt:
+                wait = _renew(board)
+    finally:
         server.terminate()
         server.wait()
-        return 0
-    finally:
-        if server.poll() is None:
-            server.terminate()
-        board.close()
     if code:
         raise UserError(f"TensorBoard could not serve {host}:{port} (see above); another --port may be free")
     return 0
+
+
+def _renew(board: Board) -> float:
+    """Seconds until the next time."""
+    begun = time.monotonic()
+    board.renew()
+    return max(_RENEW_SECONDS, (time.monotonic() - begun) / _LARGEST_SHARE)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -1,11 +1,9 @@
-"""What `experiments.board` writes beside the runs: TensorBoard's chart layout and HParams table. No command itself."""
+"""How `experiments.board` arranges things for TensorBoard: order and layout of charts, HPARAMS table. Not a command."""
 
 import re
 import time
-from pathlib import Path
 from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
@@ -13,81 +11,36 @@ from tensorboard.plugins.custom_scalar import metadata as layout_metadata
 from tensorboard.plugins.custom_scalar.layout_pb2 import Category, Chart, Layout, MultilineChartContent
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
-from tensorboard.plugins.hparams.summary_v2 import hparams_pb
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from configs.loading import PLACE, SETTINGS, from_run, shown
+from configs.loading import PLACE, SETTINGS, shown
 from configs.schema import RunConfig
-from experiments.progress import average_speed, read_rows
-from switti.errors import UserError
-from switti.run_folder import CONFIG, read_record
-from switti.studies import read_study, run_folders, state_of
 
-FOLDER = "board"  # below the study's
-_FINAL = re.compile(r"(train|validation)/loss|metrics/.+|norms/last/max")  # the table's metrics
+_ORDER = {"metrics": 2, "validation": 3, "train": 4, "norms": 5, "time": 6, "memory": 7, "data": 8}
+_TABLE = (
+    "validation/loss",
+    "validation/psnr",
+    "train/loss",
+    "metrics/.+",
+    "norms/last/max",
+    "time/samples_per_second",
+)
 _STATUS = {"finished": api_pb2.STATUS_SUCCESS, "failed": api_pb2.STATUS_FAILURE}
 
 
-class Board:
-    """The study's extra event files; older ones of this command are replaced."""
+def chart_name(metric: str) -> str:
+    """The chart of a metric: its name in metrics.csv behind a number for the order, and both losses side by side.
 
-    def __init__(self, study: Path) -> None:
-        self.study, self.folder = study, study / FOLDER
-        if (self.folder / CONFIG).is_file():
-            raise UserError(f"{self.folder} is a run; rename it, TensorBoard's extra files are kept there")
-        for path in self.folder.rglob("events.out.tfevents.*"):
-            path.unlink()
-        self._writers: dict[str, EventFileWriter] = {}
-        self._written: dict[str, Any] = {}
-        self._layout = b""
-
-    def renew(self) -> None:
-        """Write what has changed since the last call."""
-        configs = {}
-        for path in run_folders(self.study):
-            if (path / CONFIG).is_file():
-                configs[path.name] = from_run(path)
-        finals = {name: final_values(self.study / name) for name in configs}
-        layout = chart_layout(
-            list(configs.values()), {metric for values in finals.values() for metric in values}
-        )
-        if (content := layout.SerializeToString()) != self._layout:
-            self._layout = content
-            self._add("", layout_summary(content), 0)
-        for name, varied in varied_settings(configs, read_study(self.study)).items():
-            self._write_session(name, varied, finals[name])
-
-    def close(self) -> None:
-        for writer in self._writers.values():
-            writer.close()
-
-    def _write_session(self, name: str, varied: dict[str, Any], values: dict[str, float]) -> None:
-        """One row of the HParams table: what was varied, and the newest values."""
-        state = state_of(self.study / name)
-        step = (read_record(self.study / name) or {}).get("step", 0)
-        if (now := (varied, values, state)) == self._written.get(name):
-            return
-        if self._written.get(name, (None,))[0] != varied:
-            self._add(name, hparams_pb(varied, trial_id=name), 0)
-        self._written[name] = now
-        for metric, value in values.items():
-            # Under another name, or the charts would show each run's last point as a run of its own.
-            self._add(name, Summary(value=[Summary.Value(tag=f"final/{metric}", simple_value=value)]), step)
-        if state in _STATUS:
-            self._add(name, session_end(state), step)
-
-    def _add(self, name: str, summary: Summary, step: int) -> None:
-        if name not in self._writers:
-            self._writers[name] = EventFileWriter(str(self.folder / name))
-        self._writers[name].add_event(Event(wall_time=time.time(), step=step, summary=summary))
-        self._writers[name].flush()
+    TensorBoard sorts groups by name and opens the first two.
+    """
+    group, _, rest = metric.partition("/")
+    if rest == "loss" and group in ("train", "validation"):
+        return f"1 loss/{group}"
+    return f"{_ORDER.get(group, len(_ORDER) + 2)} {metric}"
 
 
-def final_values(run_dir: Path) -> dict[str, float]:
-    """Metric → newest value, of those that the table shows; with the speed of the whole training."""
-    values = {row.metric: row.value for row in read_rows(run_dir) if _FINAL.fullmatch(row.metric)}
-    speed = average_speed(read_record(run_dir) or {})
-    return values | ({"time/steps_per_second": speed} if speed else {})
+def table_metrics(metrics: set[str]) -> list[str]:
+    """Those that the table shows, in its order; TensorBoard ticks the first ones."""
+    return [name for pattern in _TABLE for name in sorted(metrics) if re.fullmatch(pattern, name)]
 
 
 def varied_settings(configs: dict[str, RunConfig], study: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -154,7 +107,8 @@ def _by_scale(stem: str, sides: list[int]) -> dict[str, str]:
 
 def _category(title: str, charts: dict[str, str], closed: bool = False) -> Category:
     content = [
-        Chart(title=name, multiline=MultilineChartContent(tag=[f"^{tag}$"])) for name, tag in charts.items()
+        Chart(title=name, multiline=MultilineChartContent(tag=[f"^{chart_name(tag)}$"]))
+        for name, tag in charts.items()
     ]
     return Category(title=title, chart=content, closed=closed)
 
@@ -172,13 +126,39 @@ def layout_summary(content: bytes) -> Summary:
     )
 
 
-def session_end(state: str) -> Summary:
-    """How a run ended, as the HParams plugin reads it."""
+def experiment_summary(varied: list[dict[str, Any]], metrics: list[str]) -> Summary:
+    """The columns of the HPARAMS table: the settings of the runs, then these metrics in this order."""
+    shown_metrics = [
+        api_pb2.MetricInfo(name=api_pb2.MetricName(tag=chart_name(metric)), display_name=metric)
+        for metric in metrics
+    ]
+    names = dict.fromkeys(name for settings in varied for name in settings)
+    settings = [
+        _setting_info(name, [settings[name] for settings in varied if name in settings]) for name in names
+    ]
+    experiment = api_pb2.Experiment(hparam_infos=settings, metric_infos=shown_metrics)
+    return _hparams_summary(hparams_metadata.EXPERIMENT_TAG, experiment=experiment)
+
+
+def _setting_info(name: str, values: list[Any]) -> api_pb2.HParamInfo:
+    info = api_pb2.HParamInfo(name=name, type=api_pb2.DATA_TYPE_STRING)
+    if all(isinstance(value, bool) for value in values):
+        info.type = api_pb2.DATA_TYPE_BOOL
+    elif all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        info.type = api_pb2.DATA_TYPE_FLOAT64
+        return info
+    info.domain_discrete.extend(dict.fromkeys(values))
+    return info
+
+
+def session_end(state: str) -> Summary | None:
+    """How a run ended, as the HParams plugin reads it; None for one that has not ended."""
+    if state not in _STATUS:
+        return None
     end = plugin_data_pb2.SessionEndInfo(status=_STATUS[state], end_time_secs=time.time())
-    metadata = hparams_metadata.create_summary_metadata(
-        plugin_data_pb2.HParamsPluginData(session_end_info=end)
-    )
-    value = Summary.Value(
-        tag=hparams_metadata.SESSION_END_INFO_TAG, metadata=metadata, tensor=hparams_metadata.NULL_TENSOR
-    )
-    return Summary(value=[value])
+    return _hparams_summary(hparams_metadata.SESSION_END_INFO_TAG, session_end_info=end)
+
+
+def _hparams_summary(tag: str, **content: Any) -> Summary:
+    metadata = hparams_metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(**content))
+    return Summary(value=[Summary.Value(tag=tag, metadata=metadata, tensor=hparams_metadata.NULL_TENSOR)])

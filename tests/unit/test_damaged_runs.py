@@ -16,7 +16,7 @@ from callbacks.metrics_log import MetricsCSV
 from callbacks.run_record import RunRecord
 from configs.loading import load, to_yaml
 from experiments import compare, sweep, train
-from experiments.board_layout import Board
+from experiments.board_mirror import Board
 from experiments.progress import read_progress
 from experiments.status import planned_runs
 from switti.errors import UserError
@@ -191,7 +191,7 @@ def test_a_bad_record_is_a_line_everywhere(
     one_line(lambda: heartbeat_age(folder), path)
     one_line(lambda: train.main([str(folder)]), path)
     one_line(lambda: sweep.main(["s.yaml", "--dry-run"]), path)
-    one_line(lambda: Board(folder.parent).renew(), path)
+    one_line(lambda: Board(folder.parent, folder.parent / "board").renew(), path)
     one_line(lambda: compare.main([str(folder)]), "record.json")
     assert path in read_progress(folder).error
 
@@ -207,7 +207,7 @@ def test_bad_metrics_are_a_line_everywhere(folder: Path, name: str, monkeypatch:
         one_line(lambda: read_metrics(folder, last_bytes=len(before) - 1), str(path))
     one_line(lambda: rewind_metrics(folder, 2), str(path))
     one_line(lambda: train.main([str(folder)]), str(path))
-    one_line(lambda: Board(folder.parent).renew(), str(path))
+    one_line(lambda: Board(folder.parent, folder.parent / "board").renew(), str(path))
     one_line(lambda: compare.main([str(folder)]), "metrics.csv")
     assert str(path) in read_progress(folder).error
     assert path.read_bytes() == before
@@ -244,7 +244,7 @@ def test_a_bad_study_file_is_a_line(folder: Path, content: str | bytes) -> None:
         lambda: read_study(folder.parent),
         lambda: planned_runs(folder.parent),
         lambda: sweep.main(["s.yaml", "--dry-run"]),
-        lambda: Board(folder.parent).renew(),
+        lambda: Board(folder.parent, folder.parent / "board").renew(),
     ):
         one_line(action, path)
 

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks import run_record
 from callbacks.checkpointing import RunCheckpoint, find_resume
+from callbacks.event_log import EventLog
 from callbacks.metrics_log import MetricsCSV
 from callbacks.run_record import RunRecord, git_state, last_line
 from switti.errors import UserError
@@ -75,7 +77,8 @@ def fit(
 ) -> None:
     record = RunRecord(run_dir, name="n", study=None, task="generator", seed=3, tokens_per_image=21)
     Trainer(
-        accelerator="cpu", max_steps=steps, max_epochs=-1, log_every_n_steps=2, logger=[MetricsCSV(run_dir)],
+        accelerator="cpu", max_steps=steps, max_epochs=-1, log_every_n_steps=2,
+        logger=[EventLog(run_dir), MetricsCSV(run_dir)],
         callbacks=[record, RunCheckpoint(run_dir / "checkpoints", 3, 2), *callbacks], num_sanity_val_steps=0,
         val_check_interval=4, check_val_every_n_epoch=None, enable_progress_bar=False, enable_model_summary=False,
     ).fit(Module(), datamodule=Data(contents or {}), ckpt_path=find_resume(run_dir) if resume else None)  # fmt: skip
@@ -114,6 +117,20 @@ def test_steps_are_counted_as_completed_updates(tmp_path: Path) -> None:
     fit(tmp_path, 10)
     assert rows_of(tmp_path, "train/loss") == [2, 4, 6, 8, 10]
     assert rows_of(tmp_path, "validation/loss") == [4, 8]
+
+
+def test_tensorboard_has_the_steps_of_the_table(tmp_path: Path) -> None:
+    """Also of a run that went on from a checkpoint, whose later points are written again."""
+    with pytest.raises(ValueError):
+        fit(tmp_path, 10, RaiseAt(9, ValueError("killed")))
+    fit(tmp_path, 10, resume=True)
+    files = sorted(tmp_path.glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime_ns)
+    assert len(files) == 2
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {"train/loss", "validation/loss"}
+    for metric in events.Tags()["scalars"]:
+        assert [point.step for point in events.Scalars(metric)] == rows_of(tmp_path, metric)
 
 
 def test_a_failure_keeps_the_last_line(tmp_path: Path) -> None:
