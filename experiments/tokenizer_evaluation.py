@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from datamodules.config import DataConfig
 from switti.errors import UserError
+from switti.files import check_output_folder, kind_of
 from switti.run_folder import CONFIG
 
 if TYPE_CHECKING:
@@ -80,6 +81,9 @@ def evaluate(sources: list[str], options: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise UserError(f"--{name} {value} must be at least 1")
     names = labels(sources)
+    out = options.out or Path("runs/tokenizers")
+    if kind_of(out, follow=False):
+        check_output_folder(out)
 
     import torch
 
@@ -95,7 +99,6 @@ def evaluate(sources: list[str], options: argparse.Namespace) -> int:
     networks = judges(options, device)
     reports = measure(models, pictures, networks, options.batch or 16)
     notes = remarks(pictures, data, networks)
-    out = options.out or Path("runs/tokenizers")
     write_tables(out, reports, pictures.keys)
     print("\n".join(notes))
     worst = {number: pictures.read(number) for number in worst_first(reports)[: options.worst or 24]}

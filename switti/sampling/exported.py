@@ -76,7 +76,9 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def check_new(target: Path) -> None:
-    """UserError if there is anything but an empty folder."""
+    """UserError if there is anything but an empty folder; a link would be replaced, not followed."""
+    if kind_of(target, follow=False) not in (None, "folder"):
+        raise UserError(f"{target} exists already and is not a folder; choose another one")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists already; choose another folder or remove it")
 

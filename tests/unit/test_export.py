@@ -86,6 +86,14 @@ def test_export_refuses_what_it_cannot_do(run: Path, tmp_path: Path) -> None:
         export.main([str(run), "--out", str(run)])
     with pytest.raises(UserError, match="neither a checkpoint nor a run folder"):
         export.main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    (tmp_path / "dangling").symlink_to("nothing")
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("link", "dangling", "fifo", "empty/../fifo"):
+        with pytest.raises(UserError, match=f"{name} exists already and is not a folder"):
+            export.main([str(run), "--out", str(tmp_path / name)])
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "dangling").is_symlink()
 
 
 def drawn(source: Path | str, out: Path, *more: str) -> tuple[bytes, dict[str, Any]]:
