@@ -11,6 +11,8 @@ PY      = $(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,python)
 TORCH  ?= -r requirements/torch.txt
 # Quick tests are the default; test-all adds the slow ones. `gpu` and `weights` tests are run by name.
 QUICK   = not slow and not distributed and not gpu and not weights
+# Processes of `make test`, of 1 GiB each.
+WORKERS ?= 2
 DATA   ?= data/emoji64
 STUDY  ?= demo
 # More settings for the demo's runs, e.g. SETTINGS='trainer.max_steps=100'
@@ -58,7 +60,7 @@ format:  ## let ruff repair and format
 	$(PY) -m ruff format .
 
 test: $(READY)  ## quick tests, on any machine
-	$(PY) -m pytest -q -m "$(QUICK)"
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile -m "$(QUICK)"
 
 test-all: $(READY)  ## quick, slow and distributed tests
 	$(PY) -m pytest -q -m "not gpu and not weights"

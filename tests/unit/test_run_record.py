@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -106,7 +107,7 @@ def test_a_finished_run(tmp_path: Path, root: Path) -> None:
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
     assert record["peak_memory_bytes"] > 50 * 2**20  # the interpreter with torch alone is larger
     assert 0 < record["train_seconds"] < 60
-    assert "pytest" in record["command"]
+    assert shlex.split(record["command"])[1:] == sys.orig_argv[1:]
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False
     )
