@@ -1,7 +1,6 @@
 """ShardDataModule: shards → batches, with a position that one integer resumes exactly."""
 
 import logging
-import signal
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -21,6 +20,7 @@ from datamodules.loader import CountingLoader, DamageCount
 from datamodules.order import EpochOrder, rank_batch_size, validation_batches
 from datamodules.samples import Framing
 from datamodules.streams import StreamSet
+from datamodules.workers import outlive_signals
 from switti.errors import UserError
 from switti.models.text.base import TextEncoder
 
@@ -274,10 +274,3 @@ class ShardDataModule(LightningDataModule):
 @rank_zero_only
 def _say(message: str) -> None:
     log.warning(message)
-
-
-def outlive_signals(_worker: int) -> None:
-    """Workers ignore what a scheduler or a terminal sends to the whole process group: the training process decides
-    when the run stops, after a last step that needs them."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)

@@ -1,9 +1,6 @@
 """The loader that counts what could not be read. It runs in the main process, where a count is one count."""
 
-import errno
 import logging
-import re
-import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.batches import Batch, Encode, PackedBatch
 from datamodules.damage import Damage, Fatal
+from datamodules.workers import started, worker_failure
 from switti.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -118,10 +116,7 @@ class CountingLoader(DataLoader[Any]):
     def _announced(self) -> Iterator[PackedBatch]:
         if self.waiting is not None:
             self.waiting()
-        try:
-            batches = super().__iter__()
-        except OSError as error:
-            raise cannot_start(error, self.num_workers) from error
+        batches = started(super().__iter__, self.num_workers)
         while True:
             try:
                 yield next(batches)
@@ -129,37 +124,3 @@ class CountingLoader(DataLoader[Any]):
                 return
             if self.waiting is not None:
                 self.waiting()
-
-
-def cannot_start(error: OSError, workers: int) -> UserError:
-    """Of the pipes, semaphores and processes that data workers need."""
-    remedies = {
-        errno.EMFILE: "raise the limit of open files (`ulimit -n 4096`)",
-        errno.ENFILE: "the machine has too many open files",
-        errno.ENOSPC: "make room in /dev/shm (docker run --shm-size=1g)",
-        errno.EAGAIN: "raise the limit of processes (`ulimit -u`)",
-        errno.ENOMEM: "the machine has no memory left",
-    }
-    remedy = remedies.get(error.errno or 0, "see the reason")
-    return UserError(
-        f"data.workers={workers}: the data workers cannot be started ({error.strerror or error}); {remedy}, or set "
-        "data.workers=0"
-    )
-
-
-_DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (.*?)\. |exited)")
-
-
-def worker_failure(error: RuntimeError) -> OSError | None:
-    """What the user should read when a data worker has died; None for any other error.
-
-    torch notices it wherever the training just is, so that the error may come from elsewhere than the loader.
-    """
-    found = _DEAD.match(str(error))
-    if found is None:
-        return None
-    how = f"was killed ({found[2]})" if found[2] else "ended unexpectedly"
-    likely = ""
-    if found[2] in (None, signal.strsignal(signal.SIGKILL)):
-        likely = "; most likely the machine ran out of memory: lower data.workers or data.batch_size"
-    return OSError(f"data worker {found[1]} {how}{likely}. The same command resumes the run")

@@ -135,6 +135,7 @@ def fit(config: RunConfig) -> None:
     from lightning.pytorch import seed_everything
 
     from callbacks.checkpointing import find_resume
+    from datamodules.workers import worker_failure
     from experiments.assembly import build_callbacks, build_datamodule, build_module, build_trainer
     from switti.models.text.base import build_text_encoder
 
@@ -152,7 +153,12 @@ def fit(config: RunConfig) -> None:
         with atomic_write(folder / CONFIG, parents=False) as temporary:
             temporary.write_text(to_yaml(config), encoding="utf-8")
         print(f"{folder}: " + (f"resuming from {checkpoint.name}" if checkpoint else "starting"), flush=True)
-    trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=False)
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=False)
+    except RuntimeError as error:
+        if failure := worker_failure(error):
+            raise failure from error
+        raise
 
 
 def _tell(text: str) -> None:
