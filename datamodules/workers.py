@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
 from typing import TypeVar
 from weakref import WeakSet
 
@@ -41,11 +42,29 @@ def started(start: Callable[[], Iterator], workers: int) -> Iterator:
     """What `start` gives, which starts so many data workers. Raises UserError if the machine does not allow them."""
     before = set(multiprocessing.active_children())
     try:
+        if workers:
+            _try_out(workers)
         return start()
     except OSError as error:
         raise _cannot_start(error, workers) from error
     finally:
         _workers.update(set(multiprocessing.active_children()) - before)
+
+
+def _try_out(workers: int) -> None:
+    """Take what so many workers need, and give it back: torch cannot clear up after a start that fails half-way."""
+    pipes: list[int] = []
+    queues: list[Queue[None]] = []
+    try:
+        queues += [multiprocessing.Queue() for _ in range(workers + 1)]
+        _ = [multiprocessing.Event() for _ in range(2)]
+        for _ in range(workers):
+            pipes += os.pipe()
+    finally:
+        for queue in queues:
+            queue.close()
+        for descriptor in pipes:
+            os.close(descriptor)
 
 
 @atexit.register
