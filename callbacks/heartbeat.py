@@ -1,10 +1,11 @@
 """Where every rank stands, in the run folder; and an end for a run in which nothing moves any more.
 
 heartbeat/rank_<r>.json, written every few seconds by a thread of its own, so that a stuck process still tells where:
-{"format": 1, "rank", "world_size", "host", "pid", "step", "phase", "since", "time", "status"[, "printed"]}. phase:
-starting, data, forward, backward, optimizer, callbacks, checkpoint, validation, ending. since: Unix seconds when the
-phase (or the batch in it) began; time: when the file was written, the sign of life of the process; status: running,
-finished, failed, interrupted or hung; printed: the stacks of a process that hangs have been printed.
+{"format": 1, "rank", "world_size", "host", "pid", "step", "phase", "since", "idle", "time", "status"[, "printed"]}.
+phase: starting, data, forward, backward, optimizer, callbacks, checkpoint, validation, ending. since: Unix seconds when
+the phase (or the batch in it) began; idle: seconds without progress; time: when the file was written, the sign of life
+of the process; status: running, finished, failed, interrupted or hung; printed: the stacks of a process that hangs have
+been printed. A step that stands still for a minute is a line in the log, too.
 
 The watchdog compares `since` with the clock. A collective that hangs holds up all ranks; the first one to notice
 leaves heartbeat/hung, upon which all of them print their Python stacks, and the process ends with EXIT_HUNG.
@@ -12,6 +13,7 @@ leaves heartbeat/hung, upon which all of them print their Python stacks, and the
 
 import faulthandler
 import json
+import logging
 import os
 import socket
 import sys
@@ -30,6 +32,10 @@ from switti.run_folder import FORMAT, HEARTBEAT, HUNG, rank_file, read_record, w
 
 # For the other ranks to print before this one ends: so many heartbeats and seconds at the most.
 _PATIENCE, _SLOWEST = 4, 10.0
+# Phases of a step, which last for seconds; what callbacks do may take its time.
+_STEP = ("data", "forward", "backward", "optimizer")
+_STANDSTILL = 60.0
+log = logging.getLogger(__name__)
 
 
 class Heartbeat(Callback):
@@ -124,7 +130,7 @@ class Heartbeat(Callback):
     # ---- what the thread does: write, and watch -----------------------------------------------------------------
 
     def _beat(self) -> None:
-        last = time.monotonic()
+        last, told = time.monotonic(), False
         while True:
             self._write()
             if self._stop.wait(self.every):
@@ -133,12 +139,29 @@ class Heartbeat(Callback):
             if now - last > 2 * self.every + 10:  # the whole process was suspended, which is no hanging
                 self.state["tick"] = now
             last = now
+            stands = self.state["phase"] in _STEP and now - self.state["tick"] > _STANDSTILL
+            if stands and not told:
+                log.warning(self._standstill())
+            told = stands
             if self.watchdog and (now - self.state["tick"] > self.watchdog or (self.folder / HUNG).exists()):
                 self._give_up()
 
+    def _standstill(self) -> str:
+        """One line; what waits for data may wait for a disk, a network or a stream."""
+        ends = (
+            f"callbacks.watchdog_seconds={self.watchdog:g} ends the run"
+            if self.watchdog
+            else "the watchdog is off"
+        )
+        return (
+            f"rank {self.state['rank']}: no progress for {_STANDSTILL:.0f} s at step {self.state['step']}, in "
+            f"{self.state['phase']}; {ends}"
+        )
+
     def _write(self) -> None:
         """Whole, but not synced: it is worth nothing after a crash of the machine."""
-        content = {key: value for key, value in self.state.items() if key != "tick"} | {"time": time.time()}
+        content = {key: value for key, value in self.state.items() if key != "tick"}
+        content |= {"idle": round(time.monotonic() - self.state["tick"], 1), "time": time.time()}
         path = self._path(self.state["rank"])
         with suppress(OSError):  # a full disk must not end the thread that watches
             temporary = temporary_beside(path)

@@ -117,7 +117,8 @@ class EmbeddingStore:
         except (OSError, UserError) as error:
             if is_machine_fault(error):
                 raise
-            raise MissingEmbeddingError(str(error)) from error
+            again = "" if AGAIN in str(error) else f"; {AGAIN}"
+            raise MissingEmbeddingError(f"{error}{again}") from error
 
 
 def pad(texts: list[Text], max_length: int) -> dict[str, Tensor]:

@@ -282,8 +282,11 @@ class ShardReader:
         return self._read(shard, row, PICTURE)
 
     def caption(self, shard: int, row: int) -> str:
-        """As stored, without surrounding blanks."""
-        return decode_caption(self._read(shard, row, CAPTION))
+        """As text, without surrounding blanks."""
+        return decode_caption(self.stored_caption(shard, row))
+
+    def stored_caption(self, shard: int, row: int) -> bytes:
+        return self._read(shard, row, CAPTION)
 
     def meta(self, shard: int, row: int) -> bytes | None:
         return None if self.shards[shard].sizes_N3[row, META] < 0 else self._read(shard, row, META)

@@ -1,10 +1,12 @@
-"""python -m experiments.embed DATA [--encoder minilm|clip_pair] [key=value …] [--batch 64]
+"""python -m experiments.embed DATA [--encoder minilm|clip_pair] [key=value …] [--batch 64] [--into OUT]
 
 Text embeddings of every caption in a folder of shards, as side files in DATA/embeddings/<encoder>-<fingerprint>/.
 
 DATA is a folder made by experiments.prepare, or any folder of .tar shards. Settings are those of `text` in a run's
 config, such as max_length=77; a run refuses embeddings that were made with other settings than its own.
-Interrupted, the same command goes on with the shards that are not done; finished, it does nothing.
+Interrupted, the same command continues with the shards that are not done; finished, it does nothing.
+
+--into OUT also writes copies of the shards that carry their embeddings, for training from streams (`pipe:…`, HTTP).
 """
 
 import argparse
@@ -38,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     form.add_argument("--encoder", choices=("minilm", "clip_pair"), default="minilm", help="(%(default)s)")
     form.add_argument("--batch", type=int, default=64, help="captions at a time (%(default)s)")
     form.add_argument("--out", type=Path, help="folder of the stores (DATA/embeddings)")
+    form.add_argument("--into", type=Path, metavar="OUT", help="folder of shards that carry their embeddings")
     form.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")
     return form
 
@@ -52,25 +55,28 @@ def main(argv: list[str]) -> int:
 
     import torch  # only now: what the user got wrong has been said at once
 
+    from datamodules.encoding import identity_of
     from datamodules.index import load_index
-    from datamodules.side_files import EncoderIdentity
     from switti.models.text.base import build_text_encoder
 
     encoder = build_text_encoder(config, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    identity = EncoderIdentity(
-        encoder.name, encoder.fingerprint, encoder.width, encoder.pooled_width, encoder.max_length
-    )
+    identity = identity_of(encoder)
     store = (options.out or options.data / "embeddings") / identity.folder
     begun = time.perf_counter()
     indices = [load_index(path) for path in shards]
     written = embed(indices, encoder, identity, store, options.batch)
     seconds = time.perf_counter() - begun
     total = sum(len(index) for index in indices)
-    if not written:
-        print(f"{store} already holds all {total} captions; nothing to do")
-        return 0
     cut = f", {encoder.truncated} cut to {encoder.max_length} tokens" if encoder.truncated else ""
-    print(f"{store}: {written} of {total} captions in {seconds:.1f} s ({written / seconds:.0f}/s){cut}")
+    if written:
+        print(f"{store}: {written} of {total} captions in {seconds:.1f} s ({written / seconds:.0f}/s){cut}")
+    else:
+        print(f"{store} already holds all {total} captions; nothing to do")
+    if options.into is not None:
+        from datamodules.embedded_shards import write_embedded_shards
+
+        made = write_embedded_shards(indices, store, options.into)
+        print(f"{options.into}: {made} of {len(indices)} shards written with their embeddings")
     return 0
 
 

@@ -124,6 +124,28 @@ def test_files_of_an_earlier_attempt_are_removed(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "heartbeat").iterdir()] == ["rank_0.json"]
 
 
+def test_a_step_that_stands_still_is_told_in_its_file_and_once_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("callbacks.heartbeat._STANDSTILL", 0.3)
+    idle = []
+
+    def look(name: str, beat: Heartbeat) -> None:
+        if name == "data" and beat.state["step"] == 2:
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline and told(tmp_path)["idle"] < 0.6:
+                time.sleep(0.05)
+            idle.append(told(tmp_path)["idle"])
+
+    with caplog.at_level("WARNING"):
+        train(tmp_path, 4, look=look, watchdog=500)
+    assert idle[0] >= 0.6 and told(tmp_path)["idle"] < 0.6
+    lines = [record.message for record in caplog.records if "no progress" in record.message]
+    assert lines == [
+        "rank 0: no progress for 0 s at step 2, in data; callbacks.watchdog_seconds=500 ends the run"
+    ]
+
+
 HANG = """
 import sys, time, test_heartbeat as t
 from pathlib import Path
