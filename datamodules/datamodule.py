@@ -63,6 +63,7 @@ class ShardDataModule(LightningDataModule):
         self.encode = None if encoder is None else CaptionEncoder(encoder)
         self.expected_fingerprint = expected_fingerprint if encoder is None else encoder.fingerprint
         self.consumed = 0
+        self._said = False
         # A callback sets `watched` to add up over all ranks what `damage`, of the training loader, counts on this one.
         self.watched = False
         self.damage: DamageCount | None = None
@@ -233,10 +234,12 @@ class ShardDataModule(LightningDataModule):
         elif self.encode is not None:
             if isinstance(self.trainer, Trainer):
                 self.encode.to(self.trainer.strategy.root_device)
-            _say(
-                "captions without embeddings are encoded while training, which takes time in each step; "
-                "`python -m experiments.embed` does it once"
-            )
+            if not self._said:
+                _say(
+                    "captions without embeddings are encoded while training, which takes time in each step; "
+                    "`python -m experiments.embed` does it once"
+                )
+            self._said = True
         return {
             "num_workers": self.config.workers,
             "collate_fn": partial(pack_batch, **stored),
