@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from safetensors.numpy import save
 
 from datamodules.damage import Damage, Kind
 from datamodules.members import (
@@ -33,7 +32,7 @@ from datamodules.members import (
 from datamodules.open_files import OpenFiles
 from datamodules.pictures import SUFFIXES
 from datamodules.tar import BLOCK, DamagedTarError, FileSource, Member, members
-from datamodules.tensor_file import read_header, read_tensor
+from datamodules.tensor_file import encode, read_header, read_tensor
 from switti.errors import UserError
 from switti.files import atomic_write, open_regular, parse_json
 
@@ -104,7 +103,7 @@ def load_index(path: Path, salvage: bool = False) -> ShardIndex:
     }
     losses = [[loss.kind, loss.reason, loss.samples] for loss in index.losses]
     texts = {"keys": json.dumps(index.keys), "losses": json.dumps(losses)}
-    content = save(tensors, texts | {"sha256": _digest(tensors, texts)})
+    content = encode(tensors, texts | {"sha256": _digest(tensors, texts)})
     try:
         with atomic_write(side) as temporary:
             temporary.write_bytes(content)

@@ -18,11 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from datamodules.open_files import CutOffError, OpenFiles
-from datamodules.tensor_file import Entry, header_size, parse_header, read_tensor
+from datamodules.tensor_file import Entry, encode, header_size, parse_header, read_tensor
 from switti.errors import UserError
 from switti.files import atomic_write, open_regular, parse_json
 
@@ -97,15 +96,17 @@ def concatenate(parts: list[PackedText]) -> PackedText:
 
 def encode_packed(text: PackedText, keys: list[str], digests_N32: np.ndarray, fingerprint: str) -> bytes:
     """The bytes of a side file."""
-    checks = [_checksum(*map(_bytes, text[row])) for row in range(len(text))]
+    checks = [
+        _checksum(*(part.contiguous().numpy().tobytes() for part in text[row])) for row in range(len(text))
+    ]
     tensors = {
-        "tokens": text.tokens_RC.contiguous(),
-        "offsets": text.offsets,
-        "pooled": text.pooled_NP.contiguous(),
-        "caption_sha256": torch.from_numpy(digests_N32.copy()),
-        "crc32": torch.tensor(checks, dtype=torch.int64),
+        "tokens": text.tokens_RC.numpy(),
+        "offsets": text.offsets.numpy(),
+        "pooled": text.pooled_NP.numpy(),
+        "caption_sha256": digests_N32,
+        "crc32": np.array(checks, np.int64),
     }
-    return save(tensors, {"fingerprint": fingerprint, "keys": json.dumps(keys)})
+    return encode(tensors, {"fingerprint": fingerprint, "keys": json.dumps(keys)})
 
 
 def write_packed(
@@ -114,11 +115,7 @@ def write_packed(
     """Write one side file, atomically."""
     content = encode_packed(text, keys, digests_N32, fingerprint)
     with atomic_write(path) as temporary:
-        temporary.write_bytes(content)  # not save_file: that makes files which only their owner may read
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.contiguous().numpy().tobytes()
+        temporary.write_bytes(content)
 
 
 def _checksum(tokens: bytes, pooled: bytes) -> int:
@@ -131,8 +128,10 @@ class ForeignEmbeddingError(ValueError):
 
 def encode_entry(text: Text, caption: bytes, fingerprint: str) -> bytes:
     """One caption's embedding as the bytes of a shard's entry. caption: as stored."""
-    tensors = {"tokens": text[0].contiguous(), "pooled": text[1].contiguous()}
-    return save(tensors, {"fingerprint": fingerprint, "caption_sha256": hashlib.sha256(caption).hexdigest()})
+    tensors = {"tokens": text[0].numpy(), "pooled": text[1].numpy()}
+    return encode(
+        tensors, {"fingerprint": fingerprint, "caption_sha256": hashlib.sha256(caption).hexdigest()}
+    )
 
 
 def read_entry(content: bytes, caption: bytes, identity: EncoderIdentity) -> Text:

@@ -1,7 +1,9 @@
 """safetensors files read by position, without a map of the file. The header is held against the file before anything
 is allocated. Format: 8 bytes of length, a JSON header, the tensors' bytes one after another."""
 
+import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,6 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
     "I64": np.dtype("<i8"),
-    "U32": np.dtype("<u4"),
     "U8": np.dtype("u1"),
 }
 
@@ -39,6 +40,25 @@ class Entry:
     def size(self) -> int:
         """Bytes of the tensor."""
         return self.row_bytes * (self.shape[0] if self.shape else 1)
+
+
+def encode(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """A file's bytes; the same contents give the same bytes, which the safetensors library does not promise."""
+    arrays = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    # Large numbers first, so that each tensor begins at a multiple of its numbers' size.
+    arrays = dict(sorted(arrays.items(), key=lambda item: -item[1].itemsize))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    end = 0
+    for name, array in arrays.items():
+        dtype = next(key for key, known in _DTYPES.items() if known == array.dtype)
+        header[name] = {
+            "dtype": dtype,
+            "shape": array.shape,
+            "data_offsets": [end, end := end + array.nbytes],
+        }
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    return b"".join([len(head).to_bytes(8, "little"), head, *(array.tobytes() for array in arrays.values())])
 
 
 def parse_header(content: bytes, file_size: int) -> tuple[dict[str, Entry], dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Which members make a sample: keys with dots, compound extensions, links, foreign and huge members, in both readers."""
+"""Which members make a sample, on disk and in streams: keys with dots, links, foreign, huge and damaged members."""
 
 import io
 import json
@@ -103,7 +103,7 @@ CASES: dict[str, tuple[list[Entry], list[str], dict[str, int], str]] = {
         "1.jpg is a hard link to 000.jpg, not a file",
     ),
     "pictures of other kinds": (
-        [*PAIR, ("1.heic", b"x"), ("1.txt", b"x"), ("000.psd", b"x")],
+        [*PAIR, ("000.psd", b"x"), ("1.heic", b"x"), ("1.txt", b"x")],
         ["000"],
         {"missing_picture": 1},
         "1.heic is a picture, but .heic is not read",
@@ -118,7 +118,7 @@ CASES: dict[str, tuple[list[Entry], list[str], dict[str, int], str]] = {
         [*PAIR, ("1.jpg", b"x"), ("1.txt", b"\xff\xfe\xfd"), ("2.jpg", b"x"), ("2.txt", b"a" * 10_000_000)],
         ["000"],
         {"undecodable_caption": 2},
-        "1.txt is not UTF-8",
+        "1.txt is not text in UTF-8",
     ),
     "a huge json": ([*PAIR, ("000.json", b" " * 5_000_000)], ["000"], {}, ""),
     "names that are no text": (
@@ -169,8 +169,8 @@ def test_streams_hold_few_samples_whatever_the_names(tmp_path: Path) -> None:
             f'{{"height": {height}, "width": {width}}}'
             for height, width in [
                 ("Infinity", 96), ("-Infinity", 96), ("NaN", 96), ("1e30", 96), ("-5", 96), ("0", 96), ("true", "true"),
-                ("[10]", "[12]"), ('"100"', '"120"'), ("100.5", 120), (10**400, 120), ("{}", "null"), (1 << 40, 1 << 40),
-                (100, 12_000),
+                ("[10]", "[12]"), ('"100"', '"120"'), ("100.5", 120), (10**400, 120), ("{}", "null"), (100, 12_000),
+                (1 << 40, 1 << 40),
             ]
         ),
         '{"height": 100, "width": 120, "height": -100}', '{"height": 100}', '{"width": 120}',

@@ -59,14 +59,12 @@ def test_members_are_those_that_tarfile_finds(form: str, source: Callable[[io.By
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         expected = [(m.name, m.offset_data, m.size, m.isreg(), m.linkname) for m in tar]
     found = read(content, source)
-    assert [(m.name, m.offset, m.size, m.kind == "file", m.link) for m in found] == expected
+    assert [(m.name.rstrip("/"), m.offset, m.size, m.kind == "file", m.link) for m in found] == expected
     assert {m.kind for m in found} == {"file", "hard link", "symbolic link", "folder"}
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", ["gnu", "pax"])  # ustar has none
 def test_a_size_beyond_octal_digits_is_read(form: str) -> None:
-    if form == "ustar":
-        pytest.skip("it has none")
     member = tarfile.TarInfo("a")
     member.size = 9 << 33
     content = member.tobuf(FORMATS[form])
