@@ -27,7 +27,7 @@ from switti.published import (
     tokenizer_fields,
     tokenizer_from_published,
 )
-from switti.suggestions import printable, shortened
+from switti.suggestions import printable
 
 Config = TypeVar("Config", GeneratorConfig, RQVAEConfig)
 
@@ -197,14 +197,12 @@ def load_tokenizer(
         told = config_fields(stored | content, RQVAEConfig, str(source))
         shown = tokenizer_fields(state, str(source))
         wrong = [
-            f"{name}={told[name]} (the weights: {shown[name]})"
+            f"{name}={printable(told[name])} (the weights: {printable(shown[name])})"
             for name in shown
             if told.get(name, shown[name]) != shown[name]
         ]
         if wrong:
-            raise UserError(
-                f"{source}: its settings are not those of its weights: {shortened(', '.join(wrong))}"
-            )
+            raise UserError(f"{source}: its settings are not those of its weights: {', '.join(wrong)}")
         found = shown | told
         if "scales" not in found and release is not None:
             found["scales"] = PYRAMIDS[release.resolution]

@@ -46,6 +46,7 @@ _STOPPED = b"error: interrupted\n"  # the last words of a command after Ctrl-C
 _ALL = ".study"  # beside the locks of the runs
 _CLAIM_ATTEMPTS, _CLAIM_PAUSE = 5, 0.02  # a reader of the state holds the lock for an instant
 _RESTORE = "restore the file, or remove it: the next sweep writes it again"
+_LATEST = 1e11  # Unix seconds in a sign of life that can be meant
 _SQUEUE_SECONDS = 5  # how long an answer of the cluster's queue is believed
 
 
@@ -146,7 +147,10 @@ def heartbeat_age(run_dir: str | Path) -> float | None:
             UserError, OSError, KeyError, TypeError, ValueError
         ):  # a file of another version says nothing
             moment = read_json_object(path)["time"]
-            ages.append(seconds_since(moment) if isinstance(moment, str) else time.time() - moment)
+            if isinstance(moment, str):
+                ages.append(seconds_since(moment))
+            elif 0 <= moment < _LATEST:
+                ages.append(time.time() - moment)
     if not ages and "updated" in (record := read_record(run_dir) or {}):
         ages.append(seconds_since(record["updated"]))
     return max(ages, default=None)

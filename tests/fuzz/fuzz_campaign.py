@@ -260,15 +260,17 @@ def run_campaign(
 
 
 def _batches(names: Sequence[str], count: int | None, broken: set[str]) -> Iterator[tuple[str, list[int]]]:
+    """Numbers of cases, for one target after the other; few of each if there are few in all."""
+    most = BATCH if count is None else max(1, min(BATCH, -(-count // len(names))))
     start, given = 0, 0
     while set(names) - broken:
         for name in (name for name in names if name not in broken):
-            size = BATCH if count is None else min(BATCH, count - given)
+            size = most if count is None else min(most, count - given)
             if size <= 0:
                 return
             given += size
             yield name, list(range(start, start + size))
-        start += BATCH
+        start += most
 
 
 def _listen(worker: Worker, summary: Summary, seed: int, keep: Path) -> bool:

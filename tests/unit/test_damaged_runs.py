@@ -383,3 +383,10 @@ def test_a_training_keeps_others_out_and_its_children_do_not(tmp_path: Path, roo
         os.close(lock)
     finally:
         os.killpg(holder.pid, 9)
+
+
+@pytest.mark.parametrize("moment", ["NaN", "Infinity", "-1", "1e300", '"x"', "null", "[]", "9" * 400])
+def test_a_sign_of_life_at_an_impossible_time_says_nothing(moment: str, tmp_path: Path) -> None:
+    (tmp_path / "heartbeat").mkdir()
+    (tmp_path / "heartbeat" / "rank_0.json").write_text(f'{{"time": {moment}}}')
+    assert heartbeat_age(tmp_path) is None
