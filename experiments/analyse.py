@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from switti.sampling.pipeline import SwittiPipeline
     from switti.sampling.sampler import PromptSwitch
 
+COLUMNS = 3  # of images in a sheet
+PLOT_INCHES = 5.2  # of width: on a phone, 390 px wide, letters are 10 px high
 KINDS = ("caption-attention", "scale-attention", "prompt-switch", "guidance-off")
 
 
@@ -171,39 +173,55 @@ def guidance_off(pipeline: "SwittiPipeline", prompts: list[str], out: Path, widt
 
 
 def picture_row(path: Path, images: list["Tensor"], captions: list[str], prompts: int) -> Path:
-    """A captioned sheet with one row a prompt; images: one batch of all prompts a column."""
+    """A captioned sheet, prompt after prompt; images: one batch of all prompts for each setting that is compared.
+
+    At most COLUMNS in a row, so that captions can be read on a phone.
+    """
+    from PIL import Image
+
     from switti.sampling.pictures import captioned_grid, to_pil
 
-    columns = [to_pil(batch) for batch in images]
-    pictures = [column[row] for row in range(prompts) for column in columns]
+    settings = [to_pil(batch) for batch in images]
+    columns = min(COLUMNS, len(settings))
+    empty = Image.new("RGB", settings[0][0].size, "white")
+    filling = -len(settings) % columns  # each prompt begins a row
+    pictures, texts = [], []
+    for row in range(prompts):
+        pictures += [*(batch[row] for batch in settings), *[empty] * filling]
+        texts += [*captions[row * len(settings) : (row + 1) * len(settings)], *[""] * filling]
     with atomic_write(path) as temporary:
-        captioned_grid(pictures, captions, columns=len(columns)).save(temporary, format="PNG")
+        captioned_grid(pictures, texts, columns=columns).save(temporary, format="PNG")
     return path
 
 
 def heat_map(
     stem: Path, rows: list[list[float]], names: list[str], columns: list[str], label: str, title: str
 ) -> list[Path]:
-    """Plot and table of shares by scale. names, columns: of the rows and the columns."""
+    """Plot and table of shares by scale. names, columns: of the rows and the columns.
+
+    The table has a row for each scale, the plot a column: so words stand upright and a phone's width is enough.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    from switti.sampling.pictures import drawable
+
+    lines = textwrap.wrap(drawable(title), 48)
     figure, axes = plt.subplots(
-        figsize=(1.5 + 0.45 * len(columns), 1.6 + 0.4 * len(rows)), layout="constrained"
+        figsize=(PLOT_INCHES, 1.4 + 0.17 * len(lines) + max(1.0, 0.22 * len(columns))), layout="constrained"
     )
-    image = axes.imshow(rows, aspect="auto", vmin=0.0, cmap="viridis")
-    axes.set(xlabel=label, ylabel="scale")
-    # Words of people: no mathematics, and as many lines as they need.
-    wide = max(24, 7 * len(columns))
-    axes.set_title("\n".join(textwrap.wrap(title, wide)), parse_math=False)
-    long = max(map(len, columns), default=0) > 3
+    image = axes.imshow(list(zip(*rows, strict=True)), aspect="auto", vmin=0.0, cmap="viridis")
+    axes.set(xlabel="scale", ylabel=label)
+    # Words of people: no mathematics.
+    axes.set_title("\n".join(lines), fontsize=10, parse_math=False)
+    axes.set_yticks(range(len(columns)), [drawable(column) for column in columns], parse_math=False)
+    slanted = len(names) > 6
     axes.set_xticks(
-        range(len(columns)), columns, rotation=45 if long else 0, ha="right" if long else "center",
-        rotation_mode="anchor", parse_math=False,
+        range(len(names)), names, rotation=45 if slanted else 0, ha="right" if slanted else "center",
+        rotation_mode="anchor",
     )  # fmt: skip
-    axes.set_yticks(range(len(rows)), names)
     figure.colorbar(image, label="share of attention")
     plot, table = stem.with_suffix(".png"), stem.with_suffix(".csv")
     with atomic_write(plot) as temporary:

@@ -1,6 +1,7 @@
 """Pictures for people: tensors to PIL, captioned grids."""
 
 import textwrap
+import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,12 +19,41 @@ def to_pil(images_B3HW: Tensor) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in pixels]
 
 
-@lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _font_file() -> Path:
     """DejaVu Sans, which matplotlib ships: Pillow's own font has neither × nor – nor accented letters."""
     import matplotlib
 
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
+    return Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+
+
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(_font_file(), size)
+
+
+@lru_cache
+def _signs() -> frozenset[int]:
+    """Code points that the font can draw."""
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(str(_font_file())).get_charmap())
+
+
+def drawable(text: str) -> str:
+    """The text with ‹U+732B› and the like for what the font cannot draw, instead of empty boxes; one blank for others.
+
+    Signs without a shape of their own, such as what joins the parts of an emoji, go.
+    """
+    known = _signs()
+    drawn = []
+    for sign in text:
+        if sign.isspace():
+            drawn.append(" ")
+        elif ord(sign) in known and sign.isprintable():
+            drawn.append(sign)
+        elif unicodedata.category(sign) not in ("Cc", "Cf", "Mn", "Me"):
+            drawn.append(f"‹U+{ord(sign):04X}›")
+    return "".join(drawn)
 
 
 SMALLEST = 128  # px; narrower images are enlarged in a grid
@@ -59,6 +89,6 @@ def captioned_grid(pictures: Sequence[Image.Image], captions: Sequence[str], col
         y = MARGIN + index // columns * cell_height
         sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (x, y))
         letters = max(8, int(width / (font.getlength("n") or 1)))
-        for number, text in enumerate(textwrap.wrap(caption, letters)[:CAPTION_LINES]):
+        for number, text in enumerate(textwrap.wrap(drawable(caption), letters)[:CAPTION_LINES]):
             draw.text((x, y + height + 2 + number * line), text, fill="black", font=font)
     return sheet

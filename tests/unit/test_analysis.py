@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from test_sampler import build, captions
 
-from experiments.analyse import heat_map
+from experiments.analyse import heat_map, picture_row
 from switti.analysis import CaptionAttention, ScaleAttention, recording
 from switti.models.attention import Rotation
 from switti.models.text.minilm import MiniLMEncoder
 from switti.sampling.config import SamplingConfig
 from switti.sampling.guidance import GuidancePlan
-from switti.sampling.pictures import _font
+from switti.sampling.pictures import _font, drawable
 from switti.sampling.sampler import PictureNoise, sample_latent
 
 
@@ -106,9 +107,46 @@ def test_minilm_gives_a_piece_for_each_real_token() -> None:
         pieces = encoder.pieces(caption)
         assert len(pieces) == int(encoder.encode([caption]).mask_BT.sum())
     assert encoder.pieces("cat face") == ["[CLS]", "cat", "face", "[SEP]"]
+    assert encoder.pieces("Très tabby, 猫") == ["[CLS]", "Très", "tab", "##by", ",", "猫 [UNK]", "[SEP]"]
 
 
 def test_captions_of_grids_have_a_glyph_for_every_sign_in_use() -> None:
     font = _font(20)
     missing = bytes(font.getmask("\uffff"))
-    assert [sign for sign in "×–²…éü’—ß" if bytes(font.getmask(sign)) == missing] == []
+    assert [sign for sign in "×–²…éü’—ß‹›" if bytes(font.getmask(sign)) == missing] == []
+
+
+def test_what_the_font_cannot_draw_is_written_by_its_number() -> None:
+    assert drawable("naïve 4×4 😀") == "naïve 4×4 😀"
+    assert drawable("猫\tface\u200d") == "‹U+732B› face"  # a joiner has no shape of its own
+    font = _font(20)
+    missing = bytes(font.getmask("\uffff"))
+    assert bytes(font.getmask("猫")) == missing  # or the first line shows nothing
+    assert all(bytes(font.getmask(sign)) != missing for sign in set(drawable("猫犬 🫠")) - {" "})
+
+
+@pytest.mark.filterwarnings("error")  # matplotlib warns of a missing glyph
+def test_plots_fit_a_phone_however_long_the_caption(tmp_path: Path) -> None:
+    """Letters of 10 pt are at least 9 px high when the picture is 390 px wide."""
+    for count in (3, 77):
+        words = ["$猫$"] * count
+        plot, _ = heat_map(
+            tmp_path / "a", [[1 / count] * count] * 14, ["64×64"] * 14, words, "caption", "猫 " * 77
+        )
+        with Image.open(plot) as image:
+            width, height = image.size
+        assert 10 / 72 * 150 * 390 / width > 9
+        assert count == 3 or height / 150 * 72 / count > 10  # points for each word
+
+
+def test_each_prompt_begins_a_row_of_the_sheet(tmp_path: Path) -> None:
+    images = [torch.full((2, 3, 128, 128), shade) for shade in (0.1, 0.2, 0.3, 0.4)]
+    captions = ["a", "b", "c", "d"] * 2
+    with Image.open(picture_row(tmp_path / "row.png", images, captions, 2)) as sheet:
+        cell, height = 134, sheet.height // 4
+        shades = [
+            [sheet.getpixel((20 + column * cell, 20 + row * height))[0] for column in range(3)]
+            for row in range(4)
+        ]
+    first, second, third, fourth = (round(shade * 255) for shade in (0.1, 0.2, 0.3, 0.4))
+    assert shades == [[first, second, third], [fourth, 255, 255]] * 2

@@ -14,7 +14,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
 
 from switti.errors import UserError
 from switti.models.text import minilm
-from switti.models.text.base import TextEmbedding, build_text_encoder
+from switti.models.text.base import TextEmbedding, build_text_encoder, word_pieces
 from switti.models.text.clip_pair import ClipPairEncoder
 from switti.models.text.config import TextConfig
 
@@ -235,3 +235,15 @@ def test_clip_pair_widths_are_checked(folders: tuple[Path, Path]) -> None:
     config = TextConfig(encoder="clip_pair", width=2048, clip_l=str(folders[0]), big_g=str(folders[1]))
     with pytest.raises(UserError, match=r"text.width=2048 .* set it to 20"):
         build_text_encoder(config)
+
+
+def test_pieces_are_the_captions_own_words() -> None:
+    """Byte-level pieces are shown as what stands in the caption, one label for each token."""
+    caption = "A très smiling 猫, tabby"
+    tokenizer = _clip_tokenizer()
+    pieces = word_pieces(tokenizer, caption, 77)
+    assert pieces == [
+        "<|startoftext|>", "A", "tr", "##ès", "smiling", "猫", "##猫", "##猫", ",", "tabby", "<|endoftext|>",
+    ]  # fmt: skip
+    assert len(pieces) == len(tokenizer(caption)["input_ids"])
+    assert len(word_pieces(tokenizer, "a " * 100, 77)) == 77

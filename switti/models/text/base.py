@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -110,3 +110,24 @@ def build_text_encoder(
     )
     encoder.check_widths(config.width, config.pooled_width)
     return encoder
+
+
+def word_pieces(tokenizer: Any, caption: str, max_length: int) -> list[str]:
+    """What stands in the caption for each of its tokens, as written there, with the start and end tokens by name.
+
+    "##" marks what continues a word, "[UNK]" what the tokenizer does not know. tokenizer: a fast one of transformers.
+    """
+    found = tokenizer(caption, truncation=True, max_length=max_length, return_offsets_mapping=True)
+    names = tokenizer.convert_ids_to_tokens(found["input_ids"])
+    pieces, end = [], 0
+    for token, name, (start, stop) in zip(found["input_ids"], names, found["offset_mapping"], strict=True):
+        if start == stop:
+            pieces.append(name)
+            continue
+        text = caption[start:stop]
+        continues = start < end or (start and caption[start - 1].isalnum() and text[0].isalnum())
+        pieces.append(("##" if continues else "") + text)
+        if token == tokenizer.unk_token_id:
+            pieces[-1] += " [UNK]"
+        end = stop
+    return pieces

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from switti.errors import UserError
-from switti.models.text.base import TextEmbedding, fingerprint_of
+from switti.models.text.base import TextEmbedding, fingerprint_of, word_pieces
 from switti.models.text.config import CLIP_POSITIONS
 from switti.models.text.quiet import quiet_transformers
 
@@ -128,9 +128,7 @@ class ClipPairEncoder:
 
     def pieces(self, caption: str) -> list[str]:
         """The word pieces of one caption, with the start and end tokens. Both tokenizers cut words alike."""
-        tokenizer = self.tokenizers[1]
-        ids = tokenizer(caption, truncation=True, max_length=self.max_length)["input_ids"]
-        return [piece.removesuffix("</w>") for piece in tokenizer.convert_ids_to_tokens(ids)]
+        return word_pieces(self.tokenizers[1], caption, self.max_length)
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> TextEmbedding:

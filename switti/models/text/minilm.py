@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from switti.errors import UserError
 from switti.files import sha256_file
-from switti.models.text.base import TextEmbedding, fingerprint_of
+from switti.models.text.base import TextEmbedding, fingerprint_of, word_pieces
 from switti.models.text.config import MINILM_WIDTH
 from switti.models.text.quiet import quiet_transformers
 
@@ -90,10 +90,8 @@ class MiniLMEncoder:
         return self
 
     def pieces(self, caption: str) -> list[str]:
-        """The word pieces of one caption, with the start and end tokens; "##" marks the rest of a word."""
-        tokenizer, _ = self._network
-        ids = tokenizer(caption, truncation=True, max_length=self.max_length)["input_ids"]
-        return list(tokenizer.convert_ids_to_tokens(ids))
+        """The word pieces of one caption, with the start and end tokens."""
+        return word_pieces(self._network[0], caption, self.max_length)
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> TextEmbedding:
