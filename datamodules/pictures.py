@@ -50,6 +50,9 @@ _JPEG_SCANS = 200
 # WebP's decoder holds an image several times.
 _PIXELS_SHARE = {"WEBP": 3}
 _STRIP_ROWS = 256
+# The most that DEFLATE makes of a byte, and the fewest bits of a pixel by Pillow's mode (others: 1).
+_DEFLATE_RATIO = 1032
+_PNG_BITS = {"RGB": 24, "RGBA": 32, "LA": 16, "I;16": 16}
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH = 258, 262, 322, 323
 _WHITE_IS_ZERO = 0
 # An enlargement beyond so many pixels is not made: only its crop is.
@@ -94,6 +97,8 @@ def _decode(data: bytes, limits: Limits) -> Image.Image:
         raise DamagedPictureError(f"damaged image: a JPEG of more than {_JPEG_SCANS} scans")
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         _check_size(image, limits)
+        if image.format == "PNG":
+            _check_filled(image, len(data))
         image.load()
         rgb = to_rgb(_upright(image))
         rgb.format = image.format
@@ -116,6 +121,13 @@ def _check_size(image: Image.Image, limits: Limits) -> None:
         raise DamagedPictureError(
             f"too elongated: {width} × {height}, the limit is max_aspect_ratio={limits.max_aspect_ratio:g}"
         )
+
+
+def _check_filled(image: Image.Image, size: int) -> None:
+    """Pillow leaves the rest of a PNG black whose data end early: refuse those of which that is certain."""
+    width, height = image.size
+    if width * height * _PNG_BITS.get(image.mode, 1) > 8 * _DEFLATE_RATIO * size:
+        raise DamagedPictureError(f"damaged image: {size} bytes cannot hold {width} × {height} px")
 
 
 def _upright(image: Image.Image) -> Image.Image:

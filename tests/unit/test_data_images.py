@@ -211,6 +211,20 @@ def test_limits_are_checked_before_anything_is_decoded() -> None:
     assert "too many pixels" in refused(tiff(np.zeros((4, 4), np.uint8), (8,), more=tiles))
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA"])
+def test_a_png_whose_data_cannot_fill_it_is_refused_and_the_emptiest_is_read(mode: str) -> None:
+    """One color compresses as well as anything can; the same data under a larger header leave the rest black."""
+    empty = Image.new(mode, (3000, 2000))
+    if mode == "P":
+        empty.putpalette([200, 100, 50])
+    data = encoded(empty, "PNG", compress_level=9)
+    assert decode(data).size == (3000, 2000)
+    header = struct.pack(">II", 9000, 9000) + data[24:29]
+    larger = data[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + data[33:]
+    with pytest.raises(DamagedPictureError, match=r"bytes cannot hold 9000 × 9000 px"):
+        decode(larger)
+
+
 def test_a_jpeg_of_endless_scans_is_refused() -> None:
     data = encoded(smooth(64, 64), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
