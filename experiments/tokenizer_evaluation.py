@@ -121,6 +121,7 @@ def judges(options: argparse.Namespace, device: "torch.device") -> "QualityNetwo
 def remarks(pictures: "Pictures", data: list[str], networks: "QualityNetworks") -> list[str]:
     """What was measured, and what was not."""
     from switti.metrics.tokenizer_quality import psnr_by_scale_name
+    from switti.report.metric_names import ENOUGH_IMAGES
 
     lines = [f"{len(pictures.keys)} pictures of {' '.join(data)}, {pictures.resolution} px"]
     if pictures.enlarged:
@@ -141,6 +142,11 @@ def remarks(pictures: "Pictures", data: list[str], networks: "QualityNetworks") 
         lines.append(
             f"rfid_{networks.features_name} is on another network's features than the published FID; --inception FILE "
             "takes those of Inception"
+        )
+    if len(pictures.keys) < ENOUGH_IMAGES:
+        lines.append(
+            f"rfid_{networks.features_name} over {len(pictures.keys)} images lies above what more would give: it ranks "
+            f"tokenizers on the same images only (--pictures {ENOUGH_IMAGES} or more)"
         )
     return lines
 

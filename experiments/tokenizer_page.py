@@ -3,7 +3,6 @@
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from io import BytesIO
 from pathlib import Path
 
@@ -15,18 +14,24 @@ from experiments.tokenizer_tables import comparison, in_words
 from switti.files import atomic_write
 from switti.metrics.tokenizer_quality import TokenizerReport, reconstruct
 from switti.models.rqvae import RQVAE
-from switti.report.template import page
+from switti.report.template import ENVIRONMENT, page
 from switti.sampling.pictures import captioned_grid, to_pil
 
 AMPLIFIED = 4  # differences are drawn so many times as strong
 LOSSLESS_SIDE = 256  # px; larger pictures go into the page as JPEG, or it would weigh hundreds of megabytes
 
-_ROWS = """
-.pictures { display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); gap: .4rem; }
-@media (max-width: 40rem) { .pictures { grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); } }
-.pictures > div { min-width: 0; overflow-wrap: anywhere; }
-.pictures img { width: 100%; display: block; image-rendering: pixelated; }
-.pictures div { font-size: .8rem; color: var(--faint); }
+_STYLE = """
+.pictures { display: grid;
+  grid-template-columns: repeat(auto-fill, minmax(min(9.5rem, 45%), 1fr)); gap: .6rem .4rem; }
+.pictures > div { min-width: 0; overflow-wrap: anywhere; font-size: .8rem; color: var(--faint); }
+.pictures img { width: 100%; display: block; image-rendering: pixelated; border-radius: 0; }
+h3 { font-size: 1rem; overflow-wrap: anywhere; margin: 1.2rem 0 .4rem; }
+.scale { font-weight: 400; }
+.shown { break-inside: avoid; }
+@media print {
+  .pictures { grid-template-columns: repeat(auto-fill, minmax(5.5rem, 1fr)); }
+  #table tbody th { min-width: 6.5rem; overflow-wrap: break-word; }
+}
 """
 
 
@@ -73,53 +78,19 @@ def write_page(
     path: Path, reports: Mapping[str, TokenizerReport], shown: Sequence[Shown], notes: Sequence[str]
 ) -> None:
     """One HTML file that needs nothing else: the table, then the pictures, worst first."""
-    columns = len(shown[0].cells)
-    rows = "".join(_row(picture) for picture in shown)
-    sections = (
-        f'<section id="table"><h2>Table</h2>{_table(reports)}</section>'
-        f'<section id="pictures"><h2>The {len(shown)} worst pictures</h2>'
-        "<p>Lowest PSNR first, as a mean over the tokenizers.</p>"
-        f'<div style="--columns: {columns}">{rows}</div></section>'
+    rows = [(metric, scale, values) for metric, scale, *values in map(in_words, comparison(reports))]
+    sections = ENVIRONMENT.get_template("tokenizers.html.jinja").render(
+        names=list(reports), rows=rows, shown=shown, data_uri=_data_uri
     )
     text = page(
         f"Tokenizers: {', '.join(reports)}",
         Markup("").join(Markup("<p>{}</p>").format(note) for note in notes),
-        [("table", "Table"), ("pictures", "Pictures")],
+        [("table", "Table"), ("pictures", "Images")],
         Markup(sections),
-        _ROWS,
+        _STYLE,
     )
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _table(reports: Mapping[str, TokenizerReport]) -> str:
-    """On a narrow screen each row becomes a card, in which every number is labelled (`data-label`, page.css)."""
-    names = ("scale", *reports)
-    head = "".join(
-        f'<th scope="col"{" class=word" * (cell == "metric")}>{escape(cell)}</th>'
-        for cell in ("metric", *names)
-    )
-    body = "".join(
-        f'<tr><th scope="row" class="word">{escape(first)}</th>{_cells(names, rest)}</tr>'
-        for first, *rest in (in_words(row) for row in comparison(reports))
-    )
-    return f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _cells(names: Sequence[str], values: Sequence[str]) -> str:
-    return "".join(
-        f'<td data-label="{escape(name)}">{escape(value)}</td>'
-        for name, value in zip(names, values, strict=True)
-    )
-
-
-def _row(picture: Shown) -> str:
-    cells = "".join(
-        f'<div><img src="{_data_uri(image)}" alt="{escape(f"{picture.key}: {what}")}" loading="lazy">'
-        f"{escape(caption)}</div>"
-        for what, caption, image in picture.cells
-    )
-    return f'<h3>{escape(picture.key)}</h3><div class="pictures">{cells}</div>'
 
 
 def _data_uri(image: Image.Image) -> str:

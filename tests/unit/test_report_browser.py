@@ -11,8 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from experiments import compare
+from experiments.tokenizer_page import Shown, write_page
+from switti.metrics.tokenizer_quality import TokenizerReport
 
 MAKER = Path(__file__).parents[1] / "data" / "report" / "synthetic.py"
 maker = SimpleNamespace(**runpy.run_path(str(MAKER)))
@@ -38,7 +41,7 @@ PROBE = """
     scroll: root.scrollWidth, client: root.clientWidth, plots: all('svg').length,
     wide: all('.table').filter((table) => table.scrollWidth > table.clientWidth).length,
     smallest: Math.min(...all('svg text').map(fontSize)),
-    plot: all('svg')[0].getBoundingClientRect().bottom, image: all('img')[0].getBoundingClientRect().bottom,
+    plot: all('svg')[0]?.getBoundingClientRect().bottom, image: all('img')[0].getBoundingClientRect().bottom,
     broken: all('img').filter((image) => !image.naturalWidth).length,
     unnamed: all('img').filter((image) => !image.alt).length
       + all('.panel').filter((panel) => !panel.getAttribute('aria-label')).length,
@@ -136,3 +139,26 @@ def test_the_probe_sees_what_is_wrong(page: Path, tmp_path: Path) -> None:
     )
     found, log = look(page.read_text().replace("</body>", faults), tmp_path, 390)
     assert "CONSOLE" in log and found["scroll"] >= 2000 and found["broken"] == found["unnamed"] == 1
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of tokenizers whose names are as long as run folders' names may be."""
+    names = ["embedded:demo", "decoder_tuned," + 8 * "with_a_long_name,", 'we<b>ird& "x', "a", "b", "c"]
+    report = TokenizerReport({"psnr": 20.7}, {"perplexity": [9.5, 441.6]}, [{"psnr": 20.7}])
+    image = Image.new("RGB", (64, 64), "red")
+    cells = [("original", "a" * 99, image), *((name, f"{name} 20.7 dB", image) for name in names)]
+    path = tmp_path_factory.mktemp("tokenizers") / "page.html"
+    write_page(path, dict.fromkeys(names, report), [Shown("validation/" + "k" * 200, cells)], ["<b>12</b>"])
+    return path.read_text()
+
+
+@pytest.mark.parametrize("width", [390, 768, 1280])
+def test_a_page_of_tokenizers_is_no_wider_than_the_screen(
+    tokenizers: str, tmp_path: Path, width: int
+) -> None:
+    found, log = look(tokenizers, tmp_path, width)
+    assert "CONSOLE" not in log
+    assert found["scroll"] <= found["client"] <= width
+    assert found["broken"] == found["unnamed"] == 0
+    assert width > 390 or found["wide"] == 0  # cards: each number stands below its tokenizer's name

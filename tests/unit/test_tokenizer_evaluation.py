@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import html
 import io
 import math
 import re
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from configs.loading import load, to_yaml
 from experiments.evaluate import main
 from experiments.tokenizer_evaluation import Pictures, labels, sources_in
+from experiments.tokenizer_page import Shown, write_page
 from experiments.tokenizer_tables import worst_first
 from switti.errors import UserError
 from switti.metrics import tokenizer_quality
@@ -123,7 +125,7 @@ def test_table_of_a_run_and_a_file(
     assert main([*named, *options]) == 0
     printed = capsys.readouterr().out
     assert f"8 pictures of {data}, 16 px" in printed and "CLIP-IQA is left out" in printed
-    assert "1 pictures cannot be read" in printed
+    assert "1 pictures cannot be read" in printed and "rfid_alexnet over 8 images lies above" in printed
     assert "8 of them have a side below 16 px and were enlarged" in printed
     table = read(tmp_path / "out/table.csv")
     assert table[0] == ["metric", "scale", "tuned", "plain"]
@@ -332,3 +334,21 @@ def test_page_and_sheet_show_original_reconstruction_difference(
         shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))).astype(float) / 255
         np.testing.assert_allclose(shown, picture.permute(1, 2, 0), atol=1 / 255)
     assert ">psnr<" in page and "CLIP-IQA is left out" in page
+
+
+def test_the_page_names_the_tokenizer_of_each_number_and_keeps_markup_text(tmp_path: Path) -> None:
+    names = ['<b>"one"</b>', "two & three"]
+    reports = {
+        name: TokenizerReport({"psnr": 1.0 + k}, {"perplexity": [3.0, 5.0 + k]}, [])
+        for k, name in enumerate(names)
+    }
+    cells = [("original", "<i>caption</i>", Image.new("RGB", (4, 4)))]
+    write_page(tmp_path / "page.html", reports, [Shown("<script>key", cells)], ["<u>note</u>"])
+    page = (tmp_path / "page.html").read_text()
+    cells = re.findall(r'<td data-label="(.*?)">(.*?)</td>', page)
+    assert [(html.unescape(name), value) for name, value in cells] == [
+        (names[0], "1.0000"), (names[1], "2.0000"), (names[0], "3.0000"), (names[1], "3.0000"), (names[0], "5.0000"),
+        (names[1], "6.0000"),
+    ]  # fmt: skip
+    assert not re.search(r"<(b|i|u|script)\b", page)
+    assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
