@@ -6,6 +6,7 @@ Later sources win: defaults, bases in order, the file, the command line. `${toke
 """
 
 import copy
+import io
 import json
 import math
 import os
@@ -26,6 +27,7 @@ from configs.schema import LINKS, RunConfig
 from configs.settings import Setting, walk
 from switti.environment import masked, take
 from switti.errors import UserError
+from switti.files import kind_of, read_bytes
 from switti.run_folder import CONFIG, RECORD
 from switti.run_folder import check_name as check_run_name
 from switti.suggestions import did_you_mean, not_found, shortened
@@ -35,6 +37,7 @@ SETTINGS: dict[str, Setting] = {setting.name: setting for setting in walk(RunCon
 PLACE = ("name", "study", "runs_dir")  # where a run's folder is, which is not what the run computes
 _GROUPS = {name.rpartition(".")[0] for name in SETTINGS} - {""}
 _OTHER_BASES = re.compile(r"[+-]?(0[0-9_]+|[0-9_]+(:[0-9_]+)+)")
+MAX_YAML_BYTES = 1 << 18  # a file of all settings takes 5 KB; YAML is read at some 100 KB a second
 _LARGEST = 1 << 63  # no setting needs an integer of more bits
 
 
@@ -61,7 +64,7 @@ def from_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     An environment variable that a text refers to and that is not set stays `$NAME`: whoever needs the value says so.
     """
     path = Path(run_dir) / CONFIG
-    if not path.is_file():
+    if kind_of(path) is None:
         raise UserError(f"{run_dir} is not a run folder: it has no {CONFIG}")
     changes = _parse_overrides(overrides)
     config = _compose([*_chain(path, ()), changes], default_name=Path(run_dir).name, lenient=True)
@@ -144,7 +147,8 @@ def _shown(folder: Path) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """One file as plain containers, interpolations untouched. Duplicate keys and broken YAML are UserErrors."""
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        text = read_bytes(path, MAX_YAML_BYTES).decode()
+        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
     except (
         yaml.YAMLError,
         OmegaConfBaseException,

@@ -13,6 +13,7 @@ from configs.loading import SETTINGS, from_run, get, load
 from configs.schema import RunConfig
 from switti.checkpoint import build_filled, resize_levels, sub_state
 from switti.errors import UserError
+from switti.files import kind_of
 from switti.hub import is_hub_id
 from switti.loading import known_codes, load_tokenizer, read_generator
 from switti.models.config import GeneratorConfig
@@ -32,10 +33,10 @@ def find_run(target: Path) -> tuple[Path, Path]:
     """(run folder, checkpoint) of a run folder or of one of its checkpoints."""
     if is_checkpoint(target):
         folder = target.parent.parent
-        if not (folder / CONFIG).is_file():
+        if kind_of(folder / CONFIG) is None:
             raise UserError(f"{target} lies in no run folder: {folder} has no {CONFIG}")
         return folder, target
-    if not (target / CONFIG).is_file():
+    if kind_of(target / CONFIG) is None:
         raise UserError(f"{target} is neither a checkpoint nor a run folder (no {CONFIG} in it)")
     checkpoint = find_resume(target)
     if checkpoint is None:
@@ -55,7 +56,7 @@ def is_checkpoint(target: Path) -> bool:
 def is_run(target: Path) -> bool:
     """Whether `target` is a run folder or one of its checkpoints, rather than exported or published weights."""
     folder = target.parent.parent if is_checkpoint(target) else target
-    return (folder / CONFIG).is_file()
+    return kind_of(folder / CONFIG) is not None
 
 
 def averaged_state(checkpoint: Path, averaged: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -81,6 +81,15 @@ def read_torch(path: Path, mmap: bool = False) -> dict[str, Any]:
     return content
 
 
+def check_torch_file(path: Path) -> None:
+    """UserError unless another library may load the file at `path`, which torch.save wrote."""
+    try:
+        with open_regular(path) as stream:
+            check_torch(stream)
+    except TorchFileError as error:
+        raise UserError(f"{path} is not a readable file of weights: {error}") from error
+
+
 def load_tensor(content: bytes) -> Tensor:
     """The tensor that a file of torch.save with this content holds. Raises TorchFileError."""
     check_torch(io.BytesIO(content))

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
+from switti.checkpoint import TORCH_FILES
 from switti.errors import UserError
+from switti.torch_files import check_torch_file
 
 _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 
@@ -56,6 +58,8 @@ def load_open_clip(model: str, weights: str, device: torch.device | str = "cpu")
 
     if weights.endswith(_WEIGHT_SUFFIXES) and not Path(weights).is_file():
         raise UserError(f"metrics.clip_weights={weights}: no such file")
+    if Path(weights).is_file() and weights.endswith(TORCH_FILES):
+        check_torch_file(Path(weights))
     try:
         network, _, preprocess = open_clip.create_model_and_transforms(model, pretrained=weights)
         tokenizer = open_clip.get_tokenizer(model)

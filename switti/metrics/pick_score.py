@@ -8,6 +8,7 @@ from torch import Tensor
 
 from switti.errors import UserError
 from switti.models.text.quiet import quiet_transformers
+from switti.transformers_folder import check_folder
 
 _TEXT_TOKENS = 77
 
@@ -54,6 +55,8 @@ def load_transformers_clip(
     local = Path(source).expanduser()
     if source.startswith((".", "/", "~")) and not local.is_dir():
         raise UserError(f"{setting}: no such folder; give one in transformers format, or a hub id")
+    if local.is_dir():
+        check_folder(local, setting)
     place = str(local) if local.is_dir() else source
     try:
         with quiet_transformers():

@@ -6,6 +6,7 @@ tokenizer/{config.json, model.safetensors}
 text_encoder/config.json  which frozen networks encode captions; their weights are not copied
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -69,6 +70,10 @@ def whole_folder(target: Path) -> Iterator[Path]:
             yield temporary
             check_new(target)
             os.replace(temporary, target)  # an empty folder in the way is replaced
+    except OSError as error:  # another writer was first, after all
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        raise UserError(f"{target} exists already; choose another folder or remove it") from error
     except UserError as error:
         raise UserError(str(error).replace(str(temporary), str(target))) from error
     finally:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,12 +21,14 @@ from experiments import analyse, sample
 from switti.checkpoint import count_parameters, expected_state
 from switti.errors import UserError
 from switti.loading import load_generator, load_tokenizer
+from switti.metrics.pick_score import load_pick_score
 from switti.models.config import GeneratorConfig, RQVAEConfig
 from switti.models.rqvae import RQVAE
 from switti.models.text.base import build_text_encoder
+from switti.models.text.clip_pair import load_clip_text
 from switti.models.transformer import ScaleTransformer
 from switti.published import LEVELS
-from switti.sampling.exported import read_parts
+from switti.sampling.exported import read_parts, write_parts
 from switti.sampling.pipeline import SwittiPipeline
 
 GENERATOR, TOKENIZER, TEXT, INDEX = (
@@ -117,11 +120,11 @@ def weights(file: str, change: Callable[[dict[str, torch.Tensor]], Any]) -> Call
 
 
 def many_blocks(state: dict[str, torch.Tensor]) -> None:
-    state |= {f"blocks.{i}.cross_attn.to_kv.weight": torch.ones(1, 1) for i in range(2, 100_000)}
+    state |= {f"blocks.{i}.cross_attn.to_kv.weight": torch.ones(1, 1) for i in range(2, 20_000)}
 
 
 def many_residual_blocks(state: dict[str, torch.Tensor]) -> None:
-    state |= {f"encoder.down.0.block.{i}.conv1.weight": torch.ones(1) for i in range(1, 100_000)}
+    state |= {f"encoder.down.0.block.{i}.conv1.weight": torch.ones(1) for i in range(1, 20_000)}
 
 
 G, T = WEIGHTS
@@ -251,3 +254,82 @@ def test_a_file_of_weights_is_a_regular_file(load_weights: Any, make: Any, tmp_p
             "not a regular file" in refused(partial(load_weights, tmp_path / f"weights{suffix}"))
             or make is Path.mkdir
         )
+
+
+# ---- networks in transformers format ----------------------------------------------------------------------------
+
+CLIP = {"model_type": "clip_text_model", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+NETWORKS: dict[str, Callable[[Path], Any]] = {
+    "many layers": lambda f: (f / "config.json").write_text(json.dumps(CLIP | {"num_hidden_layers": 10**7})),
+    "a wide network": lambda f: (f / "config.json").write_text(json.dumps(CLIP | {"hidden_size": 2**40})),
+    "a long vocabulary": lambda f: (f / "config.json").write_text(json.dumps({"text_config": {"vocab_size": 2**33}})),
+    "deep settings": lambda f: (f / "config.json").write_text('{"a":' * 1000 + "1" + "}" * 1000),
+    "a list": lambda f: (f / "config.json").write_text("[]"),
+    "own code": lambda f: (f / "config.json").write_text(json.dumps(CLIP | {"auto_map": {"AutoModel": "x.Model"}})),
+    "a kernel of a hub": lambda f: (f / "config.json").write_text(json.dumps(CLIP | {"attn_implementation": "evil/kernel"})),
+    "an adapter of a hub": lambda f: (f / "adapter_config.json").write_text('{"base_model_name_or_path": "evil/x"}'),
+    "FIFO": lambda f: os.mkfifo(f / "model.safetensors"),
+    "FIFO for settings": lambda f: os.mkfifo(f / "config.json"),
+    "FIFO for words": lambda f: os.mkfifo(f / "vocab.json"),
+    "device": lambda f: (f / "pytorch_model.bin").symlink_to("/dev/zero"),
+    "raw pickle": lambda f: (f / "pytorch_model.bin").write_bytes(b"\x80\x02cposix\nsystem\nX\x04\0\0\0true\x85R."),
+    "link to nothing": lambda f: (f / "model.safetensors").symlink_to("nowhere"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_are_looked_at_before_transformers_builds_them(
+    name: str, tmp_path: Path, asked: list[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CLIP)) if name != "FIFO for settings" else None
+    NETWORKS[name](tmp_path)
+    for read in (
+        partial(load_clip_text, str(tmp_path), "text.clip_l"),
+        partial(load_pick_score, str(tmp_path)),
+    ):
+        refused(read)
+    assert asked == []
+
+
+# ---- folders that are written -----------------------------------------------------------------------------------
+
+
+def test_of_several_writers_of_one_folder_one_wins(exported: Path, tmp_path: Path) -> None:
+    parts = read_parts(exported)
+    outcomes: list[str] = []
+
+    def write() -> None:
+        try:
+            write_parts(tmp_path / "out", parts)
+            outcomes.append("written")
+        except UserError as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted("exists already" in outcome for outcome in outcomes) == [False, True, True, True]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert read_parts(tmp_path / "out").generator.config == parts.generator.config
+
+
+@pytest.mark.parametrize(
+    "kind", ["file", "FIFO", "device", "link to a folder", "link to nothing", "below a file"]
+)
+def test_odd_targets_are_refused(kind: str, exported: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    made = {
+        "file": lambda: target.write_text("mine"),
+        "FIFO": lambda: os.mkfifo(target),
+        "device": lambda: target.symlink_to("/dev/null"),
+        "link to a folder": lambda: ((tmp_path / "there").mkdir(), target.symlink_to("there")),
+        "link to nothing": lambda: target.symlink_to("nowhere"),
+        "below a file": lambda: target.write_text("mine"),
+    }
+    made[kind]()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    refused(lambda: write_parts(target / "x" if kind == "below a file" else target, read_parts(exported)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert kind not in ("file", "below a file") or target.read_text() == "mine"

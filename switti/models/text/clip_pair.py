@@ -20,6 +20,7 @@ from switti.errors import UserError
 from switti.models.text.base import TextEmbedding, fingerprint_of, word_pieces
 from switti.models.text.config import CLIP_POSITIONS
 from switti.models.text.quiet import quiet_transformers
+from switti.transformers_folder import check_folder
 
 STATES = "last_hidden_state"
 POOLED = "pooler_output"
@@ -41,6 +42,8 @@ def load_clip_text(source: str, setting: str, cached: bool = False) -> tuple[Any
         )
     if cached and not local.is_dir():
         local = _downloaded(source, setting)
+    if local.is_dir():
+        check_folder(local, f"{setting}={source}")
     place = str(local) if local.is_dir() else source
     options: dict[str, Any] = {"local_files_only": local.is_dir()}
     try:
