@@ -122,7 +122,7 @@ class DataDamage(Callback):
         return {
             (kind, key): (int(at), kind, shard, key, reason)
             for at, kind, shard, key, reason in rows
-            if at.isdigit() and int(at) <= step
+            if at.isdecimal() and len(at) < 19 and int(at) <= step
         }
 
     def state_dict(self) -> dict[str, Any]:

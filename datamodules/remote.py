@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import subprocess
+import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -55,8 +56,7 @@ def _command(command: str, timeout: float) -> Iterator[Readable]:
     try:
         yield _Output(process, timeout)
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        _end(process)
         process.wait()
         assert process.stdout is not None  # it was asked for
         process.stdout.close()
@@ -69,9 +69,25 @@ class _Output:
     def read(self, size: int) -> bytes:
         assert self.process.stdout is not None  # it was asked for
         descriptor = self.process.stdout.fileno()
-        if not select.select([descriptor], [], [], self.timeout)[0]:
+        ready = select.poll()  # not select.select, which knows the first 1024 descriptors only
+        ready.register(descriptor, select.POLLIN)
+        if not ready.poll(self.timeout * 1000):
             raise OSError(f"no byte for {self.timeout:g} s")
         data = os.read(descriptor, min(size, CHUNK))
-        if not data and (code := self.process.wait()):
+        if not data and (code := self._code()):
             raise OSError(f"the command ended with code {code}")
         return data
+
+    def _code(self) -> int:
+        """How the command has ended. One that has closed its output and does not end is ended."""
+        late = threading.Timer(self.timeout, _end, [self.process])
+        late.start()
+        try:
+            return self.process.wait()
+        finally:
+            late.cancel()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -344,6 +344,14 @@ def test_a_stream_that_stalls_is_a_failure(folder: Path, quick_pauses: list[floa
     assert time.monotonic() - began < 20
 
 
+def test_a_command_that_closes_its_output_and_goes_on_is_a_failure(
+    folder: Path, quick_pauses: list[float]
+) -> None:
+    command = f"pipe:head -c 3000 {folder}/train-000000.tar; exec >&-; sleep 60"
+    with pytest.raises(UserError, match="the command ended with code -9"):
+        take(lenient(folder, train=command, stream_retries=1, stream_timeout=0.3), 1)
+
+
 def test_a_stream_that_ends_between_members_is_no_whole_one(folder: Path) -> None:
     shard = folder / "train-000000.tar"
     with tarfile.open(shard) as tar:

@@ -112,6 +112,34 @@ def test_expand(tmp_path):
             expand("data.train", [str(tmp_path / bad)])
 
 
+@pytest.mark.parametrize("name", ["[new]", "{a,b}", "set*", "what?", "[new] {0..1} *", "{", "a]b["])
+def test_what_exists_is_taken_as_it_is_written(tmp_path, name):
+    pattern = make_set(tmp_path / name, [1, 1])
+    names = [tmp_path / name / f"train-{i:06d}.tar" for i in range(2)]
+    assert expand("data.train", [pattern]) == names
+    assert expand("data.train", [str(tmp_path / name / "train-{000000..000001}.tar")]) == names
+    (tmp_path / name / "train-[0].tar").write_bytes(b"")
+    assert expand("data.train", [str(tmp_path / name / "train-[0].tar")]) == [
+        tmp_path / name / "train-[0].tar"
+    ]
+    with pytest.raises(
+        UserError, match=r"matches no shard; in a name that does not exist, \[ \], \* and \? stand for"
+    ):
+        expand("data.train", [str(tmp_path / name / "train-[1].tar")])
+    assert find_shards("data.train", [str(names[0])], 0.0).shards[0].path == names[0]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["a\0b", "x" * 5000, "/" + "y" * 300 + "/*.tar", "[", "{a,b", "**", "~nobody/x.tar"]
+)
+def test_odd_patterns_are_refused_in_words(tmp_path, monkeypatch, pattern):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"data\.train"):
+        expand("data.train", [pattern])
+    with pytest.raises(UserError, match=r"data\.train"):
+        find_shards("data.train", [pattern], 0.0)
+
+
 def test_names_take_folders_in_only_where_needed(tmp_path):
     a, b, c = tmp_path / "a" / "t-0.tar", tmp_path / "b" / "t-0.tar", tmp_path / "b" / "t-1.tar"
     assert unique_names([b, c]) == ["t-0", "t-1"]
