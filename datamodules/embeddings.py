@@ -7,6 +7,7 @@ caption and, written last, `manifest.json`: {"format": 2, "name", "fingerprint",
 Shape suffixes: N captions of a shard, t real tokens of one, T token positions (padded), C, P channels.
 """
 
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,8 @@ class EmbeddingStore:
                 side.forget()
         _check_missing(paths, shards, self.rows, allowed_missing)
         null = _open(stores[0] / NULL, self.identity, heads)
+        if null.keys != [""] or null.digests_N32.tobytes() != hashlib.sha256(b"").digest():
+            raise UserError(f"{null.path} is not the embedding of the empty caption; {AGAIN}")
         try:
             self.null = null.read(0, self.files)
         except OSError as error:
@@ -172,8 +175,11 @@ def _read_manifest(store: Path) -> dict[str, Any]:
 
 def _heads(store: Path) -> dict[str, str] | None:
     """Digests by stem; None in a store of format 1."""
-    heads = _read_manifest(store).get("heads")
-    if heads is not None and not isinstance(heads, dict):
+    content = _read_manifest(store)
+    heads = content.get("heads")
+    if content.get("format") == 1 and heads is None:
+        return None
+    if not isinstance(heads, dict):
         raise UserError(f"{store / MANIFEST} is not a readable manifest (heads); {AGAIN}")
     return heads
 

@@ -177,6 +177,17 @@ def test_the_null_captions_file_is_checked_as_the_others(folder: Path, value: fl
     data_of(folder).setup("fit")
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_another_captions_file_is_not_taken_for_the_null_captions(folder: Path, listed: bool) -> None:
+    store, _ = make_store(folder)
+    rewrite(store / "train-000000.safetensors", lambda *_: None, store, listed)
+    (store / "null.safetensors").write_bytes((store / "train-000000.safetensors").read_bytes())
+    make_set(folder, [4])
+    words = "is not the file that" if listed else "is not the embedding of the empty caption"
+    with pytest.raises(UserError, match=words):
+        data_of(folder).setup("fit")
+
+
 @pytest.mark.parametrize("keep", [0, 4, 8, 100, 700, -1, -300])
 def test_a_file_that_is_cut_off_is_refused(folder: Path, keep: int) -> None:
     store, _ = make_store(folder)
@@ -206,7 +217,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_damage(folder: Path, workers: i
     ("field", "value"),
     [
         ("width", 1 << 40), ("width", "6"), ("width", True), ("max_length", 0), ("max_length", 1e9),
-        ("pooled_width", -1), ("fingerprint", None), ("fingerprint", [1]), ("name", 3), ("heads", 3),
+        ("pooled_width", -1), ("fingerprint", None), ("fingerprint", [1]), ("name", 3), ("heads", 3), ("heads", None),
         ("width", WIDTH + 1), ("width", None),
     ],
 )  # fmt: skip
