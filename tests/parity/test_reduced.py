@@ -46,7 +46,7 @@ Change = Callable[[random.Random, str, Tensors], Tensors]
 def meta_of(*parts: str) -> dict[str, Any]:
     """meta.json with few sampling cases and these parts (the transformers' settings are needed by several)."""
     meta = json.loads(json.dumps(META))
-    meta["sampling"]["cases"] = {name: META["sampling"]["cases"][name] for name in CASES}
+    meta["sampling"]["cases"] = {name: meta["sampling"]["cases"][name] for name in CASES}
     return {key: value for key, value in meta.items() if key not in PARTS or key in (*parts, "switti", "vae")}
 
 
