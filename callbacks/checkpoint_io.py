@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
+from switti.checkpoint import weights_in
 from switti.errors import UserError
 from switti.files import free_space, sync_file, temporary_beside
 from switti.sharded import (
@@ -111,7 +112,9 @@ class AtomicCheckpointIO(CheckpointIO):
         """Of any kind, whole: a sharded one is put together."""
         if is_sharded(path):
             return read_plain(Path(path))
-        return read_torch(Path(path))
+        checkpoint = read_torch(Path(path))
+        weights_in(checkpoint, Path(path))
+        return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
         remove(Path(path))

@@ -11,7 +11,7 @@ from torch import Tensor
 from callbacks.checkpointing import checkpoints_of, damage, find_resume
 from configs.loading import SETTINGS, from_run, get, load
 from configs.schema import RunConfig
-from switti.checkpoint import build_filled, resize_levels, sub_state
+from switti.checkpoint import build_filled, resize_levels, sub_state, weights_in
 from switti.errors import UserError
 from switti.files import kind_of
 from switti.hub import is_hub_id
@@ -23,6 +23,7 @@ from switti.published import GENERATORS
 from switti.run_folder import CONFIG
 from switti.sampling.pipeline import SwittiPipeline, changed
 from switti.sharded import STATE, is_sharded, read_tensors
+from switti.suggestions import printable
 from switti.torch_files import read_torch
 
 # Settings that leave no trace in the shapes of weights, or in their meaning alone: they stay what they were.
@@ -68,9 +69,16 @@ def averaged_state(checkpoint: Path, averaged: bool = True) -> tuple[dict[str, T
                 return state, rest
         raise UserError(f"{checkpoint} holds no generator")
     content = read_torch(checkpoint)
-    state = content.get("state_dict", {})
+    state = weights_in(content, checkpoint)
     name = "ema_generator" if averaged and any(k.startswith("ema_generator.") for k in state) else "generator"
     return sub_state(state, name), content
+
+
+def _step(content: Mapping[str, Any], checkpoint: Path) -> int:
+    step = content.get("global_step", 0)
+    if type(step) is not int or not 0 <= step < 2**63:
+        raise UserError(f"{checkpoint} is not a checkpoint of a run: its global_step is {printable(step)}")
+    return step
 
 
 def sampler_settings(settings: list[str], tokenizer: bool = False) -> list[str]:
@@ -125,7 +133,7 @@ def load_pipeline(
         autocast=config.trainer.precision == "bf16-mixed",
         text_config=config.text,
     )
-    return pipeline, config, int(content.get("global_step", 0))
+    return pipeline, config, _step(content, checkpoint)
 
 
 def open_pipeline(target: Path, settings: list[str]) -> tuple[SwittiPipeline, dict[str, Any]]:

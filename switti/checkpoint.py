@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -64,9 +65,20 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if path.suffix not in TORCH_FILES:
         raise UserError(f"{path} is not a weights file; known are {', '.join(WEIGHT_FILES)}")
     content = read_torch(path, mmap=True)
+    return weights_in(content, path)
+
+
+def weights_in(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The weights of a file of torch.save with this content: under "state_dict", or all of it.
+
+    Raises UserError for anything but tensors by name.
+    """
     state = content.get("state_dict", content)
-    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        found = ", ".join(printable(str(key)) for key in list(content)[:SHOWN])
+    named = isinstance(state, Mapping) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    )
+    if not named or not state:
+        found = ", ".join(printable(key) for key in list(content)[:SHOWN])
         raise UserError(f"{path} holds no weights but {found or 'nothing'}")
     return dict(state)
 

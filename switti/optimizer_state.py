@@ -1,12 +1,15 @@
 """An optimiser's state by the names of its parameters, whole or divided among ranks as they are."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from switti.errors import UserError
 
 
 def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -81,3 +84,34 @@ def part_of(value: Tensor, like: Tensor) -> Tensor:
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+# ---- what a checkpoint holds of it ------------------------------------------------------------------------------
+
+
+def take_groups(rest: dict[str, Any], path: Path) -> list[list[dict[str, Any]]]:
+    """Each optimizer's groups with the names of their parameters, taken out of what lies beside the tensors."""
+    optimizers = rest.pop("optimizer_groups", None)
+    plain = isinstance(optimizers, list) and all(
+        isinstance(groups, list)
+        and all(isinstance(g, dict) and isinstance(g.get("params"), list) for g in groups)
+        and all(isinstance(name, str) for group in groups for name in group["params"])
+        for groups in optimizers
+    )
+    if not plain or not isinstance(optimizers, list):
+        raise UserError(f"{path} is not a checkpoint: it holds no groups of parameters")
+    return optimizers
+
+
+def take_states(checkpoint: dict[str, Any], count: int, path: Path) -> list[dict[str, Any]]:
+    """As Optimizer.state_dict() gives them, taken out of a checkpoint in one file."""
+    states = checkpoint.pop("optimizer_states", None)
+    if not isinstance(states, list) or len(states) != count:
+        raise UserError(f"{path} does not hold the states of the run's optimizers ({count})")
+    for plain in states:
+        fields = plain.get("state") if isinstance(plain, dict) else None
+        if not isinstance(fields, dict) or not all(isinstance(item, dict) for item in fields.values()):
+            raise UserError(f"{path} does not hold the states of the run's optimizers")
+        if not isinstance(plain.get("param_groups"), list):
+            raise UserError(f"{path} holds an optimizer without groups of parameters")
+    return states

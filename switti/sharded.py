@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 from torch.futures import Future
 
-from switti.checkpoint import WeightsError, mismatches
+from switti.checkpoint import WeightsError, mismatches, weights_in
 from switti.errors import UserError
 from switti.files import (
     kind_of,
@@ -43,7 +43,15 @@ from switti.files import (
     temporary_beside,
     write_json,
 )
-from switti.optimizer_state import empty_state, fields_of, fill_state, ordered_names, part_of
+from switti.optimizer_state import (
+    empty_state,
+    fields_of,
+    fill_state,
+    ordered_names,
+    part_of,
+    take_groups,
+    take_states,
+)
 from switti.sharded_contents import read_contents
 from switti.suggestions import printable
 from switti.torch_files import TorchFileError, load_tensor, read_torch
@@ -286,7 +294,7 @@ def read_plain(path: Path) -> dict[str, Any]:
     checkpoint = read_torch(path / STATE)
     checkpoint[MODEL] = read_tensors(path, f"{MODEL}.")
     checkpoint["optimizer_states"] = []
-    for index, groups in enumerate(checkpoint.pop("optimizer_groups")):
+    for index, groups in enumerate(take_groups(checkpoint, path / STATE)):
         tensors = read_tensors(path, f"optimizer_{index}.")
         names = [name for group in groups for name in group["params"]]
         state = {number: fields for number, name in enumerate(names) if (fields := fields_of(tensors, name))}
@@ -305,6 +313,9 @@ def load_into(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Opt
     if not is_sharded(path):
         return _load_whole(path, model, optimizers)
     rest = read_torch(path / STATE)
+    groups_of_each = take_groups(rest, path / STATE)
+    if len(groups_of_each) != len(optimizers):
+        raise UserError(f"{path} holds {len(groups_of_each)} optimizers, the run has {len(optimizers)}")
     reader = _Reader(path)
     entries = _entries(reader.read_metadata())
     tensors: dict[str, Any] = {f"{MODEL}.{k}": v for k, v in get_model_state_dict(model).items()}
@@ -320,7 +331,7 @@ def load_into(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Opt
         raise WeightsError(str(path), problems)
     _load(path, tensors, reader)
     set_model_state_dict(model, {name: tensors[f"{MODEL}.{name}"] for name in get_model_state_dict(model)})
-    for optimizer, state, groups in zip(optimizers, states, rest.pop("optimizer_groups"), strict=True):
+    for optimizer, state, groups in zip(optimizers, states, groups_of_each, strict=True):
         fill_state(model, optimizer, state, groups)
     return rest
 
@@ -328,13 +339,16 @@ def load_into(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Opt
 def _load_whole(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
     checkpoint = read_torch(path, mmap=True)
     options = StateDictOptions(full_state_dict=True)
-    weights = checkpoint.pop(MODEL)
+    weights = weights_in(checkpoint, path)
+    checkpoint.pop(MODEL, None)
     if problems := mismatches(model.state_dict(), weights):
         raise WeightsError(str(path), problems)
-    set_model_state_dict(model, weights, options=options)
+    set_model_state_dict(model, dict[str, Any](weights), options=options)
     parameters = dict(model.named_parameters())
-    for optimizer, plain in zip(optimizers, checkpoint.pop("optimizer_states"), strict=True):
+    for optimizer, plain in zip(optimizers, take_states(checkpoint, len(optimizers), path), strict=True):
         names = ordered_names(model, optimizer)
+        if any(type(number) is not int or number >= len(names) for number in plain["state"]):
+            raise UserError(f"{path} holds the state of an optimizer with other parameters than the run's")
         state = {
             names[number]: {key: part_of(v, parameters[names[number]]).clone() for key, v in fields.items()}
             for number, fields in plain["state"].items()

@@ -45,8 +45,8 @@ _NAMES: frozenset[Global] = frozenset({
     ("pathlib._local", "PosixPath"), ("pathlib._local", "WindowsPath"),
     *DTYPES,
 })  # fmt: skip
-# Every chunk takes some hundred bytes here and more than a thousand in its file.
-_ROOM = 1 << 20
+# A chunk takes some 140 bytes here and more than 1,000 in its file.
+_ROOM, _MOST = 1 << 20, 64 << 20
 _LARGEST = 2**62
 
 
@@ -64,7 +64,7 @@ def read_contents(folder: Path) -> Metadata:
         sizes = {
             entry.name: entry.stat().st_size for entry in folder.iterdir() if _DATA_FILE.fullmatch(entry.name)
         }
-        content = read_bytes(path, _ROOM + sum(sizes.values()))
+        content = read_bytes(path, min(_MOST, _ROOM + sum(sizes.values()) // 4))
         root, _ = parse_pickle(content, _NAMES)
         return _metadata(root, folder, sizes)
     except OSError as error:

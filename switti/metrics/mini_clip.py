@@ -6,25 +6,27 @@ pictures). It is not CLIP, and its values are comparable only with values of the
 Shape suffixes: B pictures or captions, F picture numbers of the trunk, P pooled text width, D common space.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from switti.checkpoint import fill, read_weights
+from switti.config_values import from_values
 from switti.errors import UserError
+from switti.files import kind_of, read_json_object
 from switti.metrics.config import EMBEDDED
 from switti.models.perceptual import AlexNetTrunk
+from switti.models.text.config import MAX_WIDTH, MINILM_POSITIONS
 from switti.models.text.minilm import MiniLMEncoder
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _MAP_CHANNELS = (64, 192, 384, 256, 256)
 _GRID = 2
+_MAX_CONFIG_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,17 @@ class MiniClipConfig:
     def picture_width(self) -> int:
         """Numbers per picture: means of the first four maps, and the last one on a coarse grid."""
         return sum(_MAP_CHANNELS[:4]) + _MAP_CHANNELS[4] * _GRID**2
+
+    def validate(self, path: str) -> None:
+        for name, least, most in (
+            ("text_width", 1, MAX_WIDTH),
+            ("hidden", 1, MAX_WIDTH),
+            ("width", 1, MAX_WIDTH),
+            ("max_length", 3, MINILM_POSITIONS),
+            ("picture_side", 32, 1024),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise UserError(f"{path}.{name}={getattr(self, name)} must lie in [{least}, {most}]")
 
 
 class Head(nn.Module):
@@ -123,19 +136,20 @@ def load_heads(source: str | Path = EMBEDDED) -> MiniClipHeads:
     """Heads from "embedded" or from a folder written by experiments.mini_clip. UserError names what is missing."""
     folder = embedded_folder() if source == EMBEDDED else Path(source)
     for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
+        if kind_of(folder / name) is None:
             raise UserError(
                 f"metrics.mini_clip={source}: {folder / name} is missing; train it with "
                 f"python -m experiments.mini_clip --data SHARDS --out {folder}"
             )
     try:
-        sizes = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["heads"]
-        heads = MiniClipHeads(MiniClipConfig(**sizes))
-        heads.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS).items()})
-    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+        sizes = read_json_object(folder / CONFIG, _MAX_CONFIG_BYTES).get("heads", {})
+        with torch.device("meta"):
+            heads = MiniClipHeads(from_values(MiniClipConfig, sizes, "heads"))
+        state = {name: value.float() for name, value in read_weights(folder / WEIGHTS).items()}
+        fill(heads, state, str(folder / WEIGHTS))
+    except UserError as error:
         raise UserError(
-            f"metrics.mini_clip={source}: {folder} does not hold mini-CLIP heads ({reason})"
+            f"metrics.mini_clip={source}: {folder} does not hold mini-CLIP heads ({error})"
         ) from error
     return heads
 

@@ -209,8 +209,8 @@ def test_a_full_disk_leaves_the_previous_checkpoint(full_disk: Path) -> None:
 
 def test_written_and_read_back(tmp_path: Path) -> None:
     path = tmp_path / "new" / "step_000001.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"a": torch.arange(5), "b": [1, "x"]}, path)
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {"a": torch.arange(5)}, "b": [1, "x"]}, path)
     loaded = AtomicCheckpointIO().load_checkpoint(path)
-    assert loaded["a"].tolist() == [0, 1, 2, 3, 4]
+    assert loaded["state_dict"]["a"].tolist() == [0, 1, 2, 3, 4]
     assert loaded["b"] == [1, "x"]
     assert damage(path) is None

@@ -1,5 +1,6 @@
 """Checkpoints made by an enemy: nothing in them is carried out, and every command ends in one line."""
 
+import contextlib
 import io
 import json
 import os
@@ -21,7 +22,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from callbacks.checkpoint_io import AtomicCheckpointIO
 from configs.loading import load, to_yaml
 from configs.schema import RunConfig
-from experiments import analyse, consolidate, evaluate, export, sample
+from experiments import analyse, compare, consolidate, evaluate, export, sample
 from experiments.trained import initial_state
 from switti.errors import UserError
 from switti.files import sha256_file, write_json
@@ -282,3 +283,79 @@ def test_a_manifest_that_is_none_is_named(content: str, checkpoint: Path) -> Non
     (checkpoint / MANIFEST).write_text(content)
     assert damage(checkpoint)
     refused(COMMANDS["consolidate"], checkpoint)
+
+
+# ---- checkpoints in one file, whose contents are odd -----------------------------------------------------------
+
+
+def odd(change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def act(content: dict[str, Any]) -> dict[str, Any]:
+        change(content)
+        return content
+
+    return act
+
+
+ODD: dict[str, Callable[[dict[str, Any]], dict[Any, Any]]] = {
+    "nothing": lambda content: {},
+    "no names": lambda content: {1: 2},
+    **{
+        f"weights are {value!r}": odd(lambda content, value=value: content.update(state_dict=value))
+        for value in (None, 3, [1], "x", {}, {"a": 3}, {3: 4})
+    },
+    "a key with escapes": odd(
+        lambda content: content["state_dict"].update({"generator.\x1b[2J": torch.ones(1)})
+    ),
+    "a number among weights": odd(lambda content: content["state_dict"].update({"generator.pos_start": 3})),
+    "complex weights": odd(
+        lambda content: content["state_dict"].update(
+            {"generator.pos_start": content["state_dict"]["generator.pos_start"].to(torch.complex64)}
+        )
+    ),
+    **{
+        f"step is {value!r}": odd(lambda content, value=value: content.update(global_step=value))
+        for value in (None, "8", [8], -1, 2**600, float("nan"), torch.ones(3))
+    },
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_contents_are_named(name: str, checkpoint: Path) -> None:
+    content = {"state_dict": read_plain(checkpoint)["state_dict"], "global_step": 8}
+    shutil.rmtree(checkpoint)
+    torch.save(ODD[name](content), checkpoint)
+    for command in ("sample", "export") if list(ODD).index(name) % 6 == 0 else ("export",):
+        assert str(checkpoint) in refused(COMMANDS[command], checkpoint)
+    if not name.startswith(("step", "a key", "complex")):
+        refused(READERS["resume"], checkpoint)
+        refused(READERS["resume by many ranks"], checkpoint)
+
+
+@pytest.mark.parametrize(
+    "groups", [None, 3, [3], [[3]], [[{}]], [[{"params": 3}]], [[{"params": [3]}]]], ids=str
+)
+def test_groups_of_parameters_that_are_none(groups: Any, checkpoint: Path) -> None:
+    torch.save({"global_step": 8, "optimizer_groups": groups}, checkpoint / STATE)
+    assert "no groups of parameters" in refused(read_plain, checkpoint)
+    assert "no groups of parameters" in refused(READERS["resume by many ranks"], checkpoint)
+
+
+@pytest.mark.parametrize("states", [None, {}, [], [3], [{"state": 3}], [{"state": {0: 3}}], [{"state": {}}],
+                                    [{"state": {7: {}}, "param_groups": []}]], ids=str)  # fmt: skip
+def test_states_of_optimizers_that_are_none(states: Any, checkpoint: Path) -> None:
+    model = nn.Linear(1, 1)
+    shutil.rmtree(checkpoint)
+    torch.save({"state_dict": model.state_dict(), "optimizer_states": states}, checkpoint)
+    optimizer = torch.optim.AdamW(model.parameters())
+    assert "optimizer" in refused(lambda path: load_into(path, model, [optimizer]), checkpoint)
+
+
+def test_reports_read_no_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    mark, victim = tmp_path / "mark", tmp_path / "victim"
+    victim.touch()
+    content = next(item.content for item in payloads(mark, victim) if item.name == "os.system")
+    (checkpoint / CONTENTS).write_bytes(content)
+    (checkpoint / STATE).write_bytes(content)
+    with contextlib.suppress(UserError):
+        compare.main([run_of(checkpoint), "--out", str(tmp_path / "report")])
+    assert not mark.exists()
