@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
-from switti.checkpoint import weights_in
+from switti.checkpoint import check_run, weights_in
 from switti.errors import UserError
 from switti.files import free_space, sync_file, temporary_beside
 from switti.sharded import (
@@ -110,10 +110,9 @@ class AtomicCheckpointIO(CheckpointIO):
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Of any kind, whole: a sharded one is put together."""
-        if is_sharded(path):
-            return read_plain(Path(path))
-        checkpoint = read_torch(Path(path))
+        checkpoint = read_plain(Path(path)) if is_sharded(path) else read_torch(Path(path))
         weights_in(checkpoint, Path(path))
+        check_run(checkpoint, Path(path))
         return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:

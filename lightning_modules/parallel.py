@@ -26,6 +26,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from lightning_modules.config import TrainerConfig
 from lightning_modules.launching import find_launcher
+from switti.checkpoint import check_run
 from switti.optimizer_state import named_state
 from switti.sharded import load_into
 
@@ -84,7 +85,10 @@ class ShardedStrategy(ModelParallelStrategy):
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
         assert self.model is not None
-        return load_into(Path(self.broadcast(str(checkpoint_path))), self.model, self.optimizers)
+        path = Path(self.broadcast(str(checkpoint_path)))
+        checkpoint = load_into(path, self.model, self.optimizers)
+        check_run(checkpoint, path)
+        return checkpoint
 
 
 def build_mesh(device_type: str, world_size: int, sharding_size: int | None) -> DeviceMesh:

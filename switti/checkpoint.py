@@ -83,6 +83,29 @@ def weights_in(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
+def check_run(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """UserError if what a run is resumed from, beside its weights, is not of the form in which runs write it."""
+    for name, (kind, items) in _FORM.items():
+        if name not in checkpoint and name not in _NEEDED:
+            continue
+        value: Any = checkpoint.get(name)
+        whole = type(value) is kind
+        if isinstance(value, list):
+            whole = whole and all(type(item) is items for item in value)
+        if not whole or (kind is int and value < 0):
+            found = printable(value) if kind in (int, str) else type(value).__name__
+            raise UserError(f"{path} is not a checkpoint of a run: its {name} is {found}")
+
+
+# Of the checkpoint's entries: the type, and that of each item of a list.
+_FORM: dict[str, tuple[type, type | None]] = {
+    "pytorch-lightning_version": (str, None), "epoch": (int, None), "global_step": (int, None), "loops": (dict, None),
+    "callbacks": (dict, None), "optimizer_states": (list, dict), "lr_schedulers": (list, dict), "random": (list, dict),
+    "ShardDataModule": (dict, None), "tokenizer_codes": (str, None),
+}  # fmt: skip
+_NEEDED = ("pytorch-lightning_version", "global_step")
+
+
 def write_weights(path: str | Path, state: Mapping[str, Tensor]) -> None:
     """A safetensors file, whole or not at all. Tensors that share memory are written each for itself."""
     plain = {key: value.detach().cpu().contiguous() for key, value in state.items()}

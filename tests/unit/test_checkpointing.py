@@ -209,7 +209,15 @@ def test_a_full_disk_leaves_the_previous_checkpoint(full_disk: Path) -> None:
 
 def test_written_and_read_back(tmp_path: Path) -> None:
     path = tmp_path / "new" / "step_000001.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"state_dict": {"a": torch.arange(5)}, "b": [1, "x"]}, path)
+    AtomicCheckpointIO().save_checkpoint(
+        {
+            "state_dict": {"a": torch.arange(5)},
+            "b": [1, "x"],
+            "global_step": 1,
+            "pytorch-lightning_version": "2",
+        },
+        path,
+    )
     loaded = AtomicCheckpointIO().load_checkpoint(path)
     assert loaded["state_dict"]["a"].tolist() == [0, 1, 2, 3, 4]
     assert loaded["b"] == [1, "x"]

@@ -359,3 +359,19 @@ def test_reports_read_no_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     with contextlib.suppress(UserError):
         compare.main([run_of(checkpoint), "--out", str(tmp_path / "report")])
     assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [{"loops": [1]}, {"pytorch-lightning_version": None}, {"optimizer_states": 3}, {"optimizer_states": [3]},
+     {"lr_schedulers": [3]}, {"random": "x"}, {"random": [1]}, {"ShardDataModule": [1]}, {"callbacks": [3]},
+     {"global_step": "x"}, {"global_step": -1}, {"epoch": 1.5}, {"tokenizer_codes": torch.ones(2)}],
+    ids=str,
+)  # fmt: skip
+def test_what_a_run_resumes_from_has_the_form_of_a_run(entries: dict[str, Any], checkpoint: Path) -> None:
+    whole = {"state_dict": {"a": torch.ones(1)}, "global_step": 8, "pytorch-lightning_version": "2.6"}
+    shutil.rmtree(checkpoint)
+    torch.save(whole, checkpoint)
+    assert AtomicCheckpointIO().load_checkpoint(checkpoint)["global_step"] == 8
+    torch.save(whole | entries, checkpoint)
+    assert f"its {next(iter(entries))} is" in refused(READERS["resume"], checkpoint)
