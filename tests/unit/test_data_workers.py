@@ -13,6 +13,7 @@ import pytest
 import torch
 from data_shards import make_set
 from test_data_batches import module, take
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from datamodules.batches import pack_batch
 from datamodules.damage import Damage, Fatal
@@ -55,6 +56,7 @@ def test_tensors_of_workers_need_no_shared_memory(root: Path, folder: Path) -> N
     assert out.strip() == str(30 * 64), err
 
 
+@pytest.mark.slow
 def test_too_few_descriptors_for_workers_are_an_error_with_its_remedy(root: Path, folder: Path) -> None:
     code = """
     from switti.errors import UserError
@@ -155,7 +157,13 @@ def test_what_torch_says_of_dead_workers(message: str, words: str | None) -> Non
     assert (failure is None) if words is None else str(failure).startswith(words)
 
 
-@pytest.mark.parametrize("how", ["os.kill(os.getpid(), signal.SIGKILL)", "raise ValueError('x')"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "os.kill(os.getpid(), signal.SIGKILL)",
+        pytest.param("raise ValueError('x')", marks=pytest.mark.slow),
+    ],
+)
 def test_workers_end_with_the_training_process(root: Path, folder: Path, how: str) -> None:
     """Also while they write a batch that nobody will read, and without the loader having been closed."""
     code = f"""
@@ -201,6 +209,20 @@ def test_what_workers_send_is_what_the_batch_holds(folder: Path) -> None:
         expected = torch.from_numpy(sample.picture.copy()).permute(2, 0, 1).float() / 127.5 - 1
         assert torch.equal(image, expected) and image.is_contiguous()
     assert pack_batch(samples[3:]).unpack() == {}
+
+
+def test_batches_for_a_gpu_are_unpacked_by_the_thread_that_pins_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = module(folder)
+    data.setup("fit")
+    samples = [data._training.samples.read(0, row, 0) for row in range(3)]
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    ours, theirs = pin_memory(pack_batch(samples)).unpack(), pack_batch(samples).unpack()
+    assert any(tensor is ours["image"] for tensor in pinned) and ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value) if isinstance(value, torch.Tensor) else ours[name] == value
 
 
 def test_a_shard_that_another_one_has_replaced_is_not_read_by_the_old_index(folder: Path) -> None:
