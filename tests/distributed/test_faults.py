@@ -53,7 +53,7 @@ def test_damage_is_summed_over_ranks_and_workers(answered: Path) -> None:
     keys = [key for part in found["keys"] for key in part]
     assert len(keys) == 24 and len(set(keys)) == 9
     listed = (answered / "damaged.csv").read_text().splitlines()
-    assert len(listed) == 4 and all("not a picture" in line for line in listed[1:])
+    assert len(listed) == 4 and all("not an image" in line for line in listed[1:])
 
 
 def test_too_much_damage_ends_both_with_the_list(shards: Path, answered: Path) -> None:
