@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.distributed
@@ -28,7 +27,7 @@ from lightning_modules.optimization import build_optimizer
 from lightning_modules.parallel import build_mesh, end_step, set_accumulating, shard
 from switti.bench.measure import peak_bytes
 from switti.checkpoint import build_empty
-from switti.models import attention
+from switti.models.kernels import kernels_of_gpus
 from switti.models.rqvae import RQVAE
 from switti.models.transformer import ScaleTransformer
 from switti.optimizer_state import local_part
@@ -75,7 +74,7 @@ def micro_batch(config: RunConfig) -> int:
 
 
 def follow(config: RunConfig, checkpointing: bool, fused: bool) -> Followed:
-    """The step of a rank. fused: attention runs as it does on a GPU; otherwise as on the CPU of this machine."""
+    """The step of a rank. fused: with the kernels of a GPU; otherwise as on the CPU of this machine."""
     depth = config.model.depth
     if depth <= FEW_BLOCKS + 1:
         return _sum_up(_count(config, checkpointing, fused))
@@ -98,7 +97,7 @@ def _count(config: RunConfig, checkpointing: bool, fused: bool) -> Counts:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # of sharding, about views that nothing writes to
         if fused:
-            stack.enter_context(patch.object(attention, "use_products", lambda q: False))
+            stack.enter_context(kernels_of_gpus())
         if config.trainer.world_size > 1:
             stack.enter_context(_absent_ranks(config.trainer.world_size))
         device, sharded = torch.device("cpu"), config.trainer.strategy == "fsdp"

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from experiments.followed_step import Followed, Measured
 
 HOUR = 3600
+MOST_IMAGES = 16_384  # on a GPU at a time, or following them would take minutes
 
 
 def main(argv: list[str]) -> int:
@@ -82,7 +83,14 @@ def main(argv: list[str]) -> int:
 def check(config: RunConfig, measure: bool) -> None:
     if config.task != "generator":
         raise UserError(f"task={config.task}: a plan is made for generators")
-    devices = config.trainer.world_size
+    devices, trainer = config.trainer.world_size, config.trainer
+    images = config.data.batch_size // (devices * trainer.accumulate)
+    if images > MOST_IMAGES:
+        raise UserError(
+            f"data.batch_size={config.data.batch_size} with trainer.devices × num_nodes={devices} and "
+            f"trainer.accumulate={trainer.accumulate} puts {images} images on a GPU at a time; a plan follows at most "
+            f"{MOST_IMAGES}: raise trainer.accumulate"
+        )
     if measure and (devices > 1 or config.trainer.strategy == "fsdp"):
         raise UserError(
             f"--measure runs one device of this machine, but trainer.devices × num_nodes={devices} with "

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from switti.models.kernels import uses_cpu_kernels
 from switti.models.norm import unit_layer_norm, unit_rms_norm
 from switti.models.products import attend_by_products
 from switti.models.rope import rotate
@@ -62,7 +63,7 @@ class KeyValueCache:
 
 def use_products(q: Tensor) -> bool:
     """Whether batched products are faster than the fused kernel: in bfloat16 on a CPU."""
-    return q.device.type == "cpu" and q.dtype == torch.bfloat16
+    return q.dtype == torch.bfloat16 and uses_cpu_kernels(q)
 
 
 def attend(q_BHLK: Tensor, k_BHMK: Tensor, v_BHMK: Tensor, mask_B11M: Tensor | None = None) -> Tensor:

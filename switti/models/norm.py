@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from switti.models.kernels import uses_cpu_kernels
+
 # Numbers handled at a time on a CPU, so that all passes over them but the first find them in the cache.
 PIECE = 2**18
 
@@ -92,7 +94,7 @@ class RMSNorm(nn.Module):
         On a CPU, autocast's type is returned but where an addend has x's shape: what follows is a matrix product.
         GPUs have a fused kernel and compilers make one.
         """
-        plain = torch.compiler.is_compiling() or x.device.type != "cpu"
+        plain = torch.compiler.is_compiling() or not uses_cpu_kernels(x)
         if plain or self.weight.dtype.itemsize < 4 or x.dim() != 3:
             return combine(F.rms_norm(x, (x.shape[-1],), eps=self.eps) * self.weight, factor, addend)
         gain = self.weight.expand(len(x), 1, -1) if factor is None else self.weight * factor

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from switti.models import norm as norms
+from switti.models.kernels import kernels_of_gpus
 from switti.models.norm import LayerNorm, NoNorm, RMSNorm
 
 
@@ -77,3 +78,16 @@ def test_other_norms_take_the_same_arguments(norm: torch.nn.Module) -> None:
     torch.testing.assert_close(norm(x, factor, addend), addend + norm(x) * factor)
     torch.testing.assert_close(norm(x, factor), norm(x) * factor)
     torch.testing.assert_close(norm(x, None, addend), norm(x) + addend)
+
+
+def test_a_plan_takes_the_path_of_gpus() -> None:
+    """In one piece, whatever the size, and with the same values."""
+    norm, x = RMSNorm(8), torch.randn(2, 5, 8, requires_grad=True)
+    ours = norm(x)
+    with kernels_of_gpus():
+        planned = norm(x)
+    assert (
+        "ModulatedRMS" in type(ours.grad_fn).__name__ and "ModulatedRMS" not in type(planned.grad_fn).__name__
+    )
+    torch.testing.assert_close(planned, ours)
+    assert "ModulatedRMS" in type(norm(x).grad_fn).__name__

@@ -289,6 +289,7 @@ def test_a_gpu_without_bfloat16_is_said_to_have_none() -> None:
         (["generator/tiny", "--utilisation", "40"], "--utilisation 40"),
         (["tokenizer/tiny"], "task=tokenizer"),
         (["generator/tiny", "trainer.devices=2", "--measure"], "trainer.devices × num_nodes=2"),
+        (["generator/tiny", "data.batch_size=999999999999"], "raise trainer.accumulate"),
         (["generator/tiny", "model.dept=2"], "did you mean 'model.depth'"),
     ],
 )
