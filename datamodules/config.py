@@ -38,6 +38,8 @@ class DataConfig:
     embeddings: folder(s) made by `experiments.embed`: one store, or the `embeddings` folder that holds several, of
       which the run's text encoder picks its own. Null, or a stream without embeddings of its own: captions are encoded
       while training.
+    captions: which caption of a sample that has several (`captions` in its json) is trained on: first, or one drawn
+      anew in each epoch. With embeddings, drawn needs `experiments.embed --all-captions`. Validation takes the first.
     caption_dropout: probability of the empty caption in training, which guidance needs.
     shuffle_window_shards: so many shards are shuffled together; more is a better shuffle, fewer keep reads local.
     max_bad_fraction: a larger share of samples that cannot be read (damaged pictures, missing captions or embeddings,
@@ -56,6 +58,7 @@ class DataConfig:
     batch_size: int = 64
     workers: int = 2
     embeddings: str | list[str] | None = None
+    captions: Literal["first", "drawn"] = "first"
     caption_dropout: float = 0.1
     shuffle_window_shards: int = 4
     max_bad_fraction: float = 0.01

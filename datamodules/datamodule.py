@@ -120,7 +120,9 @@ class ShardDataModule(LightningDataModule):
         folders, limit = as_list(self.config.embeddings), self.config.max_bad_fraction
         store = None
         if folders:
-            store = EmbeddingStore(folders, shards, self.expected_fingerprint, allowed_missing=limit)
+            store = EmbeddingStore(
+                folders, shards, self.expected_fingerprint, limit, variants=self._draws_captions(dropout)
+            )
             if self.encode is not None and store.identity != self.encode.identity:
                 raise UserError(
                     f"data.embeddings={folders[0]}: {store.identity} is not the run's {self.encode.identity}; run "
@@ -157,7 +159,11 @@ class ShardDataModule(LightningDataModule):
     def _framing(self, random_crop: bool, dropout: bool) -> Framing:
         probability = self.config.caption_dropout if dropout else 0.0
         limits = Limits(self.config.max_pixels, self.config.max_aspect_ratio)
-        return Framing(self.resolution, self.config.crop_base, random_crop, probability, limits)
+        draws = self._draws_captions(dropout)
+        return Framing(self.resolution, self.config.crop_base, random_crop, probability, limits, draws)
+
+    def _draws_captions(self, training: bool) -> bool:
+        return training and self.config.captions == "drawn"
 
     def train_dataloader(self) -> CountingLoader:
         if self.streamed:

@@ -43,7 +43,7 @@ class ShardSamples:
                 self.framing,
             )
             if self.store is not None:
-                sample.text = self.store.read(shard, row)
+                sample.text = self.store.read(shard, row, sample.variant, sample.caption)
         except (DamagedPictureError, MissingEmbeddingError, OSError, UserError, UnicodeDecodeError) as error:
             if is_machine_fault(error):
                 return fatal(self.names[shard], error)

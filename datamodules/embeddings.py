@@ -4,6 +4,9 @@ A store is the folder `<encoder>-<fingerprint[:12]>/` with one side file a shard
 caption and, written last, `manifest.json`: {"format": 2, "name", "fingerprint", "width", "pooled_width", "max_length",
 "samples": {stem: captions}, "heads": {stem: SHA-256 of a side file without its embeddings}}. Format 1 has no heads.
 
+A store of all captions has also `<shard>.variants.safetensors`, with keys `<key>\\n<number of the caption>`, for shards
+whose samples have several, and "variants": {stem: captions in that file} in the manifest.
+
 Shape suffixes: N captions of a shard, t real tokens of one, T token positions (padded), C, P channels.
 """
 
@@ -26,25 +29,46 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 NULL = "null.safetensors"
+VARIANTS = ".variants"
 FORMAT = 2
 AGAIN = "run experiments.embed again"
 
 
 def write_manifest(
-    store: Path, identity: EncoderIdentity, samples: dict[str, int], heads: dict[str, str]
+    store: Path,
+    identity: EncoderIdentity,
+    samples: dict[str, int],
+    heads: dict[str, str],
+    variants: dict[str, int] | None = None,
 ) -> None:
-    """Mark a store as complete; by the shards' stems, `samples` counts captions and `heads` are of the side files."""
-    content = {"format": FORMAT, **vars(identity), "samples": samples, "heads": heads}
-    write_json(store / MANIFEST, content)
+    """Mark a store as complete, unless it is marked so already.
+
+    By the shards' stems, `samples` counts captions, `variants` further ones (None: not embedded), and `heads` are of
+    the side files.
+    """
+    content: dict[str, Any] = {"format": FORMAT, **vars(identity), "samples": samples, "heads": heads}
+    if variants is not None:
+        content["variants"] = variants
+    if listed(store) != content:
+        write_json(store / MANIFEST, content)
 
 
-def is_listed(store: Path, identity: EncoderIdentity, heads: dict[str, str]) -> bool:
-    """Whether the manifest is there and lists side files with just these heads."""
+def listed(store: Path) -> dict[str, Any]:
+    """What the manifest says; {} where there is none that can be read."""
     try:
-        content = read_json_object(store / MANIFEST)
+        return read_json_object(store / MANIFEST)
     except (OSError, UserError):
-        return False
-    return content.get("heads") == heads and all(content.get(k) == v for k, v in vars(identity).items())
+        return {}
+
+
+def variant_keys(key: str, count: int) -> list[str]:
+    """Keys of a sample's further captions in a side file."""
+    return [f"{key}\n{number}" for number in range(1, count + 1)]
+
+
+def variants_path(store: Path, stem: str) -> Path:
+    """The side file of a shard's further captions."""
+    return store / f"{stem}{VARIANTS}.safetensors"
 
 
 def is_whole(path: Path, index: ShardIndex, identity: EncoderIdentity) -> bool:
@@ -71,6 +95,7 @@ class EmbeddingStore:
         folders: stores, or folders that hold stores (of which the fingerprint decides).
         expected_fingerprint: of the run's text encoder; None accepts any encoder if there is only one store.
         allowed_missing: share of the samples that may have none; reading those is a MissingEmbeddingError.
+        variants: further captions of the samples are read, too.
 
     Raises:
         UserError: no store, one of another encoder, of other captions, or without some shard.
@@ -82,6 +107,7 @@ class EmbeddingStore:
         shards: list[ShardIndex],
         expected_fingerprint: str | None,
         allowed_missing: float = 0.0,
+        variants: bool = False,
     ) -> None:
         stores = [_choose(Path(folder), expected_fingerprint) for folder in folders]
         self.identity = _identity(stores)
@@ -98,6 +124,12 @@ class EmbeddingStore:
             if side is not None:
                 side.forget()
         _check_missing(paths, shards, self.rows, allowed_missing)
+        self.variants: list[Variants | None] = [None] * len(shards)
+        if variants:
+            self.variants = [
+                None if path is None else _open_variants(path, shard, self.identity, heads)
+                for path, shard in zip(paths, shards, strict=True)
+            ]
         null = _open(stores[0] / NULL, self.identity, heads)
         if null.keys != [""] or null.digests_N32.tobytes() != hashlib.sha256(b"").digest():
             raise UserError(f"{null.path} is not the embedding of the empty caption; {AGAIN}")
@@ -106,13 +138,19 @@ class EmbeddingStore:
         except OSError as error:
             raise UserError(str(error)) from error
 
-    def read(self, shard: int, row: int) -> Text:
+    def read(self, shard: int, row: int, variant: int = 0, caption: str = "") -> Text:
         """(tokens [t, C] float16, pooled [P] float32) of the sample in a row of a shard.
+
+        variant: of its further captions the one with this number, which must be `caption` ("": it is not compared).
 
         Raises:
             MissingEmbeddingError: there is none, or it cannot be read.
         """
         place, side = int(self.rows[shard][row]), self.sides[shard]
+        if variant and place >= 0:
+            place, side = -1, None
+            if (further := self.variants[shard]) is not None:
+                place, side = further.place(row, variant, caption), further.side
         if place < 0 or side is None:
             raise MissingEmbeddingError(f"{side.path if side else 'the store'} has none of this sample")
         try:
@@ -122,6 +160,53 @@ class EmbeddingStore:
                 raise
             again = "" if AGAIN in str(error) else f"; {AGAIN}"
             raise MissingEmbeddingError(f"{error}{again}") from error
+
+
+class Variants:
+    """The further captions of one shard's samples.
+
+    Raises:
+        UserError: the keys are not those of the shard, one number after another.
+    """
+
+    def __init__(self, side: SideFile, shard: ShardIndex) -> None:
+        self.side, self.digests_N32 = side, side.digests_N32
+        row_of = {key: row for row, key in enumerate(shard.keys)}
+        self._first, self._count = np.full(len(shard), -1), np.zeros(len(shard), np.int64)
+        for place, name in enumerate(side.keys):
+            key, _, number = name.rpartition("\n")
+            row = row_of.get(key, -1)
+            if row < 0 or number != str(self._count[row] + 1):
+                raise UserError(f"{side.path} is not of the samples of {shard.path}; {AGAIN} --all-captions")
+            if self._count[row] == 0:
+                self._first[row] = place
+            elif self._first[row] + self._count[row] != place:
+                raise UserError(f"{side.path} is not in the order of the samples; {AGAIN} --all-captions")
+            self._count[row] += 1
+        side.forget()
+
+    def place(self, row: int, variant: int, caption: str) -> int:
+        """Row in the side file; -1 if there is none, or one of another caption."""
+        if not 1 <= variant <= self._count[row]:
+            return -1
+        place = int(self._first[row]) + variant - 1
+        digest = hashlib.sha256(caption.encode()).digest()
+        return place if not caption or self.digests_N32[place].tobytes() == digest else -1
+
+
+def _open_variants(
+    path: Path, shard: ShardIndex, identity: EncoderIdentity, heads: dict[Path, dict[str, str] | None]
+) -> Variants | None:
+    """None where no sample of the shard has several captions."""
+    counts = _read_manifest(path.parent).get("variants")
+    if not isinstance(counts, dict) or shard.path.stem not in counts:
+        raise UserError(
+            f"data.captions=drawn: {path.parent} holds the first caption of each sample alone; "
+            f"{AGAIN} --all-captions, or set data.captions=first"
+        )
+    if not counts[shard.path.stem]:
+        return None
+    return Variants(_open(variants_path(path.parent, shard.path.stem), identity, heads), shard)
 
 
 def pad(texts: list[Text], max_length: int) -> dict[str, Tensor]:

@@ -8,29 +8,33 @@ import torch
 from datamodules.config import Limits
 from datamodules.damage import Damage
 from datamodules.hashing import stable_fraction
+from datamodules.members import CAPTION, LIMITS
 from datamodules.pictures import DEFAULT_LIMITS, decode, resized_crop, scaled_size, square_crop
 from datamodules.side_files import Text
 from switti.files import parse_json
 from switti.models.crop import crop_condition
 
+MAX_CAPTIONS = 64
 MAX_SIDE = 1 << 24  # px; float32 counts no further
 
 
 @dataclass(frozen=True)
 class Framing:
-    """How pictures become squares of `side` px, which are refused, and how often captions are dropped."""
+    """How pictures become squares of `side` px, which are refused, which captions are taken and how often dropped."""
 
     side: int
     crop_base: int
     random_crop: bool
     caption_dropout: float
     limits: Limits = DEFAULT_LIMITS
+    draw_captions: bool = False
 
 
 @dataclass
 class Sample:
     """What a batch is made of. picture: uint8 [side, side, 3]. damages: what it stands in for.
 
+    variant: number of the caption among all of the sample's (see `captions_in`), 0 for the stored one.
     enlarged: the stored picture's shorter side was below the square's; it was enlarged (bicubic) until it fitted.
     """
 
@@ -42,6 +46,7 @@ class Sample:
     seed: int
     dropped: bool
     enlarged: bool = False
+    variant: int = 0
     text: Text | None = None
     damages: list[Damage] = field(default_factory=list)
 
@@ -62,16 +67,38 @@ def make_sample(
     box = square_crop(*resized, framing.side, where)
     size = original_size(meta, (decoded.height, decoded.width))
     dropped = stable_fraction(f"{seed}/drop") < framing.caption_dropout
+    captions = captions_in(meta, caption) if framing.draw_captions else [caption]
+    variant = int(stable_fraction(f"{seed}/caption") * len(captions))
     return Sample(
         picture=np.asarray(resized_crop(decoded, resized, box)),
-        caption="" if dropped else caption,
+        caption="" if dropped else captions[variant],
         key=key,
         size=size,
         crop=condition_of(size, where, framing.crop_base),
         seed=seed,
         dropped=dropped,
         enlarged=min(decoded.size) < framing.side,
+        variant=variant,
     )
+
+
+def captions_in(meta: bytes | None, caption: str) -> list[str]:
+    """The stored caption, then the further ones of `captions` in the sample's json, each once, at most MAX_CAPTIONS.
+
+    The json may come from another program: what is not a caption is ignored.
+    """
+    try:
+        listed = parse_json(meta or b"")["captions"]
+    except (ValueError, KeyError, TypeError):
+        return [caption]
+    further = [text for text in listed if _is_caption(text)] if isinstance(listed, list) else []
+    return list(dict.fromkeys([caption, *further]))[:MAX_CAPTIONS]
+
+
+def _is_caption(text: object) -> bool:
+    if not isinstance(text, str) or not text.strip() or "\0" in text or len(text) > LIMITS[CAPTION]:
+        return False
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def condition_of(size: tuple[int, int], where: tuple[float, float], base: int) -> tuple[int, int, int, int]:

@@ -145,7 +145,8 @@ class StreamSet(IterableDataset[Sample | Damage]):
         except DamagedPictureError as error:
             return Damage(stored.shard, key, str(error))
         entry = contents.get(EMBEDDING)
-        if self.identity is None or entry is None:
+        if self.identity is None or entry is None or sample.variant:
+            # The entry is of the stored caption; another one is encoded in the training process.
             return sample
         try:
             sample.text = read_entry(entry, caption, self.identity)

@@ -6,13 +6,15 @@ DATA is a folder made by experiments.prepare, or any folder of .tar shards. Sett
 config, such as max_length=77; a run refuses embeddings that were made with other settings than its own.
 Interrupted, the same command continues with the shards that are not done; finished, it does nothing.
 
+--all-captions embeds every caption of samples that have several, for training with data.captions=drawn.
 --into OUT also writes copies of the shards that carry their embeddings, for training from streams (`pipe:…`, HTTP).
 """
 
 import argparse
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +26,7 @@ from switti.errors import UserError
 from switti.models.text.config import TextConfig
 
 if TYPE_CHECKING:
-    from datamodules.index import ShardIndex
+    from datamodules.index import ShardIndex, ShardReader
     from datamodules.side_files import EncoderIdentity
     from switti.models.text.base import TextEncoder
 
@@ -40,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     form.add_argument("--encoder", choices=("minilm", "clip_pair"), default="minilm", help="(%(default)s)")
     form.add_argument("--batch", type=int, default=64, help="captions at a time (%(default)s)")
     form.add_argument("--out", type=Path, help="folder of the stores (DATA/embeddings)")
+    form.add_argument("--all-captions", action="store_true", help="not only each sample's first caption")
     form.add_argument("--into", type=Path, metavar="OUT", help="folder of shards that carry their embeddings")
     form.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")
     return form
@@ -64,9 +67,8 @@ def main(argv: list[str]) -> int:
     store = (options.out or options.data / "embeddings") / identity.folder
     begun = time.perf_counter()
     indices = [load_index(path) for path in shards]
-    written = embed(indices, encoder, identity, store, options.batch)
+    written, total = embed(indices, encoder, identity, store, options.batch, options.all_captions)
     seconds = time.perf_counter() - begun
-    total = sum(len(index) for index in indices)
     cut = f", {encoder.truncated} cut to {encoder.max_length} tokens" if encoder.truncated else ""
     if written:
         print(f"{store}: {written} of {total} captions in {seconds:.1f} s ({written / seconds:.0f}/s){cut}")
@@ -96,24 +98,52 @@ def find_shards(data: Path) -> list[Path]:
 
 
 def embed(
-    indices: "list[ShardIndex]", encoder: "TextEncoder", identity: "EncoderIdentity", store: Path, batch: int
-) -> int:
-    """Write the side files that are missing or damaged, the null caption and the manifest; the captions encoded."""
-    from datamodules.embeddings import NULL, is_listed, is_whole, write_manifest
+    indices: "list[ShardIndex]",
+    encoder: "TextEncoder",
+    identity: "EncoderIdentity",
+    store: Path,
+    batch: int,
+    all_captions: bool = False,
+) -> tuple[int, int]:
+    """Write the side files that are missing or damaged, the null caption and the manifest.
+
+    Returns the number of captions that were encoded, and of those that the store holds.
+    """
+    from datamodules.embeddings import NULL, is_whole, listed, variants_path, write_manifest
+    from datamodules.index import ShardReader
     from datamodules.side_files import SideFile
 
     paths = {index.path.stem: store / f"{index.path.stem}.safetensors" for index in indices}
-    todo = [index for index in indices if not is_whole(paths[index.path.stem], index, identity)]
-    ensure_null(encoder, identity, store)
-    if todo:
-        with tqdm(total=sum(len(index) for index in todo), unit="caption", smoothing=0.1) as bar:
-            for index in todo:
-                embed_shard(index, encoder, identity, store, batch, bar)
+    reader = ShardReader(indices)
+    wanted: list[tuple[Path, ShardIndex, Callable[[int], str]]] = [
+        (paths[index.path.stem], index, partial(reader.caption, number))
+        for number, index in enumerate(indices)
+    ]
     samples = {index.path.stem: len(index) for index in indices}
-    heads = {path.stem: SideFile(path, identity).head for path in (*paths.values(), store / NULL)}
-    if not is_listed(store, identity, heads):
-        write_manifest(store, identity, samples, heads)
-    return sum(len(index) for index in todo)
+    variants = None
+    if all_captions:
+        further = {index.path.stem: further_captions(index, reader, n) for n, index in enumerate(indices)}
+        variants = {stem: len(captions) for stem, (_, captions) in further.items()}
+        wanted += [
+            (variants_path(store, stem), index, captions.__getitem__)
+            for stem, (index, captions) in further.items()
+            if captions
+        ]
+    elif listed(store).get("samples") == samples:
+        variants = kept_variants(store)
+    ensure_null(encoder, identity, store)
+    todo = [item for item in wanted if not is_whole(item[0], item[1], identity)]
+    if todo:
+        with tqdm(total=sum(len(index) for _, index, _ in todo), unit="caption", smoothing=0.1) as bar:
+            for path, index, captions in todo:
+                embed_captions(path, index, captions, encoder, identity, batch, bar)
+    reader.close()
+    files = [*paths.values(), store / NULL]
+    files += [variants_path(store, stem) for stem, count in (variants or {}).items() if count]
+    write_manifest(
+        store, identity, samples, {path.stem: SideFile(path, identity).head for path in files}, variants
+    )
+    return sum(len(index) for _, index, _ in todo), sum(len(index) for _, index, _ in wanted)
 
 
 def ensure_null(encoder: "TextEncoder", identity: "EncoderIdentity", store: Path) -> None:
@@ -142,25 +172,57 @@ def null_index(path: Path) -> "ShardIndex":
     return ShardIndex(path, [""], nothing_13, nothing_13, digest_N32, 0)
 
 
-def embed_shard(
+def kept_variants(store: Path) -> dict[str, int] | None:
+    """What an earlier command has embedded of further captions, which stays listed while its files are there."""
+    from datamodules.embeddings import listed, variants_path
+
+    counts = listed(store).get("variants")
+    if isinstance(counts, dict) and all(variants_path(store, s).is_file() for s, n in counts.items() if n):
+        return counts
+    return None
+
+
+def further_captions(
+    index: "ShardIndex", reader: "ShardReader", shard: int
+) -> "tuple[ShardIndex, list[str]]":
+    """What a shard's index would say of its samples' further captions, and these captions."""
+    import hashlib
+
+    import numpy as np
+
+    from datamodules.embeddings import variant_keys
+    from datamodules.index import ShardIndex
+    from datamodules.samples import captions_in
+
+    keys: list[str] = []
+    captions: list[str] = []
+    for row, key in enumerate(index.keys):
+        further = captions_in(reader.meta(shard, row), reader.caption(shard, row))[1:]
+        keys += variant_keys(key, len(further))
+        captions += further
+    digests = b"".join(hashlib.sha256(caption.encode()).digest() for caption in captions)
+    nothing_N3 = np.zeros((len(keys), 3), np.int64)
+    digests_N32 = np.frombuffer(digests, np.uint8).reshape(-1, 32)
+    return ShardIndex(index.path, keys, nothing_N3, nothing_N3, digests_N32, 0), captions
+
+
+def embed_captions(
+    path: Path,
     index: "ShardIndex",
+    captions: Callable[[int], str],
     encoder: "TextEncoder",
     identity: "EncoderIdentity",
-    store: Path,
     batch: int,
     bar: tqdm,
 ) -> None:
-    from datamodules.index import ShardReader
+    """Write one side file, of the rows of `index`."""
     from datamodules.side_files import concatenate, pack, write_packed
 
-    reader = ShardReader([index])
     parts = []
     for rows in batched(len(index), batch):
-        text = encoder.encode([reader.caption(0, row) for row in rows])
+        text = encoder.encode([captions(row) for row in rows])
         parts.append(pack(text.tokens_BTC, text.mask_BT, text.pooled_BP))
         bar.update(len(rows))
-    reader.close()
-    path = store / f"{index.path.stem}.safetensors"
     write_packed(path, concatenate(parts), index.keys, index.digests_N32, identity.fingerprint)
 
 

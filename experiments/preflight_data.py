@@ -150,6 +150,14 @@ def _embeddings(config: RunConfig, shards: list[Path]) -> list[str]:
             f"data.embeddings: {len(lacking)} files are missing in {stores[0]} (first: that of {lacking[0].stem}); run "
             "experiments.embed again"
         ]
+    if config.data.captions == "drawn":
+        # Only the training split draws; its stores must list further captions.
+        for store in sorted({side.parent for side in sides.values()}):
+            if not isinstance(read_json_object(store / MANIFEST).get("variants"), dict):
+                return [
+                    f"data.captions=drawn: {store} holds the first caption of each sample alone; run experiments.embed "
+                    "again --all-captions, or set data.captions=first"
+                ]
     damaged = [problem for shard in _some(shards) for problem in said(partial(read_header, sides[shard]))]
     return [f"{problem}; run experiments.embed again" for problem in damaged[:_NAMED]] or _other_counts(
         config, sides

@@ -5,7 +5,8 @@ Images with captions → WebDataset shards `train-*.tar` and `validation-*.tar` 
 emoji    two open emoji styles that ship inside packages (see datamodules/emoji.py): no download
 FOLDER   images with a .txt beside each
 TABLE    .csv, .tsv or .jsonl with a file and a caption column, or COCO captions (.json, with --images DIR). Several
-         captions of an image are a JSON list, the main one first; file names lie below the table's folder or --images
+         captions of an image are a JSON list, the main one first (data.captions=drawn trains on all of them); file
+         names lie below the table's folder or --images
 
 Read are JPEG, PNG, WebP, AVIF, GIF, BMP and TIFF, by content. Line breaks in captions become spaces. What cannot be
 used is counted by reason and listed in skipped.csv. The shards appear all at once when everything is written; the same

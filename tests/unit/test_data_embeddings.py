@@ -55,7 +55,7 @@ def make_store(folder, encoder=None, batch=2, out=None):
     encoder = encoder or HashEncoder()
     indices = [load_index(path) for path in sorted(folder.glob("*.tar"))]
     store = (out or folder / "embeddings") / encoder.identity.folder
-    return store, embed(indices, encoder, encoder.identity, store, batch)
+    return store, embed(indices, encoder, encoder.identity, store, batch)[0]
 
 
 def data_of(folder, fingerprint=None, **settings):
