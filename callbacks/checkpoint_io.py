@@ -10,10 +10,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
-from switti.checkpoint import check_run, weights_in
-from switti.errors import UserError
-from switti.files import free_space, sync_file, temporary_beside
-from switti.sharded import (
+from switti.distributed.sharded_checkpoint import (
     holds_shards,
     is_sharded,
     publish,
@@ -23,11 +20,15 @@ from switti.sharded import (
     snapshot,
     write_sharded,
 )
-from switti.torch_files import read_torch
+from switti.errors import UserError
+from switti.files import free_space, sync_file, temporary_beside
+from switti.weights.state_dict import check_run, weights_in
+from switti.weights.torch_files import read_torch
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """One file for weights that are whole on rank zero, a folder of all ranks for sharded ones (`switti.sharded`).
+    """One file for weights that are whole on rank zero, a folder of all ranks for sharded ones
+    (`switti.distributed.sharded_checkpoint`).
 
     A full disk, an error or a kill at any moment leaves the previous checkpoint valid. UserErrors of writing give path
     and free space. `save_checkpoint` returns when the checkpoint is there; within `in_background` it returns as soon as

@@ -15,13 +15,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks.checkpoint_io import AtomicCheckpointIO
 from callbacks.config import CallbacksConfig
-from switti.agreement import gathered, largest
+from switti.distributed.collectives import gathered, largest
+from switti.distributed.sharded_checkpoint import damage as shard_damage
+from switti.distributed.sharded_checkpoint import remove
 from switti.errors import UserError
 from switti.files import open_regular, read_json_object, write_json, writing
 from switti.run_folder import CHECKPOINTS
-from switti.sharded import damage as shard_damage
-from switti.sharded import remove
-from switti.torch_files import TorchFileError, check_torch
+from switti.weights.torch_files import TorchFileError, check_torch
 
 log = logging.getLogger(__name__)
 

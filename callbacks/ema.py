@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.skipped_steps import was_skipped
-from switti.optimizer_state import local_part
+from switti.distributed.optimizer_state import local_part
 
 
 class ExponentialMovingAverage(Callback):

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-from callbacks.metrics_log import CompletedSteps
+from callbacks.csv_logger import CompletedSteps
 from switti.errors import UserError
 from switti.files import write_failure
 

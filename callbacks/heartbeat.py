@@ -25,8 +25,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks.stopping import EXIT_HUNG
-from switti.errors import UserError
+from switti.errors import EXIT_HUNG, UserError
 from switti.files import read_json_object, temporary_beside, writing
 from switti.run_folder import FORMAT, HEARTBEAT, HUNG, rank_file, read_record, write_record
 

@@ -11,8 +11,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from switti.errors import UserError
-from switti.models.text.base import TextEmbedding
 from switti.sampling.config import SamplingConfig
+from switti.text.base import TextEmbedding
 
 
 class PictureMetrics(Protocol):

@@ -20,9 +20,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks.stopping import EXIT_REQUEUE, PREEMPTING, Interrupted, StopSignals
-from switti.agreement import largest
-from switti.errors import UserError
+from callbacks.signals import PREEMPTING, Interrupted, StopSignals
+from switti.distributed.collectives import largest
+from switti.errors import EXIT_REQUEUE, UserError
 from switti.files import write_json
 from switti.run_folder import PREEMPTED
 

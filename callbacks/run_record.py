@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks.metrics_log import CompletedSteps
+from callbacks.csv_logger import CompletedSteps
 from switti.environment import masked
 from switti.errors import UserError
 from switti.run_folder import CONFIG, FORMAT, check_present, read_record, write_record

@@ -10,10 +10,10 @@ from PIL import Image
 
 from callbacks.event_log import EventLog
 from switti.files import atomic_write, write_json, writing
-from switti.models.text.base import TextEmbedding
 from switti.run_folder import LATEST_SAMPLES, SAMPLES, SAMPLES_INDEX
 from switti.sampling.config import SamplingConfig
-from switti.sampling.pictures import captioned_grid, to_pil
+from switti.sampling.image_grid import captioned_grid, to_pil
+from switti.text.base import TextEmbedding
 
 
 class SampleGrids(Callback):

@@ -13,9 +13,10 @@ from lightning_modules.decoder_tuning_config import DecoderTuningConfig
 from lightning_modules.tokenizer_config import TokenizerLossConfig
 from switti.errors import UserError
 from switti.metrics.config import MetricsConfig
-from switti.models.config import GeneratorConfig, RQVAEConfig
-from switti.models.text.config import TextConfig
+from switti.models.config import GeneratorConfig
 from switti.sampling.config import SamplingConfig
+from switti.text.config import TextConfig
+from switti.tokenizer.config import RQVAEConfig
 
 _SEEDS = 1 << 32  # what NumPy's generators take
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.damage import Damage
-from datamodules.embeddings import EmbeddingStore, pad
-from datamodules.samples import Sample
-from datamodules.side_files import Text
+from datamodules.shards.bad_samples import Damage
+from datamodules.shards.embedding_file import Text
+from datamodules.shards.embeddings import EmbeddingStore, pad
+from datamodules.shards.samples import Sample
 
 Batch = dict[str, Any]
 Encode = Callable[[list[str]], list[Text]]

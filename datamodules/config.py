@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from switti.config_values import MAX_CROP_BASE
 from switti.errors import UserError
-from switti.models.config import MAX_CROP_BASE
 
 STREAMS = ("pipe:", "http:", "https:")
 MAX_PIXELS = 178_956_970  # Pillow refuses more

@@ -10,19 +10,19 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from datamodules.batches import Batch, collate, pack_batch
+from datamodules.caption_encoding import CaptionEncoder
 from datamodules.config import STREAMS, DataConfig, Limits, as_list
-from datamodules.damage import Damage
 from datamodules.datasets import PositionBatches, ShardSamples, TrainingSet, ValidationSet
-from datamodules.embeddings import EmbeddingStore
-from datamodules.encoding import CaptionEncoder
-from datamodules.found import FoundShards, as_before, find_shards
 from datamodules.loader import CountingLoader, DamageCount
-from datamodules.order import EpochOrder, rank_batch_size, validation_batches
-from datamodules.samples import Framing
-from datamodules.streams import StreamSet
+from datamodules.shards.bad_samples import Damage
+from datamodules.shards.embeddings import EmbeddingStore
+from datamodules.shards.order import EpochOrder, rank_batch_size, validation_batches
+from datamodules.shards.samples import Framing
+from datamodules.shards.shard_discovery import FoundShards, as_before, find_shards
+from datamodules.shards.streams import StreamSet
 from datamodules.workers import outlive_signals
 from switti.errors import UserError
-from switti.models.text.base import TextEncoder
+from switti.text.base import TextEncoder
 
 log = logging.getLogger(__name__)
 

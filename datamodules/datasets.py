@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator
 
 from torch.utils.data import Dataset, Sampler
 
-from datamodules.damage import Damage, Fatal, Kind
-from datamodules.embeddings import EmbeddingStore, MissingEmbeddingError
-from datamodules.hashing import sample_seed, stable_hash
-from datamodules.index import ShardIndex, ShardReader
-from datamodules.open_files import CutOffError, is_machine_fault
-from datamodules.order import EpochOrder, rank_positions
-from datamodules.pictures import DamagedPictureError
-from datamodules.samples import Framing, Sample, make_sample
-from datamodules.shard_paths import unique_names
+from datamodules.images import DamagedPictureError
+from datamodules.shards.bad_samples import Damage, Fatal, Kind
+from datamodules.shards.embeddings import EmbeddingStore, MissingEmbeddingError
+from datamodules.shards.index import ShardIndex, ShardReader
+from datamodules.shards.open_files import CutOffError, is_machine_fault
+from datamodules.shards.order import EpochOrder, rank_positions
+from datamodules.shards.samples import Framing, Sample, make_sample
+from datamodules.shards.shard_paths import unique_names
+from datamodules.stable_seeds import sample_seed, stable_hash
 from switti.errors import UserError
 
 STAND_INS = 16  # so many others are tried for a sample that cannot be read

@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from datamodules.batches import Batch, Encode, PackedBatch
-from datamodules.damage import Damage, Fatal
+from datamodules.shards.bad_samples import Damage, Fatal
 from datamodules.workers import started, worker_failure
 from switti.errors import UserError
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.command import parse_with_prompts, run
+from experiments.cli import parse_with_prompts, run
 from switti.errors import UserError
 from switti.escape import spreadsheet_cell
 from switti.files import atomic_write, check_output_folder
@@ -25,7 +25,7 @@ from switti.files import atomic_write, check_output_folder
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from switti.analysis import CaptionAttention, ScaleAttention
+    from switti.sampling.attention_analysis import CaptionAttention, ScaleAttention
     from switti.sampling.guidance import GuidancePlan
     from switti.sampling.pipeline import SwittiPipeline
     from switti.sampling.sampler import PromptSwitch
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
 
     check_output_folder(options.out)
 
-    from experiments.trained import open_pipeline
+    from configs.load_run import open_pipeline
 
     pipeline, _ = open_pipeline(options.run, settings)
     if options.kind == "scale-attention" and pipeline.generator.config.visibility != "causal":
@@ -89,7 +89,7 @@ def sample(
 
     import torch
 
-    from switti.analysis import recording
+    from switti.sampling.attention_analysis import recording
     from switti.sampling.sampler import PictureNoise, sample_latent
 
     device = pipeline.device
@@ -114,7 +114,7 @@ def sample(
 
 def caption_attention(pipeline: "SwittiPipeline", prompts: list[str], out: Path) -> list[Path]:
     """A heat map a prompt: scales by caption tokens."""
-    from switti.analysis import CaptionAttention
+    from switti.sampling.attention_analysis import CaptionAttention
 
     recorder = CaptionAttention(len(prompts))
     sample(pipeline, prompts, recorder)
@@ -129,7 +129,7 @@ def caption_attention(pipeline: "SwittiPipeline", prompts: list[str], out: Path)
 
 def scale_attention(pipeline: "SwittiPipeline", prompts: list[str], out: Path) -> list[Path]:
     """One heat map: attending scales by attended scales."""
-    from switti.analysis import ScaleAttention
+    from switti.sampling.attention_analysis import ScaleAttention
 
     recorder = ScaleAttention(pipeline.generator.pyramid, len(prompts))
     sample(pipeline, prompts, recorder)
@@ -179,7 +179,7 @@ def picture_row(path: Path, images: list["Tensor"], captions: list[str], prompts
     """
     from PIL import Image
 
-    from switti.sampling.pictures import captioned_grid, to_pil
+    from switti.sampling.image_grid import captioned_grid, to_pil
 
     settings = [to_pil(batch) for batch in images]
     columns = min(COLUMNS, len(settings))
@@ -206,7 +206,7 @@ def heat_map(
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from switti.sampling.pictures import drawable
+    from switti.sampling.image_grid import drawable
 
     lines = textwrap.wrap(drawable(title), 48)
     figure, axes = plt.subplots(

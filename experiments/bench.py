@@ -11,12 +11,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.command import run
+from experiments.cli import run
 from switti.errors import UserError
 from switti.files import write_json
 
 if TYPE_CHECKING:
-    from switti.bench.report import Results
+    from benchmarks.report import Results
 
 PARTS = ("train", "sample", "tokenizer", "data")
 FULL = "full"  # 2.5 B parameters in bfloat16: 12 GiB of memory and some minutes, only when asked for
@@ -43,9 +43,9 @@ def main(argv: list[str]) -> int:
         if part not in (*PARTS, FULL):
             raise UserError(f"--only {part}: there are {', '.join((*PARTS, FULL))}")
 
-    from switti.bench.measure import machine
-    from switti.bench.report import Results
-    from switti.bench.suite import Suite
+    from benchmarks.measure import machine
+    from benchmarks.report import Results
+    from benchmarks.suite import Suite
 
     results = Results()
     suite = Suite.quick() if options.quick else Suite()
@@ -73,11 +73,11 @@ def measure_data(results: "Results", repetitions: int) -> None:
     import numpy as np
     from PIL import Image
 
+    from benchmarks.measure import interleaved_medians
     from datamodules.config import DataConfig
     from datamodules.datamodule import ShardDataModule
-    from datamodules.pictures import decode
-    from datamodules.shards import Sample, ShardWriter
-    from switti.bench.measure import interleaved_medians
+    from datamodules.images import decode
+    from datamodules.prepare.writer import Sample, ShardWriter
 
     generator = np.random.default_rng(0)
     pictures = []

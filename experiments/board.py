@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from experiments.board_mirror import Board
-from experiments.command import run
+from experiments.cli import run
+from reports.board_mirror import Board
+from sweeps.run_state import find_study, run_folders
 from switti.errors import UserError
-from switti.studies import find_study, run_folders
 
 _RENEW_SECONDS = 10.0
 _LARGEST_SHARE = 0.05  # of the time, for reading what has changed

@@ -13,13 +13,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.command import run
+from experiments.cli import run
+from reports.data.runs import Run, find_runs, folders_without_record, read_run
+from reports.data.search import read_search, search_of
+from reports.data.study import group
+from reports.render.formatting import plural
 from switti.errors import UserError
 from switti.escape import printable
-from switti.report.formatting import plural
-from switti.report.runs import Run, find_runs, folders_without_record, read_run
-from switti.report.search import read_search, search_of
-from switti.report.study import group
 
 RUNS_DIR, PAIR_BY = "runs", "seed"
 
@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> None:
     runs, left_out = read_runs(paths, named)
     skipped = tuple((path.name, reason) for path, reason in left_out)
 
-    from switti.report.build import write_report, write_search_report  # only now: it takes a second
+    from reports.build import write_report, write_search_report  # only now: it takes a second
 
     if folder := searched_folder(options):
         search = read_search(folder, runs, skipped)

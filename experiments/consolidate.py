@@ -9,7 +9,7 @@ for the optimiser. The moving average is taken unless --raw.
 import argparse
 
 from experiments import export
-from experiments.command import run
+from experiments.cli import run
 from switti.errors import UserError
 
 
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
 
     from callbacks.checkpointing import damage
-    from experiments.trained import find_run
+    from configs.load_run import find_run
 
     _, checkpoint = find_run(options.run)
     if reason := damage(checkpoint):

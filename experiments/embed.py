@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from configs.loading import load
-from experiments.command import run
+from experiments.cli import run
 from switti.errors import UserError
-from switti.models.text.config import TextConfig
+from switti.text.config import TextConfig
 
 if TYPE_CHECKING:
-    from datamodules.index import ShardIndex, ShardReader
-    from datamodules.side_files import EncoderIdentity
-    from switti.models.text.base import TextEncoder
+    from datamodules.shards.embedding_file import EncoderIdentity
+    from datamodules.shards.index import ShardIndex, ShardReader
+    from switti.text.base import TextEncoder
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,9 +58,9 @@ def main(argv: list[str]) -> int:
 
     import torch  # only now: what the user got wrong has been said at once
 
-    from datamodules.encoding import identity_of
-    from datamodules.index import load_index
-    from switti.models.text.base import build_text_encoder
+    from datamodules.caption_encoding import identity_of
+    from datamodules.shards.index import load_index
+    from switti.text.build import build_text_encoder
 
     encoder = build_text_encoder(config, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     identity = identity_of(encoder)
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
     else:
         print(f"{store} already holds all {total} captions; nothing to do")
     if options.into is not None:
-        from datamodules.embedded_shards import write_embedded_shards
+        from datamodules.shards.embedded_shards import write_embedded_shards
 
         made = write_embedded_shards(indices, store, options.into)
         print(f"{options.into}: {made} of {len(indices)} shards written with their embeddings")
@@ -109,9 +109,9 @@ def embed(
 
     Returns the number of captions that were encoded, and of those that the store holds.
     """
-    from datamodules.embeddings import NULL, is_whole, listed, variants_path, write_manifest
-    from datamodules.index import ShardReader
-    from datamodules.side_files import SideFile
+    from datamodules.shards.embedding_file import SideFile
+    from datamodules.shards.embeddings import NULL, is_whole, listed, variants_path, write_manifest
+    from datamodules.shards.index import ShardReader
 
     paths = {index.path.stem: store / f"{index.path.stem}.safetensors" for index in indices}
     reader = ShardReader(indices)
@@ -148,8 +148,8 @@ def embed(
 
 def ensure_null(encoder: "TextEncoder", identity: "EncoderIdentity", store: Path) -> None:
     """Write the empty caption's embedding if it is not there or damaged."""
-    from datamodules.embeddings import NULL, is_whole
-    from datamodules.side_files import pack, write_packed
+    from datamodules.shards.embedding_file import pack, write_packed
+    from datamodules.shards.embeddings import NULL, is_whole
 
     index = null_index(store / NULL)
     if is_whole(store / NULL, index, identity):
@@ -165,7 +165,7 @@ def null_index(path: Path) -> "ShardIndex":
 
     import numpy as np
 
-    from datamodules.index import ShardIndex
+    from datamodules.shards.index import ShardIndex
 
     nothing_13 = np.zeros((1, 3), np.int64)
     digest_N32 = np.frombuffer(hashlib.sha256(b"").digest(), np.uint8).reshape(1, 32)
@@ -174,7 +174,7 @@ def null_index(path: Path) -> "ShardIndex":
 
 def kept_variants(store: Path) -> dict[str, int] | None:
     """What an earlier command has embedded of further captions, which stays listed while its files are there."""
-    from datamodules.embeddings import listed, variants_path
+    from datamodules.shards.embeddings import listed, variants_path
 
     counts = listed(store).get("variants")
     if isinstance(counts, dict) and all(variants_path(store, s).is_file() for s, n in counts.items() if n):
@@ -190,9 +190,9 @@ def further_captions(
 
     import numpy as np
 
-    from datamodules.embeddings import variant_keys
-    from datamodules.index import ShardIndex
-    from datamodules.samples import captions_in
+    from datamodules.shards.embeddings import variant_keys
+    from datamodules.shards.index import ShardIndex
+    from datamodules.shards.samples import captions_in
 
     keys: list[str] = []
     captions: list[str] = []
@@ -216,7 +216,7 @@ def embed_captions(
     bar: tqdm,
 ) -> None:
     """Write one side file, of the rows of `index`."""
-    from datamodules.side_files import concatenate, pack, write_packed
+    from datamodules.shards.embedding_file import concatenate, pack, write_packed
 
     parts = []
     for rows in batched(len(index), batch):

@@ -9,14 +9,6 @@ as they are: their result goes to evaluation/NAME.json (or DIR/NAME.json); capti
 Generators that are given together are timed in turn, round by round, so that their times can be compared on a machine
 that does other work as well; all of them are in memory at once. --stopped-early takes the metrics a second time, on the
 same captions and noise with guidance stopped two scales early.
-
-    python -m experiments.evaluate tokenizer=A,B,… [--data SHARDS] [--pictures 300] [--scales …] [--out DIR]
-
-Table 1 for any tokenizers side by side, each a run folder (task tokenizer or decoder), a weights file or folder, a hub
-id, or embedded:demo: PSNR, SSIM, LPIPS, CLIP-IQA, the distance of the two sets of pictures, use of the codebook,
-perplexity and what is missing of the latent after each scale. A tokenizer is convolutional: --scales reads it at a
-resolution that it was not trained at. Writes table.csv, pictures.csv, and the worst pictures with reconstructions and
-differences as page.html and worst.png.
 """
 
 import argparse
@@ -26,13 +18,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments import tokenizer_evaluation
-from experiments.command import run
+from experiments.cli import run
+from reports.data.runs import find_runs
 from switti.errors import UserError
 from switti.files import check_output_folder, check_target, write_json
-from switti.hub import is_hub_id
-from switti.report.runs import find_runs
 from switti.run_folder import CONFIG, EVALUATION
+from switti.weights.hub import is_hub_id
 
 if TYPE_CHECKING:
     from datamodules.datamodule import ShardDataModule
@@ -41,7 +32,6 @@ if TYPE_CHECKING:
     from switti.sampling.pipeline import SwittiPipeline
 
 TIMED_BATCH = 8
-SHARED = ("data", "out")  # options of tokenizers that generators have, too
 INDEX, WEIGHTS_CONFIG = "model_index.json", "config.json"  # of an exported folder and of published weights
 EARLY = 2  # scales; the paper leaves guidance out at the last two (Section 3.5)
 _SETTING = re.compile(r"[\w.]+=.*")
@@ -78,20 +68,19 @@ def main(argv: list[str]) -> int:
         "words",
         nargs="+",
         metavar="STUDY|RUN|CHECKPOINT|FOLDER|HUB-ID|key=value",
-        help="generators, and settings of the sampler; or tokenizer=…",
+        help="generators, and settings of the sampler",
     )
     parser.add_argument("--pictures", type=int, help="number of captions to generate (metrics.prompts)")
     parser.add_argument(
         "--stopped-early", action="store_true", help="metrics with guidance stopped early, too"
     )
-    for_tokenizers = tokenizer_evaluation.add_options(parser)
+    parser.add_argument(
+        "--data", nargs="+", help="shards, or a folder of them, for exported folders and published weights"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder of the results (runs: their own; others: evaluation)"
+    )
     options = parser.parse_intermixed_args(argv)
-    if any(word.startswith(tokenizer_evaluation.WORD) for word in options.words):
-        return evaluate_tokenizers(options)
-    if given := [
-        name for name in for_tokenizers if getattr(options, name) is not None and name not in SHARED
-    ]:
-        raise UserError(f"--{given[0].replace('_', '-')} is for tokenizers: tokenizer=…")
     if options.pictures is not None and options.pictures < 2:
         raise UserError(f"--pictures {options.pictures} must be at least 2")
     targets, settings = split_words(options.words)
@@ -116,7 +105,7 @@ def main(argv: list[str]) -> int:
 
 def result_files(targets: list[Path], data: list[str] | None, out: Path | None) -> list[Path]:
     """Where the result of each target goes. Raises UserError where two would share a file, or data are missing."""
-    from experiments.trained import find_run, is_run
+    from configs.load_run import find_run, is_run
 
     files = []
     for target in targets:
@@ -148,10 +137,11 @@ def name_of(target: Path) -> str:
 
 def open_system(target: Path, settings: list[str], data: list[str] | None, result: Path) -> System:
     """A run or one of its checkpoints with its own settings, or what has been exported or published."""
+    from configs.build import build_datamodule
+    from configs.load_run import is_run, load_pipeline, open_pipeline
     from datamodules.config import DataConfig
     from datamodules.datamodule import ShardDataModule
-    from experiments.assembly import build_datamodule
-    from experiments.trained import is_run, load_pipeline, open_pipeline
+    from datamodules.shards.shard_paths import split_pattern
     from switti.metrics.config import MetricsConfig
 
     if is_run(target):
@@ -160,20 +150,11 @@ def open_system(target: Path, settings: list[str], data: list[str] | None, resul
         module.config.embeddings = None  # the pipeline encodes the captions itself
         return System(name_of(target), result, pipeline, config.metrics, module, step)
     pipeline, _ = open_pipeline(target, settings)
-    shards = [tokenizer_evaluation.pattern(entry) for entry in data or []]
+    shards = [split_pattern(entry) for entry in data or []]
     given = DataConfig(train=shards, validation=shards)
     given.validate("data")
     module = ShardDataModule(given, seed=0, resolution=pipeline.tokenizer.config.resolution)
     return System(name_of(target), result, pipeline, MetricsConfig(), module, None)
-
-
-def evaluate_tokenizers(options: argparse.Namespace) -> int:
-    """Tokenizers alone: a generator run has one of its own, with which it is measured."""
-    others = [word for word in options.words if not word.startswith(tokenizer_evaluation.WORD)]
-    if others or options.stopped_early:
-        wrong = others[0] if others else "--stopped-early"
-        raise UserError(f"{wrong}: generators and their settings are measured without tokenizer=")
-    return tokenizer_evaluation.evaluate(tokenizer_evaluation.sources_in(options.words), options)
 
 
 def split_words(words: list[str]) -> tuple[list[Path], list[str]]:

@@ -8,7 +8,7 @@ hf upload OWNER/NAME DIR. The folder is written whole or not at all. The moving 
 import argparse
 from pathlib import Path
 
-from experiments.command import run
+from experiments.cli import run
 
 
 def main(argv: list[str]) -> int:
@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def write(target: Path, options: argparse.Namespace) -> int:
     """The folder `options.out` from a run or one of its checkpoints."""
-    from experiments.trained import load_pipeline
-    from switti.sampling.exported import DTYPES, check_new
+    from configs.load_run import load_pipeline
+    from switti.sampling.pipeline_folder import DTYPES, check_new
 
     check_new(options.out)
     pipeline, config, step = load_pipeline(target, [], averaged=not options.raw)

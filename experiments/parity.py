@@ -13,11 +13,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.command import run
+from experiments.cli import run
 from switti.errors import UserError
 
 if TYPE_CHECKING:
-    from switti.parity.common import Check, Golden
+    from benchmarks.parity.common import Check, Golden
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
@@ -45,7 +45,7 @@ def _group(quantity: str) -> str:
 def main(argv: list[str]) -> int:
     arguments = _arguments(argv)
 
-    from switti.parity.folder import compare
+    from benchmarks.parity.folder import compare
 
     golden = compare(arguments.folder)
     if golden.checks:

@@ -17,12 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.loading import load
-from configs.schema import RunConfig
-from experiments.command import run
-from switti.errors import UserError
-from switti.files import write_json
-from switti.planning.hardware import (
+from benchmarks.cost_model.hardware import (
     ACCELERATORS,
     GIGA,
     TERA,
@@ -32,9 +27,14 @@ from switti.planning.hardware import (
     step_time,
     table,
 )
+from configs.loading import load
+from configs.schema import RunConfig
+from experiments.cli import run
+from switti.errors import UserError
+from switti.files import write_json
 
 if TYPE_CHECKING:
-    from experiments.followed_step import Followed, Measured
+    from benchmarks.cost_model.simulated_step import Followed, Measured
 
 HOUR = 3600
 MOST_IMAGES = 16_384  # on a GPU at a time, or following them would take minutes
@@ -105,7 +105,7 @@ class Plan:
     def __init__(self, config: RunConfig, gpu: str, utilisation: float) -> None:
         from tqdm import tqdm
 
-        from experiments.followed_step import follow
+        from benchmarks.cost_model.simulated_step import follow
 
         self.config, self.gpu, self.utilisation = config, gpu, utilisation
         trainer = config.trainer
@@ -151,7 +151,7 @@ class Plan:
         return "\n".join([*self._lines_of_run(), "", *self._lines_of_memory(), "", *self._lines_of_time()])
 
     def _lines_of_run(self) -> list[str]:
-        from experiments.followed_step import micro_batch
+        from benchmarks.cost_model.simulated_step import micro_batch
         from switti.scales import Pyramid
 
         config, trainer, chosen = self.config, self.config.trainer, self.chosen
@@ -246,7 +246,7 @@ def print_measured(config: RunConfig) -> dict[str, Any]:
     """Two real steps on this machine, and what `follow` says of them."""
     import torch
 
-    from experiments.followed_step import follow, measure
+    from benchmarks.cost_model.simulated_step import follow, measure
 
     planned = follow(config, config.trainer.checkpointing, fused=torch.cuda.is_available())
     measured: Measured = measure(config)

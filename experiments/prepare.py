@@ -2,7 +2,7 @@
 
 Images with captions → WebDataset shards `train-*.tar` and `validation-*.tar` with a manifest.
 
-emoji    two open emoji styles that ship inside packages (see datamodules/emoji.py): no download
+emoji    two open emoji styles that ship inside packages (see datamodules/prepare/emoji.py): no download
 FOLDER   images with a .txt beside each
 TABLE    .csv, .tsv or .jsonl with a file and a caption column, or COCO captions (.json, with --images DIR). Several
          captions of an image are a JSON list, the main one first (data.captions=drawn trains on all of them); file
@@ -19,13 +19,13 @@ import os
 import time
 from pathlib import Path
 
-from datamodules.captions import check_encoding
 from datamodules.config import MAX_PIXELS, Limits
-from datamodules.emoji import ATTRIBUTION, emoji_items
-from datamodules.preparing import Listing, prepare
-from datamodules.shards import SKIPPED
-from datamodules.sources import list_source
-from experiments.command import run
+from datamodules.prepare.captions import check_encoding
+from datamodules.prepare.emoji import ATTRIBUTION, emoji_items
+from datamodules.prepare.prepare import Listing, prepare
+from datamodules.prepare.sources import list_source
+from datamodules.prepare.writer import SKIPPED
+from experiments.cli import run
 from switti.errors import UserError
 
 EMOJI_SIZE, PICTURE_SIZE, MAX_SIZE = 64, 512, 8192

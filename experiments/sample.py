@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from experiments.command import parse_with_prompts, run
+from experiments.cli import parse_with_prompts, run
 from switti import arguments
 from switti.errors import UserError
 from switti.files import check_output, check_output_folder, check_target
@@ -65,8 +65,8 @@ def main(argv: list[str]) -> int:
         format_of(options.out)
         check_output(options.out)
 
-    from experiments.trained import open_pipeline
-    from switti.sampling.pictures import captioned_grid, grid_size
+    from configs.load_run import open_pipeline
+    from switti.sampling.image_grid import captioned_grid, grid_size
 
     pipeline, origin = open_pipeline(options.run, settings)
     details: dict[str, Any] = {

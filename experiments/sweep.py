@@ -21,16 +21,16 @@ import argparse
 import sys
 
 from configs.loading import CONFIGS, names_below
-from configs.study import PlannedRun, Study, load_study
-from experiments.command import run
-from experiments.jobs import Job, Outcome, count, describe, job_of, steps_left, why
-from experiments.launch import Launcher, Source, drive
-from experiments.launch_local import LocalLauncher
-from experiments.planning import ACTIONS, check_same, check_study, print_plan, save_study
-from experiments.preflight import check_files
-from experiments.screen import screen_for
+from experiments.cli import run
+from sweeps.launchers.base import Launcher, Source, drive
+from sweeps.launchers.jobs import Job, Outcome, count, describe, job_of, steps_left, why
+from sweeps.launchers.local import LocalLauncher
+from sweeps.preflight import check_files
+from sweeps.run_selection import ACTIONS, check_same, check_study, print_plan, save_study
+from sweeps.run_state import State, claim, state_of
+from sweeps.screen import screen_for
+from sweeps.study import PlannedRun, Study, load_study
 from switti.errors import UserError
-from switti.studies import State, claim, state_of
 
 
 def main(arguments: list[str]) -> int:
@@ -130,7 +130,7 @@ def _launcher(study: Study, options: argparse.Namespace) -> Launcher:
             if getattr(options, name):
                 raise UserError(f"--{name} needs --launcher slurm")
         return LocalLauncher(options.jobs or 1)
-    from experiments.launch_slurm import SlurmLauncher, resources
+    from sweeps.launchers.slurm import SlurmLauncher, resources
 
     if options.detach and study.search is not None:
         raise UserError("--detach is not for a search: its driver must learn how trials end")
@@ -218,13 +218,13 @@ def _places(options: argparse.Namespace) -> int:
 
 
 def _search(study: Study) -> Source:
-    from experiments.search import SearchSource
+    from sweeps.search import SearchSource
 
     return SearchSource(study)
 
 
 def _show_search(study: Study) -> int:
-    from experiments.search import show
+    from sweeps.search import show
 
     show(study)
     return 0

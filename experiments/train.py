@@ -11,39 +11,16 @@ torchrun --nproc-per-node=8 -m experiments.train CONFIG trainer.devices=8 traine
 import argparse
 import logging
 import warnings
-from pathlib import Path
 
-from configs.loading import PLACE, SETTINGS, from_run, get, load, shown, to_yaml
+from configs.loading import load, to_yaml
+from configs.resume_rules import check_resumable
 from configs.schema import RunConfig
-from experiments.command import run
-from lightning_modules.launching import check_launch, is_first_rank
+from experiments.cli import run
+from lightning_modules.strategies.launch_environment import check_launch, is_first_rank
+from sweeps.run_state import training_lock
 from switti.environment import masked
-from switti.errors import UserError
 from switti.files import atomic_write, writing
 from switti.run_folder import CONFIG, clear_leftovers, read_record
-from switti.studies import training_lock
-
-# What may change when a run is resumed: where and how fast it runs, what is watched, and the end. With another
-# max_steps the rest of the schedule is another one, too.
-RESUMABLE = (
-    *PLACE,
-    "trainer.max_steps",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-    "trainer.sharding_size",
-    "trainer.checkpointing",
-    "trainer.compile",
-    "trainer.log_every",
-    "trainer.validate_every",
-    "trainer.validate_batches",
-)
-# Whatever else is in RESUMABLE_GROUPS: the average is a result of the training, not a look at it.
-FIXED = ("callbacks.ema_decay",)
-RESUMABLE_GROUPS = (
-    "callbacks.", "metrics.", "sampling.", "data.workers", "data.max_bad_fraction", "data.stream_",
-)  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
@@ -75,9 +52,9 @@ def show(config: RunConfig) -> int:
     print(to_yaml(config), end="")
     import torch
 
-    from switti.checkpoint import count_parameters
-    from switti.models.rqvae import RQVAE
     from switti.scales import Pyramid
+    from switti.tokenizer.rqvae import RQVAE
+    from switti.weights.state_dict import count_parameters
 
     with torch.device("meta"):
         tokenizer = sum(p.numel() for p in RQVAE(config.tokenizer).parameters())
@@ -90,26 +67,6 @@ def show(config: RunConfig) -> int:
         f"# samples: {config.trainer.max_steps * config.data.batch_size:,} in {config.trainer.max_steps:,} steps"
     )
     return 0
-
-
-def check_resumable(config: RunConfig, folder: Path, remedy: str = "another name=…") -> None:
-    """Resuming with other settings would compute something else: an error that names them.
-
-    remedy: what gives the run another folder.
-    """
-    before = from_run(folder)
-    changed = [
-        f"{name}={shown(config, name)} (the run has {shown(before, name)})"
-        for name in SETTINGS
-        if (name in FIXED or not (name in RESUMABLE or name.startswith(RESUMABLE_GROUPS)))
-        and get(config, name) != get(before, name)
-        and shown(config, name) != shown(before, name)
-    ]
-    if changed:
-        raise UserError(
-            f"{folder} was started with other settings: {'; '.join(changed)}. Give the old ones to resume it, "
-            f"{remedy} to start anew, or remove the folder"
-        )
 
 
 def train(config: RunConfig) -> None:
@@ -135,9 +92,9 @@ def fit(config: RunConfig) -> None:
     from lightning.pytorch import seed_everything
 
     from callbacks.checkpointing import find_resume
+    from configs.build import build_callbacks, build_datamodule, build_module, build_trainer
     from datamodules.workers import worker_failure
-    from experiments.assembly import build_callbacks, build_datamodule, build_module, build_trainer
-    from switti.models.text.base import build_text_encoder
+    from switti.text.build import build_text_encoder
 
     _tell(f"{folder}: loading data and models")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

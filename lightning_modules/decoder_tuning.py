@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.autoencoder_base import Reconstructed, ReconstructionModule, from_state, single
 from lightning_modules.config import OptimizerConfig, TrainerConfig
 from lightning_modules.decoder_tuning_config import DecoderTuningConfig
-from lightning_modules.reconstruction import Reconstructed, ReconstructionModule, from_state, single
-from lightning_modules.whole_steps import whole_state
-from switti.models.rqvae import RQVAE
+from lightning_modules.strategies.gather_per_step import whole_state
+from switti.tokenizer.rqvae import RQVAE
 
 PARTS = ("post_quant_conv", "decoder")
 

@@ -12,20 +12,20 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_modules.config import LossConfig, OptimizerConfig, TrainerConfig
-from lightning_modules.finite_steps import FiniteSteps
+from lightning_modules.nonfinite_guard import FiniteSteps
 from lightning_modules.optimization import build_optimizer
-from lightning_modules.parallel import ShardedStrategy, gathered, shard
-from lightning_modules.whole_steps import whole
-from switti.checkpoint import build_empty, fill
+from lightning_modules.strategies.gather_per_step import whole
+from lightning_modules.strategies.parallel import ShardedStrategy, gathered, shard
 from switti.errors import UserError
-from switti.losses import by_scale, token_losses
+from switti.losses.cross_entropy import by_scale, token_losses
 from switti.metrics.generator_statistics import GeneratorStatistics
 from switti.models.config import GeneratorConfig
-from switti.models.rqvae import CODES, RQVAE, check_codes
-from switti.models.text.base import TextEmbedding
 from switti.models.transformer import ScaleTransformer
 from switti.sampling.config import SamplingConfig
 from switti.sampling.sampler import PictureNoise, sample_latent
+from switti.text.base import TextEmbedding
+from switti.tokenizer.rqvae import CODES, RQVAE, check_codes
+from switti.weights.state_dict import build_empty, fill
 
 Batch = dict[str, Any]
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lightning_modules.config import OptimizerConfig
-from switti.schedule import warmup_decay
+from lightning_modules.schedule import warmup_decay
 
 # Parameters of two or more dimensions that are no matrices of a linear map: embeddings and gates.
 UNDECAYED = ("pos_start", "lvl_embed", "pos_1LC", "crop_cond_scales")

@@ -12,17 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_modules.autoencoder_base import Reconstructed, ReconstructionModule, from_state
 from lightning_modules.config import OptimizerConfig, TrainerConfig
-from lightning_modules.parallel import gathered
-from lightning_modules.reconstruction import Reconstructed, ReconstructionModule, from_state
+from lightning_modules.strategies.gather_per_step import assign, whole, whole_state
+from lightning_modules.strategies.parallel import gathered
 from lightning_modules.tokenizer_config import TokenizerLossConfig
-from lightning_modules.whole_steps import assign, whole, whole_state
-from switti.agreement import gathered as all_ranks
+from switti.distributed.collectives import gathered as all_ranks
 from switti.errors import UserError
-from switti.models.codebook import CodebookAverage, draw_rows, entropy, kmeans, sums_by_code, token_counts
-from switti.models.config import RQVAEConfig
-from switti.models.rqvae import RQVAE, Reconstruction
 from switti.scales import Pyramid
+from switti.tokenizer.codebook import CodebookAverage, draw_rows, entropy, kmeans, sums_by_code, token_counts
+from switti.tokenizer.config import RQVAEConfig
+from switti.tokenizer.rqvae import RQVAE, Reconstruction
 
 
 class TokenizerModule(ReconstructionModule):

@@ -1,10 +1,10 @@
 """Settings of RQ-VAE training: the losses on pictures, and the care of the codebook. Imports no torch."""
 
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Literal
 
 from switti.errors import UserError
+from switti.scales import check_scales
 
 
 @dataclass
@@ -85,7 +85,4 @@ class TokenizerLossConfig(ReconstructionLossConfig):
         if not 0.0 <= self.restart_until <= 1.0:
             raise UserError(f"{path}.restart_until={self.restart_until} must lie in [0, 1]")
         for sides in self.pyramids:
-            if not sides or sides[0] < 1 or any(b <= a for a, b in pairwise(sides)):
-                raise UserError(
-                    f"{path}.pyramids: {sides} must be positive, strictly increasing side lengths"
-                )
+            check_scales(sides, f"{path}.pyramids: scales")

@@ -2,12 +2,20 @@
 
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from switti.errors import UserError
-from switti.suggestions import printable
+from switti.suggestions import printable, shortened
+
+MAX_CROP_BASE = 1 << 20  # px; the condition is computed in float32
+# Far beyond any model, and small enough for a model of that size to be described at once.
+_MOST = {
+    "depth": 512, "width": 1 << 16, "heads": 1 << 10, "codebook_size": 1 << 20, "code_width": 1 << 12,
+    "text_width": 1 << 16, "pooled_width": 1 << 16, "crop_base": MAX_CROP_BASE,
+    "channels": 1 << 13, "residual_blocks": 64, "phi_count": 256,
+}  # fmt: skip
 
 
 class _Config(Protocol):
@@ -62,3 +70,13 @@ def _words(hint: Any) -> str:
         return f"a list, each {_words(parts[0])}"
     known = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     return known.get(hint, str(hint))
+
+
+def check_sizes(config: object, names: Iterable[str], path: str) -> None:
+    """UserError if one of these settings is below 1, or larger than any model's."""
+    for name in names:
+        value = getattr(config, name)
+        if value < 1:
+            raise UserError(f"{path}.{name}={shortened(value)} must be at least 1")
+        if value > _MOST[name]:
+            raise UserError(f"{path}.{name}={shortened(value)} must be at most {_MOST[name]}")

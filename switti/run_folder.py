@@ -14,7 +14,7 @@
         output.log                   what the run printed, when a sweep started it
 
 Everything here may have been written by others, cut off or damaged: what is read is checked, and a UserError names the
-file, what is wrong, and what to do. Whoever needs the state of a run or its lock asks `switti.studies`.
+file, what is wrong, and what to do. Whoever needs the state of a run or its lock asks `sweeps.run_state`.
 """
 
 import csv

@@ -1,13 +1,39 @@
-"""The scale pyramid: the one authority for sides, spans, levels and (for reference only) masks."""
+"""The scale pyramid: the one authority for sides, spans and levels, and for the paper's pyramids.
 
+Importing it imports no torch: settings check their scales before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from switti.errors import UserError
+from switti.suggestions import shortened
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+# The scales of the published models by resolution in px (Section 4).
+PYRAMIDS = {
+    256: [1, 2, 3, 4, 5, 6, 8, 10, 13, 16],
+    512: [1, 2, 3, 4, 6, 9, 13, 18, 24, 32],
+    1024: [1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64],
+}
+MAX_SCALES, MAX_TOKENS = 64, 1 << 18
+
+
+def check_scales(scales: Sequence[int], name: str = "scales") -> None:
+    """UserError that names the setting unless `scales` are positive, strictly increasing, and few enough to build."""
+    shown = f"{name}={shortened(list(scales))}"
+    if not scales or scales[0] < 1 or any(b <= a for a, b in pairwise(scales)):
+        raise UserError(f"{shown} must be positive, strictly increasing side lengths")
+    if len(scales) > MAX_SCALES or sum(side * side for side in scales) > MAX_TOKENS:
+        raise UserError(f"{shown} must be at most {MAX_SCALES} scales with {MAX_TOKENS:,} tokens together")
 
 
 @dataclass(frozen=True)
@@ -21,8 +47,7 @@ class Pyramid:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sides", tuple(int(side) for side in self.sides))
-        if not self.sides or self.sides[0] < 1 or any(b <= a for a, b in pairwise(self.sides)):
-            raise UserError(f"scales={list(self.sides)} must be positive, strictly increasing side lengths")
+        check_scales(self.sides)
 
     @property
     def count(self) -> int:
@@ -56,6 +81,8 @@ class Pyramid:
 
     def levels(self, device: torch.device | str | None = None) -> Tensor:
         """Scale number of every position, int64 [L]."""
+        import torch
+
         sizes = torch.tensor(self.sizes, device=device)
         return torch.repeat_interleave(
             torch.arange(self.count, device=device), sizes, output_size=self.length

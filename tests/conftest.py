@@ -34,9 +34,13 @@ def _seeded() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_clock_left() -> Iterator[None]:
-    """A grace period that a test has started must not end the tests' own process later."""
+def _own_signals() -> Iterator[None]:
+    """Signal handlers and grace periods of a test end with it, so that none ends the tests' own process."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = {number: signal.getsignal(number) for number in numbers}
     yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
     for thread in threading.enumerate():
         if isinstance(thread, threading.Timer):
             thread.cancel()

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
-from switti.checkpoint import TORCH_FILES
 from switti.errors import UserError
-from switti.torch_files import check_torch_file
+from switti.weights.state_dict import TORCH_FILES
+from switti.weights.torch_files import check_torch_file
 
 _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 

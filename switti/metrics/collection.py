@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from switti.losses.perceptual import AlexNetFeatures
 from switti.metrics.clip_score import clip_score_name, load_open_clip
 from switti.metrics.config import MetricsConfig
 from switti.metrics.fid import FrechetDistance, InceptionFeatures, KernelDistance
 from switti.metrics.mini_clip import MiniClip, load_heads
 from switti.metrics.pick_score import load_pick_score
 from switti.metrics.scores import MatchedAndShuffledCosine, MeanCosine
-from switti.models.perceptual import AlexNetFeatures
 
 CHUNK = 64  # images that go through a feature network at a time
 

@@ -6,6 +6,9 @@ from typing import Literal
 from switti.errors import UserError
 from switti.files import kind_of
 
+# Fewer images than Inception has features leave a Fréchet distance's covariance singular.
+ENOUGH_IMAGES = 2048
+
 METRICS = ("fid_alexnet", "kid_alexnet", "mini_clip_score", "fid_inception", "clip_score", "pick_score")
 EMBEDDED = "embedded"
 
@@ -26,7 +29,7 @@ class MetricsConfig:
       with published numbers.
     clip_model, clip_weights: open_clip architecture, and a weights file or a pretrained tag known to open_clip.
     pick_score: hub id or local folder of PickScore v1 in transformers format.
-    mini_clip: "embedded", or a folder written by `python -m experiments.mini_clip`.
+    mini_clip: "embedded", or a folder written by `python -m experiments.tools.train_mini_clip`.
     """
 
     names: list[str] = field(default_factory=lambda: ["fid_alexnet", "kid_alexnet", "mini_clip_score"])

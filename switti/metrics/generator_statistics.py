@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from switti.models.codebook import entropy, token_counts
 from switti.scales import Pyramid
+from switti.tokenizer.codebook import entropy, token_counts
 
 
 class GeneratorStatistics(Metric):

@@ -28,7 +28,7 @@ def ssim(images_B3HW: Tensor, targets_B3HW: Tensor) -> Tensor:
 
 
 def lpips_distance(network: nn.Module, images_B3HW: Tensor, targets_B3HW: Tensor) -> Tensor:
-    """LPIPS of each picture, [B]; `network` from switti.models.perceptual.build_lpips."""
+    """LPIPS of each picture, [B]; `network` from switti.losses.perceptual.build_lpips."""
     return network(images_B3HW * 2 - 1, targets_B3HW * 2 - 1).reshape(-1)
 
 

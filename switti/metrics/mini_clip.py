@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from switti.checkpoint import fill, read_weights
 from switti.config_values import from_values
 from switti.errors import UserError
 from switti.files import kind_of, read_json_object
+from switti.losses.perceptual import AlexNetTrunk
 from switti.metrics.config import EMBEDDED
-from switti.models.perceptual import AlexNetTrunk
-from switti.models.text.config import MAX_WIDTH, MINILM_POSITIONS
-from switti.models.text.minilm import MiniLMEncoder
+from switti.text.config import MAX_WIDTH, MINILM_POSITIONS
+from switti.text.minilm import MiniLMEncoder
+from switti.weights.state_dict import fill, read_weights
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _MAP_CHANNELS = (64, 192, 384, 256, 256)
@@ -133,13 +133,13 @@ def embedded_folder() -> Path:
 
 
 def load_heads(source: str | Path = EMBEDDED) -> MiniClipHeads:
-    """Heads from "embedded" or from a folder written by experiments.mini_clip. UserError names what is missing."""
+    """Heads from "embedded" or a folder of `experiments.tools.train_mini_clip`. UserError names what is missing."""
     folder = embedded_folder() if source == EMBEDDED else Path(source)
     for name in (CONFIG, WEIGHTS):
         if kind_of(folder / name) is None:
             raise UserError(
                 f"metrics.mini_clip={source}: {folder / name} is missing; train it with "
-                f"python -m experiments.mini_clip --data SHARDS --out {folder}"
+                f"python -m experiments.tools.train_mini_clip --data SHARDS --out {folder}"
             )
     try:
         sizes = read_json_object(folder / CONFIG, _MAX_CONFIG_BYTES).get("heads", {})

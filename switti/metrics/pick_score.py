@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from switti.errors import UserError
-from switti.models.text.quiet import quiet_transformers
-from switti.transformers_folder import check_folder
+from switti.text.quiet import quiet_transformers
+from switti.weights.transformers_folder import check_folder
 
 _TEXT_TOKENS = 77
 

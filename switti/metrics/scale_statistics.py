@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from switti.models.codebook import entropy, token_counts
 from switti.scales import Pyramid
+from switti.tokenizer.codebook import entropy, token_counts
 
 
 def codebook_use(counts_KV: Tensor) -> Tensor:

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from switti.losses.perceptual import AlexNetFeatures, build_lpips
 from switti.metrics.clip_iqa import ClipIqa
 from switti.metrics.collection import to_bytes
 from switti.metrics.fid import FrechetDistance, InceptionFeatures
 from switti.metrics.image_quality import lpips_distance, psnr, ssim
 from switti.metrics.scale_statistics import ScaleStatistics
-from switti.models.perceptual import AlexNetFeatures, build_lpips
-from switti.models.rqvae import RQVAE
+from switti.tokenizer.rqvae import RQVAE
 
 DECODED_BY_SCALE = 32  # pictures that are decoded after every scale, which costs a decoding each
 

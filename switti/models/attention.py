@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from switti.models.cpu_attention import attend_by_products
 from switti.models.kernels import uses_cpu_kernels
 from switti.models.norm import unit_layer_norm, unit_rms_norm
-from switti.models.products import attend_by_products
 from switti.models.rope import rotate
 
 QUERY_KEY_NORMS = {"layer": unit_layer_norm, "rms": unit_rms_norm}

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from switti.models.attention import KeyValueCache, Rotation
 from switti.models.block import Block, BlockCondition
 from switti.models.config import GeneratorConfig
-from switti.models.crop import FourierFeatures
+from switti.models.crop_embedding import FourierFeatures
 from switti.models.norm import unit_layer_norm
 from switti.models.rope import pyramid_angles, rotary_tables
 from switti.scales import Pyramid

@@ -16,16 +16,17 @@ from tqdm import tqdm
 from switti import arguments
 from switti.config_values import from_values
 from switti.errors import UserError
-from switti.hub import is_hub_id, upload
-from switti.models.rqvae import RQVAE
-from switti.models.text.base import TextEmbedding, TextEncoder, build_text_encoder
-from switti.models.text.config import TextConfig
 from switti.models.transformer import ScaleTransformer
 from switti.sampling.config import FOREIGN, SamplingConfig
-from switti.sampling.exported import Parts, read_parts, write_parts
-from switti.sampling.pictures import to_pil
+from switti.sampling.image_grid import to_pil
+from switti.sampling.pipeline_folder import Parts, read_parts, write_parts
 from switti.sampling.sampler import PictureNoise, PromptSwitch, ScaleTrace, sample_latent
 from switti.suggestions import did_you_mean, shortened
+from switti.text.base import TextEmbedding, TextEncoder
+from switti.text.build import build_text_encoder
+from switti.text.config import TextConfig
+from switti.tokenizer.rqvae import RQVAE
+from switti.weights.hub import is_hub_id, upload
 
 Seed = int | torch.Generator
 MAX_CROP = 1 << 24  # px; the condition is computed in float32

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from switti import arguments
 from switti.errors import UserError
-from switti.models.rqvae import RQVAE
-from switti.models.text.base import TextEmbedding
 from switti.models.transformer import Condition, ScaleTransformer
 from switti.sampling.config import SamplingConfig
 from switti.sampling.filters import draw_tokens, gumbel_softmax, gumbel_temperature
 from switti.sampling.guidance import GuidancePlan
+from switti.text.base import TextEmbedding
+from switti.tokenizer.rqvae import RQVAE
 
 LARGEST_LOGIT = 1e35
 # noise(scale, (P, V)) → Exp(1) draws [B, P, V]; None stands for the most probable token.

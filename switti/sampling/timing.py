@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from switti.models.text.base import TextEmbedding
 from switti.sampling.config import SamplingConfig
 from switti.sampling.pipeline import SwittiPipeline
 from switti.sampling.sampler import PictureNoise, ScaleTrace, sample_latent
+from switti.text.base import TextEmbedding
 
 ROUNDS = 9
 

@@ -18,8 +18,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rank_cases import Samples, Watch, _local, build
 
+from callbacks.bad_samples import DataDamage
 from callbacks.checkpointing import RunCheckpoint, find_resume
-from callbacks.damage import DataDamage
 from callbacks.data_position import DataPosition
 from callbacks.ema import ExponentialMovingAverage
 from callbacks.heartbeat import Heartbeat
@@ -27,8 +27,8 @@ from callbacks.preemption import Preemption
 from callbacks.skipped_steps import SkippedSteps
 from datamodules.config import DataConfig
 from datamodules.datamodule import ShardDataModule
-from lightning_modules.parallel import build_strategy, cluster_environment
-from switti.agreement import gathered
+from lightning_modules.strategies.parallel import build_strategy, cluster_environment
+from switti.distributed.collectives import gathered
 
 
 class On(Callback):

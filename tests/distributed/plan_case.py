@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from benchmarks.cost_model.simulated_step import measure
 from configs.loading import load
-from experiments.followed_step import measure
 
 if __name__ == "__main__":
     out, config, *settings = sys.argv[1:]

@@ -25,21 +25,22 @@ from callbacks.checkpointing import RunCheckpoint, find_resume
 from callbacks.data_position import DataPosition
 from callbacks.ema import ExponentialMovingAverage
 from callbacks.online_metrics import OnlineMetrics
-from callbacks.run_state import RunState
+from callbacks.rng_state import RunState
 from lightning_modules.config import LossConfig, OptimizerConfig, TrainerConfig
 from lightning_modules.decoder_tuning import DecoderTuningModule
 from lightning_modules.decoder_tuning_config import DecoderTuningConfig
 from lightning_modules.generator import GeneratorModule
-from lightning_modules.parallel import build_strategy, cluster_environment
+from lightning_modules.strategies.parallel import build_strategy, cluster_environment
 from lightning_modules.tokenizer import TokenizerModule
 from lightning_modules.tokenizer_config import TokenizerLossConfig
-from switti.agreement import gathered
+from switti.distributed.collectives import gathered
 from switti.metrics.collection import build_metrics
 from switti.metrics.config import MetricsConfig
-from switti.models.config import GeneratorConfig, RQVAEConfig
-from switti.models.rqvae import RQVAE
-from switti.models.text.base import TextEmbedding
+from switti.models.config import GeneratorConfig
 from switti.sampling.config import SamplingConfig
+from switti.text.base import TextEmbedding
+from switti.tokenizer.config import RQVAEConfig
+from switti.tokenizer.rqvae import RQVAE
 
 TOKENIZER = RQVAEConfig(
     scales=[1, 2, 3], codebook_size=32, code_width=8, channels=32, multipliers=[1, 1], residual_blocks=1

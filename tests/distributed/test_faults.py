@@ -1,14 +1,11 @@
 """Faults that one of two ranks meets alone: both answer alike, and nothing waits for ever."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-from launching import finish, start
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from data_shards import make_set
+from launching import finish, start
 
 pytestmark = pytest.mark.distributed
 PROGRAM = str(Path(__file__).parent / "fault_cases.py")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from launching import finish, start
 
+from benchmarks.cost_model.simulated_step import follow
 from configs.loading import load
-from experiments.followed_step import follow
 
 pytestmark = pytest.mark.distributed
 CASE = Path(__file__).parent / "plan_case.py"

@@ -13,7 +13,7 @@ from launching import CASES, finish, run_cases, start
 from rank_cases import EPOCH, train
 
 from callbacks.checkpointing import clear_leftovers, damage, find_resume
-from switti.sharded import is_sharded, read_plain
+from switti.distributed.sharded_checkpoint import is_sharded, read_plain
 
 pytestmark = pytest.mark.distributed
 

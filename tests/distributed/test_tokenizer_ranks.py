@@ -15,8 +15,8 @@ from rank_cases import LARGER, train
 from torch import Tensor
 
 from callbacks.checkpointing import find_resume
-from switti.models.rqvae import load_rqvae
-from switti.sharded import is_sharded, read_plain
+from switti.distributed.sharded_checkpoint import is_sharded, read_plain
+from switti.weights.load import load_tokenizer
 
 pytestmark = pytest.mark.distributed
 
@@ -85,7 +85,7 @@ def test_fsdp_is_ddp_is_one_process(tmp_path: Path) -> None:
 
 def check_export(folder: Path, weights: dict[str, Tensor]) -> None:
     """The file for generators holds the whole average."""
-    state = load_rqvae(LARGER, folder / "tokenizer.safetensors").state_dict()
+    state = load_tokenizer(folder / "tokenizer.safetensors", config=LARGER).state_dict()
     whole = {
         key.removeprefix("ema_rqvae."): value
         for key, value in weights.items()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from story_command import command
-from test_story import draw_pictures
+from story_images import draw_pictures
 
 pytestmark = pytest.mark.slow
 
@@ -18,10 +18,10 @@ pytestmark = pytest.mark.slow
 ATTEMPTS = """
 import json, os, sys
 from pathlib import Path
-from experiments.command import run
+from experiments.cli import run
 from experiments import train
-import experiments.assembly
-from switti.studies import state_of
+import configs.build
+from sweeps.run_state import state_of
 
 disk, log = Path(sys.argv[1]), Path(sys.argv[2])
 run_dir = disk / "runs" / "single" / "x"

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import torch
 from story_command import command
-from test_story import draw_pictures
+from story_images import draw_pictures
 
 from callbacks.checkpointing import AtomicCheckpointIO, damage, find_resume, steps_in
 from switti.run_folder import CHECKPOINTS

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -14,12 +13,13 @@ from typing import Any
 
 import psutil
 import pytest
+from fake_slurm import install
 from story_command import command
-from test_story import draw_pictures
+from story_images import draw_pictures
 
+from sweeps.run_state import state_of
 from switti.files import read_json
 from switti.run_folder import QUEUED, metric_values
-from switti.studies import state_of
 
 SETTINGS = [
     "trainer.accelerator=cpu",
@@ -113,7 +113,7 @@ def last_step(folder: Path) -> int:
 @pytest.mark.parametrize("strategy", ["auto", "fsdp"])
 def test_jobs_of_two_tasks_outlive_their_time_limit(sweeps: Sweeps, strategy: str, tmp_path: Path) -> None:
     """One of two jobs of an array is told to leave, saves, is queued again and goes on; the other fails."""
-    programs = runpy.run_path(str(sweeps.root / "tests/unit/fake_slurm.py"))["install"](tmp_path / "cluster")
+    programs = install(tmp_path / "cluster")
     sweeps.environment |= {
         "PATH": f"{programs}:{os.environ['PATH']}",
         "FAKE_SLURM": str(tmp_path / "cluster"),

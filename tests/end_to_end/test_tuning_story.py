@@ -78,9 +78,9 @@ def test_only_the_decoder_has_changed(story: Path) -> None:
 
 
 def test_table_side_by_side(story: Path, root: Path) -> None:
-    sources = f"tokenizer={story}/runs/single/tiny,{story}/runs/single/tuned"
+    sources = [f"{story}/runs/single/{name}" for name in ("tiny", "tuned")]
     printed = command(
-        root, "experiments.evaluate", sources, "--data", story / "data", "--out", story / "table"
+        root, "experiments.evaluate_tokenizer", *sources, "--data", story / "data", "--out", story / "table"
     )
     assert "32 px" in printed and "rfid_alexnet" in printed
     rows = {(row["metric"], row["scale"]): row for row in csv.DictReader((story / "table/table.csv").open())}

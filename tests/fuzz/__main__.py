@@ -10,10 +10,10 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "helpers")]
 
-from fuzz_campaign import describe, run_campaign
-from fuzz_targets import TARGETS
+from fuzz_campaign import describe, run_campaign  # noqa: E402
+from fuzz_targets import TARGETS  # noqa: E402
 
 
 def main() -> int:

@@ -25,19 +25,19 @@ from PIL import Image
 
 from datamodules.config import DataConfig
 from datamodules.datamodule import ShardDataModule
-from datamodules.embeddings import EmbeddingStore, MissingEmbeddingError, pad
-from datamodules.index import ShardReader, load_index
-from datamodules.members import CAPTION, decode_caption
-from datamodules.pictures import DamagedPictureError, decode
-from datamodules.samples import Framing, make_sample
-from datamodules.side_files import EncoderIdentity
-from datamodules.sources import list_source
-from datamodules.stream_samples import StoredSample, stored_samples
-from datamodules.tar import DamagedTarError, StreamSource
+from datamodules.images import DamagedPictureError, decode
+from datamodules.prepare.sources import list_source
+from datamodules.shards.embedding_file import EncoderIdentity
+from datamodules.shards.embeddings import EmbeddingStore, MissingEmbeddingError, pad
+from datamodules.shards.index import ShardReader, load_index
+from datamodules.shards.members import CAPTION, decode_caption
+from datamodules.shards.samples import Framing, make_sample
+from datamodules.shards.stream_samples import StoredSample, stored_samples
+from datamodules.shards.tar import DamagedTarError, StreamSource
 from experiments import prepare
 from experiments.embed import embed
 from switti.errors import UserError
-from switti.models.text.base import TextEmbedding
+from switti.text.base import TextEmbedding
 
 SIDE = 8
 

@@ -15,13 +15,13 @@ from fuzz_weights import parts
 from PIL import Image
 
 from configs.loading import SETTINGS, from_run, load, to_yaml
-from configs.study import load_study
 from experiments import compare, parity, status
+from reports.data.study import group
+from sweeps.study import load_study
 from switti.errors import UserError
-from switti.models.text.base import TextEmbedding
-from switti.report.study import group
 from switti.sampling.config import SamplingConfig
 from switti.sampling.pipeline import SwittiPipeline
+from switti.text.base import TextEmbedding
 
 MINUTE = "2026-01-01T00:1{}:00+00:00"
 RECORD: dict[str, Any] = {

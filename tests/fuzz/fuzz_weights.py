@@ -21,20 +21,22 @@ from torch import Tensor
 
 from callbacks.checkpoint_io import AtomicCheckpointIO
 from callbacks.checkpointing import damage, find_resume
+from configs.load_run import averaged_state, find_run
 from configs.loading import load, to_yaml
 from configs.schema import RunConfig
-from experiments.trained import averaged_state, find_run
-from switti import sharded
+from switti.distributed import sharded_checkpoint as sharded
 from switti.errors import UserError
-from switti.loading import load_generator, load_tokenizer
-from switti.models.config import GeneratorConfig, RQVAEConfig
-from switti.models.rqvae import RQVAE, save_rqvae
-from switti.models.text.base import TextEmbedding
-from switti.models.text.config import TextConfig
+from switti.models.config import GeneratorConfig
 from switti.models.transformer import ScaleTransformer
 from switti.sampling.config import SamplingConfig
-from switti.sampling.exported import Parts, read_parts, write_parts
+from switti.sampling.pipeline_folder import Parts, read_parts, write_parts
 from switti.sampling.sampler import PictureNoise, sample_latent
+from switti.text.base import TextEmbedding
+from switti.text.config import TextConfig
+from switti.tokenizer.config import RQVAEConfig
+from switti.tokenizer.rqvae import RQVAE
+from switti.weights.load import load_generator, load_tokenizer
+from switti.weights.save import save_tokenizer
 
 SCALES = [1, 2, 3]
 SMALL = RQVAEConfig(
@@ -137,7 +139,7 @@ class Weights(Target):
         self.home, made = home, parts()
         for name in ("t1", "t2", "g1", "g2"):
             (home / name).mkdir()
-        save_rqvae(made.tokenizer, home / "t1" / "w.safetensors")
+        save_tokenizer(made.tokenizer, home / "t1" / "w.safetensors")
         torch.save(made.tokenizer.state_dict(), home / "t2" / "w.pth")
         (home / "t2" / "config.json").write_text(json.dumps(vars(SMALL)))
         write_parts(home / "x", made)

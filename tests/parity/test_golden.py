@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.parity.common import Golden
+from benchmarks.parity.folder import compare
+from benchmarks.parity.functions import check_functions
+from benchmarks.parity.sampling import check_sampling
+from benchmarks.parity.trajectory import check_trajectory
+from benchmarks.parity.transformer import check_variant
+from benchmarks.parity.vae import check_vae
 from experiments.parity import main
-from switti.parity.common import Golden
-from switti.parity.folder import compare
-from switti.parity.functions import check_functions
-from switti.parity.sampling import check_sampling
-from switti.parity.trajectory import check_trajectory
-from switti.parity.transformer import check_variant
-from switti.parity.vae import check_vae
 from switti.sampling import filters
 
 ROOT = Path(__file__).parents[2]

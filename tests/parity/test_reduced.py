@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.parity.common import Golden
+from benchmarks.parity.folder import PARTS, compare
 from experiments.parity import main
-from switti.parity.common import Golden
-from switti.parity.folder import PARTS, compare
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "tests" / "data" / "parity"

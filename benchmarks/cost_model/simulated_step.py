@@ -1,0 +1,301 @@
+"""Follows one training step of a generator run, as rank 0 of its processes sees it. Not a command itself.
+
+The network is built, divided and run by the code that trains, but with tensors that have no data (torch's
+FakeTensorMode) and in a group of processes that are not there (torch's "fake" backend). So the numbers are those of
+what would run, for 128 ranks as well as for one.
+
+Blocks are alike, so a deep network is followed with four blocks and with five: every number is linear in the depth,
+that of memory section by section (before, in and after each of the first and last blocks, forward and backward).
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import DeviceMesh
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.cost_model.trace import FUSED_ON_CPU, StepTrace
+from benchmarks.measure import peak_bytes
+from configs.schema import RunConfig
+from lightning_modules.generator import GeneratorModule
+from lightning_modules.optimization import build_optimizer
+from lightning_modules.strategies.parallel import build_mesh, end_step, set_accumulating, shard
+from switti.allocator import return_freed_memory
+from switti.distributed.optimizer_state import local_part
+from switti.models.kernels import kernels_of_gpus
+from switti.models.transformer import ScaleTransformer
+from switti.tokenizer.rqvae import RQVAE
+from switti.weights.state_dict import build_empty
+
+WEIGHTS, TOKENIZER, AVERAGE, OPTIMIZER = "weights", "frozen tokenizer", "average", "optimizer"
+ACTIVATIONS, WORKING = "activations", "working memory"
+
+FEW_BLOCKS = 4
+ENDS = 2  # so many blocks at either end differ from those between them: sharding gathers weights ahead
+MIDDLE = "middle"
+
+Section = tuple[str, ...]  # micro-batch, phase, block or nothing
+Counts = dict[
+    tuple[Any, ...], int
+]  # such as ("memory", section, kind) → bytes, ("operations", type) → number
+
+
+@dataclass
+class Followed:
+    """One optimiser step of one rank.
+
+    memory: bytes by kind when most is needed. whole: trained parameters of the model, of which this rank keeps
+    `parameters`; frozen: the tokenizer's. half, single: operations in bfloat16 and in float32, which the head computes
+    in; a multiplication with an addition counts as two. received: bytes by collective.
+    """
+
+    memory: dict[str, int]
+    whole: int
+    parameters: int
+    frozen: int
+    half: int
+    single: int
+    received: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        return sum(self.memory.values())
+
+
+def micro_batch(config: RunConfig) -> int:
+    """Pictures that a rank computes at a time."""
+    return config.data.batch_size // (config.trainer.world_size * config.trainer.accumulate)
+
+
+def follow(config: RunConfig, checkpointing: bool, fused: bool) -> Followed:
+    """The step of a rank. fused: with the kernels of a GPU; otherwise as on the CPU of this machine."""
+    depth = config.model.depth
+    if depth <= FEW_BLOCKS + 1:
+        return _sum_up(_count(config, checkpointing, fused))
+    few, one_more = (
+        _count(replace(config, model=replace(config.model, depth=blocks)), checkpointing, fused)
+        for blocks in (FEW_BLOCKS, FEW_BLOCKS + 1)
+    )
+    return _sum_up(_deepen(few, one_more, depth - FEW_BLOCKS))
+
+
+def _deepen(few: Counts, one_more: Counts, blocks: int) -> Counts:
+    """Counts with so many blocks more than `few` has. Memory is largest in an outer block: between, it is linear."""
+    outer = [key for key in one_more if not (key[0] == "memory" and MIDDLE in key[1])]
+    return {key: few.get(key, 0) + blocks * (one_more[key] - few.get(key, 0)) for key in outer}
+
+
+def _count(config: RunConfig, checkpointing: bool, fused: bool) -> Counts:
+    """Builds the network and follows its step."""
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # of sharding, about views that nothing writes to
+        if fused:
+            stack.enter_context(kernels_of_gpus())
+        if config.trainer.world_size > 1:
+            stack.enter_context(_absent_ranks(config.trainer.world_size))
+        device, sharded = torch.device("cpu"), config.trainer.strategy == "fsdp"
+        generator, tokenizer = build_empty(config.model), _empty_tokenizer(config)
+        mesh = _mesh(config, device) if sharded else None
+        # Autograd looks for devices at its first backward pass, and must not find the GPU that the next line feigns.
+        torch.zeros((), requires_grad=True).backward()
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        for module in (generator, tokenizer):
+            module.to_empty(device=device)
+        if mesh is not None:
+            shard(generator, generator.blocks, mesh, _half(config))
+        generator.checkpointing = checkpointing
+        return _trace(config, generator, tokenizer, device)
+
+
+def _half(config: RunConfig) -> bool:
+    return config.trainer.precision == "bf16-mixed"
+
+
+def _mesh(config: RunConfig, device: torch.device) -> DeviceMesh:
+    return build_mesh(device.type, config.trainer.world_size, config.trainer.sharding_size)
+
+
+@contextmanager
+def _absent_ranks(count: int) -> Iterator[None]:
+    torch.distributed.init_process_group("fake", rank=0, world_size=count)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _empty_tokenizer(config: RunConfig) -> RQVAE:
+    with torch.device("meta"):
+        return RQVAE(config.tokenizer)
+
+
+def _trace(config: RunConfig, generator: ScaleTransformer, tokenizer: RQVAE, device: torch.device) -> Counts:
+    trace = StepTrace()
+    parameters = [p for p in generator.parameters() if p.requires_grad]
+    trace.count(generator.parameters(), WEIGHTS)
+    trace.count(tokenizer.parameters(), TOKENIZER)
+    trace.count_gradients(parameters)
+    _name_sections(generator, trace)
+    micro_batches = 2 if _gradients_stay(config) else 1  # of any number, the last finds most
+    with trace:
+        run_step(config, generator, tokenizer, device, micro_batches, trace)
+    own = sum(local_part(p).nbytes for p in parameters)
+    counts: Counts = {
+        ("memory", section, kind): size
+        for section, kinds in trace.peaks.items()
+        for kind, size in kinds.items()
+    }
+    for section in trace.peaks:
+        # Two moments of AdamW, which fused kernels update in place, like the average.
+        counts["memory", section, OPTIMIZER] = 2 * own
+        counts["memory", section, AVERAGE] = own if config.callbacks.ema_decay is not None else 0
+    counts["parameters", "whole"] = sum(p.numel() for p in parameters)
+    counts["parameters", "own"] = sum(local_part(p).numel() for p in parameters)
+    counts["parameters", "frozen"] = sum(p.numel() for p in tokenizer.parameters())
+    for dtype in (torch.bfloat16, torch.float32):
+        operations = trace.operations[dtype] * config.trainer.accumulate // micro_batches
+        counts["operations", str(dtype)] = operations
+    for collective, size in _received(config, dict(trace.received), own).items():
+        counts["received", collective] = size
+    return counts
+
+
+def _name_sections(generator: ScaleTransformer, trace: StepTrace) -> None:
+    """From now on each block begins a section of the trace, forward and backward, and what is after the last one."""
+    depth = len(generator.blocks)
+
+    def begin(where: str) -> None:
+        trace.section = (*trace.section[:2], where)
+
+    def watch(block: torch.nn.Module, where: str) -> None:
+        def after(_: Any, __: Any, x: torch.Tensor) -> None:
+            begin("after a block")
+            if x.requires_grad:
+                x.register_hook(lambda gradient: begin(where))
+
+        block.register_forward_pre_hook(lambda *_: begin(where), prepend=True)
+        block.register_forward_hook(after)
+
+    for i, block in enumerate(generator.blocks):
+        from_end = depth - i
+        watch(block, f"block {i}" if i < ENDS else f"block -{from_end}" if from_end <= ENDS else MIDDLE)
+
+
+def _sum_up(counts: Counts) -> Followed:
+    """Memory of the section in which it is largest."""
+    sections: dict[Section, dict[str, int]] = {}
+    for key, size in counts.items():
+        if key[0] == "memory" and size:
+            sections.setdefault(key[1], {})[key[2]] = size
+    return Followed(
+        max(sections.values(), key=lambda kinds: sum(kinds.values())),
+        *(counts["parameters", name] for name in ("whole", "own", "frozen")),
+        *(counts["operations", str(dtype)] for dtype in (torch.bfloat16, torch.float32)),
+        {key[1]: size for key, size in counts.items() if key[0] == "received"},
+    )
+
+
+def _gradients_stay(config: RunConfig) -> bool:
+    """Whether gradients of before are there in a backward pass: of other micro-batches, or in DDP's buckets."""
+    ddp = config.trainer.strategy != "fsdp" and config.trainer.world_size > 1
+    return ddp or config.trainer.accumulate > 1
+
+
+def _received(config: RunConfig, followed: dict[str, int], gradients: int) -> dict[str, int]:
+    """Bytes of a step. DDP, which does not run here, reduces each gradient once."""
+    ranks = config.trainer.world_size
+    if config.trainer.strategy != "fsdp" and ranks > 1:
+        return {"all-reduce": 2 * gradients * (ranks - 1) // ranks}
+    return followed
+
+
+def run_step(
+    config: RunConfig,
+    generator: ScaleTransformer,
+    tokenizer: RQVAE,
+    device: torch.device,
+    micro_batches: int,
+    trace: StepTrace | None = None,
+) -> None:
+    """Forward and backward passes of made-up pictures, with gradients left in the parameters."""
+    module = GeneratorModule(
+        config.model, tokenizer, config.optimizer, config.loss, config.trainer, seed=0, averaged=False
+    )
+    half = _half(config)
+    for i in range(micro_batches):
+        set_accumulating(generator, i + 1 < micro_batches)
+        _begin(trace, i, ACTIVATIONS)
+        with torch.autocast(device.type, torch.bfloat16) if half else nullcontext():
+            losses, *_ = module.compute_token_losses(_pictures(config, device), generator, 0.0)
+            loss = losses.mean() / micro_batches
+        del losses, _
+        _begin(trace, i, WORKING)
+        loss.backward()
+        del loss
+    end_step(generator)
+
+
+def _begin(trace: StepTrace | None, micro_batch: int, phase: str) -> None:
+    if trace is not None:
+        trace.phase, trace.section = phase, (str(micro_batch), phase)
+
+
+def _pictures(config: RunConfig, device: torch.device) -> dict[str, Any]:
+    count, side = micro_batch(config), config.tokenizer.resolution
+    text = config.text
+    return {
+        "image": torch.zeros(count, 3, side, side, device=device),
+        "seed": torch.zeros(count, dtype=torch.int64, device=device),
+        "text": torch.zeros(count, text.max_length, text.width, device=device),
+        "text_mask": torch.ones(count, text.max_length, dtype=torch.bool, device=device),
+        "pooled": torch.zeros(count, text.pooled_width, device=device),
+        "crop": torch.zeros(count, 4, dtype=torch.int64, device=device),
+    }
+
+
+@dataclass
+class Measured:
+    """What one device of this machine really needed: bytes at most, operations as torch's own counter counts them."""
+
+    peak: int
+    operations: int
+
+
+def measure(config: RunConfig) -> Measured:
+    """Two real steps of made-up pictures with optimiser and average on this process's device.
+
+    With trainer.strategy=fsdp every rank must take part.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def build() -> tuple[ScaleTransformer, RQVAE]:
+        generator = ScaleTransformer(config.model).to(device)
+        generator.checkpointing = config.trainer.checkpointing
+        if config.trainer.strategy == "fsdp":
+            shard(generator, generator.blocks, _mesh(config, device), _half(config))
+        return generator, RQVAE(config.tokenizer).to(device).eval().requires_grad_(False)
+
+    def train() -> None:
+        generator, tokenizer = build()
+        averaged = config.callbacks.ema_decay is not None
+        average = [local_part(p).detach().clone() for p in generator.parameters() if averaged]
+        optimizer, _ = build_optimizer(generator, config.optimizer, config.trainer.max_steps)
+        for _ in range(2):
+            run_step(config, generator, tokenizer, device, config.trainer.accumulate)
+            optimizer.step()
+            optimizer.zero_grad()
+        del average
+
+    return_freed_memory()
+    train()  # once without measuring: kernels are loaded and keep what they need
+    peak = peak_bytes(train)
+    with FlopCounterMode(display=False, custom_mapping=FUSED_ON_CPU) as counter:
+        run_step(config, *build(), device, config.trainer.accumulate)
+    return Measured(peak, counter.get_total_flops())

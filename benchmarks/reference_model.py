@@ -1,0 +1,139 @@
+"""The plain formulation of the same model, for tests and benchmarks only: what one would write first.
+
+Training builds the L×L mask; sampling concatenates its cache, and computes modulation and the caption's keys and
+values again at every scale; tokens are drawn after sorting the whole vocabulary. Rotary embedding is complex-valued.
+
+Shape suffixes: B batch, L tokens, P tokens of one scale, H heads, K head width, D width, V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from switti.models.attention import KeyValueCache, Rotation, SelfAttention
+from switti.models.config import GeneratorConfig
+from switti.models.transformer import ScaleTransformer
+from switti.sampling.config import SamplingConfig
+from switti.sampling.guidance import GuidancePlan
+from switti.sampling.sampler import Noise
+from switti.text.base import TextEmbedding
+from switti.tokenizer.rqvae import RQVAE
+
+
+class GrowingCache(KeyValueCache):
+    """Keys and values by concatenation."""
+
+    def append(self, k_BHLK: Tensor, v_BHLK: Tensor) -> tuple[Tensor, Tensor]:
+        if self._room is not None:
+            batch, (keys, values) = len(k_BHLK), self._room
+            k_BHLK = torch.cat([keys[:batch], k_BHLK], dim=2)
+            v_BHLK = torch.cat([values[:batch], v_BHLK], dim=2)
+        self._room = k_BHLK, v_BHLK
+        return self._room
+
+
+class DenseSelfAttention(SelfAttention):
+    """Self-attention with a mask over all tokens."""
+
+    mask_LL: Tensor | None = None
+
+    def rotate(self, x_BLHK: Tensor, rotation: Rotation) -> Tensor:
+        """Rotary embedding as a product of complex numbers."""
+        table = torch.complex(rotation.cosine[:, ::2].contiguous(), rotation.sine[:, 1::2].contiguous())
+        pairs = torch.view_as_complex(x_BLHK.to(rotation.cosine.dtype).unflatten(-1, (-1, 2)).contiguous())
+        return torch.view_as_real(pairs * table[:, None]).flatten(-2).to(x_BLHK.dtype)
+
+    def forward(
+        self,
+        x_BLD: Tensor,
+        rotation: Rotation | None,
+        spans: tuple[tuple[int, int], ...],
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        q, k, v = self.project(x_BLD, rotation)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        mask = self.mask_LL if len(spans) > 1 else None
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class DenseTransformer(ScaleTransformer):
+    """Same parameters and the same numbers as ScaleTransformer, computed the plain way."""
+
+    mask_LL: Tensor
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__(config)
+        allowed = self.pyramid.dense_mask(config.visibility)
+        mask = torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf)
+        self.register_buffer("mask_LL", mask, persistent=False)
+        for block in self.typed_blocks:
+            block.attn = DenseSelfAttention(
+                config.width, config.heads, config.visibility, config.query_key_norm
+            )
+
+    def forward(
+        self,
+        x_BMC: Tensor,
+        text_BTC: Tensor,
+        mask_BT: Tensor | None,
+        pooled_BP: Tensor,
+        crop_B4: Tensor | None = None,
+    ) -> Tensor:
+        half = torch.is_autocast_enabled(x_BMC.device.type) or self.head.weight.dtype == torch.bfloat16
+        for block in self.typed_blocks:
+            block.attn.mask_LL = self.mask_LL.to(torch.bfloat16 if half else self.head.weight.dtype)
+        return super().forward(x_BMC, text_BTC, mask_BT, pooled_BP, crop_B4)
+
+
+@torch.no_grad()
+def sample_latent_plainly(
+    model: DenseTransformer,
+    tokenizer: RQVAE,
+    text: TextEmbedding,
+    null: TextEmbedding,
+    config: SamplingConfig,
+    noise: Noise,
+) -> Tensor:
+    """Latents as `sampler.sample_latent` gives them, without its savings. Gumbel smoothing is left out."""
+    batch, plan, quantizer = len(text), GuidancePlan.of(config, model.pyramid), tokenizer.quantize
+    both = TextEmbedding.concatenate([text, null.expand(batch)])
+    causal = model.config.visibility == "causal"
+    caches = [GrowingCache(model.pyramid.length) for _ in model.typed_blocks] if causal else None
+    latent, rows = quantizer.empty_latent(batch), None
+    for scale in range(model.pyramid.count):
+        given = text if scale >= plan.stop else both
+        inputs = rows if rows is None or given is text else torch.cat([rows, rows])
+        condition = model.prepare(given.tokens_BTC, given.mask_BT, given.pooled_BP)
+        logits = model.forward_scale(scale, inputs, condition, caches)  # type: ignore[arg-type]
+        guided = plan.combine(logits, batch, scale)
+        drawn = noise(scale, (guided.shape[1], guided.shape[2]))
+        tokens = draw_from_sorted(guided, config.top_k, config.top_p, drawn)
+        latent = quantizer.accumulate(scale, latent, quantizer.embed(tokens))
+        if scale + 1 < model.pyramid.count:
+            rows = quantizer.next_input(scale, latent)
+    return latent
+
+
+def draw_from_sorted(logits_BPV: Tensor, top_k: int, top_p: float, noise_BPV: Tensor | None) -> Tensor:
+    """Top-k, then top-p over the sorted vocabulary, then argmax of probability / noise."""
+    logits = logits_BPV.clone()
+    if top_k:
+        threshold = logits.topk(min(top_k, logits.shape[-1])).values[..., -1:]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
+    if top_p:
+        values, order = logits.sort(dim=-1)
+        dropped = values.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+        dropped[..., -1] = False
+        logits = logits.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
+    probabilities = logits.softmax(dim=-1)
+    return (probabilities if noise_BPV is None else probabilities / noise_BPV).argmax(dim=-1)
+
+
+def same_weights(model: ScaleTransformer) -> DenseTransformer:
+    """The plain model with copies of another's weights, on its device, in its type and mode."""
+    weight = model.head.weight
+    plain = DenseTransformer(model.config).to(weight.device, weight.dtype)
+    plain.load_state_dict(model.state_dict())
+    return plain.train(model.training)

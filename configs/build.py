@@ -1,0 +1,174 @@
+"""From settings to the objects of a run: datamodule, module, callbacks, trainer. Not a command itself."""
+
+from functools import partial
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from callbacks.activation_norms import ActivationNorms
+from callbacks.bad_samples import DataDamage
+from callbacks.checkpointing import build_checkpoint_callback
+from callbacks.csv_logger import MetricsCSV
+from callbacks.data_position import DataPosition
+from callbacks.ema import ExponentialMovingAverage
+from callbacks.event_log import EventLog
+from callbacks.heartbeat import Heartbeat
+from callbacks.online_metrics import OnlineMetrics
+from callbacks.preemption import Preemption
+from callbacks.progress import StepProgress
+from callbacks.pruning import Pruning
+from callbacks.rng_state import RunState
+from callbacks.run_record import RunRecord
+from callbacks.sample_grids import SampleGrids
+from callbacks.skipped_steps import SkippedSteps
+from callbacks.throughput import Speed
+from configs.load_run import frozen_tokenizer, initial_state
+from configs.loading import to_dict
+from configs.schema import RunConfig
+from datamodules.datamodule import ShardDataModule
+from lightning_modules.decoder_tuning import DecoderTuningModule
+from lightning_modules.generator import GeneratorModule
+from lightning_modules.strategies.parallel import build_strategy, cluster_environment
+from lightning_modules.tokenizer import TokenizerModule
+from switti.errors import UserError
+from switti.metrics.collection import build_metrics
+from switti.scales import Pyramid
+from switti.text.base import TextEmbedding, TextEncoder
+
+
+def build_datamodule(config: RunConfig, encoder: TextEncoder | None) -> ShardDataModule:
+    """Batches for the run; embeddings must come from `encoder`, which encodes the captions that have none."""
+    return ShardDataModule(
+        config.data,
+        seed=config.seed,
+        resolution=config.tokenizer.resolution,
+        accumulate=config.trainer.accumulate,
+        encoder=encoder,
+    )
+
+
+def build_module(config: RunConfig, fresh: bool = True) -> LightningModule:
+    """The module of the run's task, with its frozen parts loaded. UserError if a frozen part is missing.
+
+    fresh: the run begins, so that `init_from` counts; a run that is resumed has its weights in its checkpoint.
+    """
+    averaged = config.callbacks.ema_decay is not None
+    common: dict[str, Any] = {"seed": config.seed, "averaged": averaged}
+    if config.init_from and config.task != "generator":
+        raise UserError(f"init_from={config.init_from} is for generators; a {config.task} run starts anew")
+    if config.task == "tokenizer":
+        return TokenizerModule(
+            config.tokenizer, config.optimizer, config.tokenizer_loss, config.trainer, **common
+        )
+    if config.task == "decoder":
+        rqvae = frozen_tokenizer(config, other_scales=True)
+        return DecoderTuningModule(rqvae, config.optimizer, config.decoder, config.trainer, **common)
+    tokenizer = frozen_tokenizer(config)
+    if config.init_from and fresh:
+        common["initial_state"] = initial_state(config.init_from, config, tokenizer)
+    return GeneratorModule(config.model, tokenizer, config.optimizer, config.loss, config.trainer, **common)
+
+
+def text_of(batch: dict[str, Any]) -> TextEmbedding:
+    """The text entries of a batch."""
+    return TextEmbedding(batch["text"], batch["text_mask"], batch["pooled"])
+
+
+def build_sample_grids(config: RunConfig, datamodule: ShardDataModule, encoder: TextEncoder) -> SampleGrids:
+    """Grids over callbacks.sample_prompts, or over captions spread over the validation split."""
+    settings = config.callbacks
+    prompts = list(settings.sample_prompts)
+    if not prompts:
+        prompts = datamodule.examples("validation", settings.sample_count)["caption"]
+    return SampleGrids(
+        config.run_dir,
+        settings.samples_every,
+        prompts,
+        encoder.encode(prompts),
+        encoder.encode([""]),
+        list(range(len(prompts))),
+        config.sampling,
+    )
+
+
+def build_online_metrics(
+    config: RunConfig, datamodule: ShardDataModule, encoder: TextEncoder
+) -> OnlineMetrics:
+    """metrics.* over captions spread evenly over the split that metrics.captions names."""
+    batch = datamodule.examples(config.metrics.captions, config.metrics.prompts)
+    return OnlineMetrics(
+        config.callbacks.metrics_every,
+        batch["caption"],
+        text_of(batch) if "text" in batch else encoder.encode(batch["caption"]),
+        encoder.encode([""]),
+        list(range(len(batch["caption"]))),
+        (batch["image"] + 1) / 2,
+        partial(build_metrics, config.metrics),
+        config.sampling,
+        config.metrics.batch,
+    )
+
+
+def build_callbacks(
+    config: RunConfig, datamodule: ShardDataModule, encoder: TextEncoder | None
+) -> list[Callback]:
+    """In the order in which they run; Lightning puts the checkpoint last."""
+    settings, pyramid = config.callbacks, Pyramid(tuple(config.tokenizer.scales))
+    record = RunRecord(
+        config.run_dir,
+        name=config.name,
+        study=config.study,
+        task=config.task,
+        seed=config.seed,
+        tokens_per_image=pyramid.length,
+    )
+    callbacks: list[Callback] = [
+        RunState(config.seed, to_dict(config)),
+        Heartbeat(config.run_dir, settings.heartbeat_seconds, settings.watchdog_seconds),
+        Speed(config.trainer.log_every, config.data.batch_size),
+        DataPosition(),
+        DataDamage(config.run_dir),
+        SkippedSteps(settings.max_skipped_steps, settings.max_skipped_in_a_row),
+    ]
+    if settings.ema_decay is not None:
+        callbacks.append(ExponentialMovingAverage(settings.ema_decay))
+    if encoder is not None:
+        if settings.activation_norms_every:
+            callbacks.append(ActivationNorms(settings.activation_norms_every))
+        if settings.samples_every:
+            callbacks.append(build_sample_grids(config, datamodule, encoder))
+        if settings.metrics_every:
+            callbacks.append(build_online_metrics(config, datamodule, encoder))
+    if settings.prunable:
+        callbacks.append(Pruning(config.run_dir))
+    bar = StepProgress(config.trainer.log_every)
+    preemption = Preemption(config.run_dir, settings.grace_seconds, settings.requeue)
+    return [*callbacks, record, bar, preemption, build_checkpoint_callback(settings, config.run_dir)]
+
+
+def build_trainer(config: RunConfig, callbacks: list[Callback]) -> Trainer:
+    settings, folder = config.trainer, config.run_dir
+    manual = config.task != "generator"  # two optimisers: the module accumulates and clips by itself
+    return Trainer(
+        max_steps=settings.max_steps,
+        max_epochs=-1,
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        strategy=build_strategy(settings),
+        precision=settings.precision,
+        accumulate_grad_batches=1 if manual else settings.accumulate,
+        gradient_clip_val=None if manual else settings.gradient_clip or None,
+        val_check_interval=settings.validate_every * settings.accumulate,
+        check_val_every_n_epoch=None,
+        limit_val_batches=settings.validate_batches,
+        num_sanity_val_steps=0,
+        log_every_n_steps=settings.log_every,
+        deterministic="warn" if settings.deterministic else False,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        default_root_dir=str(folder),
+        logger=[EventLog(folder), MetricsCSV(folder)],
+        callbacks=callbacks,
+        plugins=[*cluster_environment()],
+    )

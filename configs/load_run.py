@@ -1,0 +1,185 @@
+"""Trained runs, exported pipelines and published weights as pipelines. Not a command itself."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from callbacks.checkpointing import checkpoints_of, damage, find_resume
+from configs.loading import SETTINGS, from_run, get, load
+from configs.schema import RunConfig
+from switti.distributed.sharded_checkpoint import STATE, is_sharded, read_tensors
+from switti.errors import UserError
+from switti.files import kind_of
+from switti.models.config import GeneratorConfig
+from switti.run_folder import CONFIG
+from switti.sampling.pipeline import SwittiPipeline, changed
+from switti.suggestions import printable
+from switti.text.build import build_text_encoder
+from switti.tokenizer.rqvae import RQVAE, check_codes
+from switti.weights.hub import is_hub_id
+from switti.weights.load import known_codes, load_tokenizer, read_generator
+from switti.weights.published import GENERATORS
+from switti.weights.state_dict import build_filled, resize_levels, sub_state, weights_in
+from switti.weights.torch_files import read_torch
+
+# Settings that leave no trace in the shapes of weights, or in their meaning alone: they stay what they were.
+KEPT = ("visibility", "heads", "query_key_norm", "rope", "rope_theta", "rope_size")
+
+
+def find_run(target: Path) -> tuple[Path, Path]:
+    """(run folder, checkpoint) of a run folder or of one of its checkpoints."""
+    if is_checkpoint(target):
+        folder = target.parent.parent
+        if kind_of(folder / CONFIG) is None:
+            raise UserError(f"{target} lies in no run folder: {folder} has no {CONFIG}")
+        return folder, target
+    if kind_of(target / CONFIG) is None:
+        raise UserError(f"{target} is neither a checkpoint nor a run folder (no {CONFIG} in it)")
+    checkpoint = find_resume(target)
+    if checkpoint is None:
+        if broken := checkpoints_of(target):
+            raise UserError(
+                f"{target} has no checkpoint that can be used: {broken[0].name}: {damage(broken[0])}"
+            )
+        raise UserError(f"{target} has no checkpoint yet; train it with `python -m experiments.train`")
+    return target, checkpoint
+
+
+def is_checkpoint(target: Path) -> bool:
+    """Whether `target` is a file, or a folder that all ranks of a run have written."""
+    return target.is_file() or is_sharded(target)
+
+
+def is_run(target: Path) -> bool:
+    """Whether `target` is a run folder or one of its checkpoints, rather than exported or published weights."""
+    folder = target.parent.parent if is_checkpoint(target) else target
+    return kind_of(folder / CONFIG) is not None
+
+
+def averaged_state(checkpoint: Path, averaged: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(generator's weights, what else is there) of a run's checkpoint; its moving average if asked for and kept."""
+    if is_sharded(checkpoint):
+        rest = read_torch(checkpoint / STATE)
+        for name in ("ema_generator", "generator") if averaged else ("generator",):
+            if state := read_tensors(checkpoint, f"state_dict.{name}."):
+                return state, rest
+        raise UserError(f"{checkpoint} holds no generator")
+    content = read_torch(checkpoint)
+    state = weights_in(content, checkpoint)
+    name = "ema_generator" if averaged and any(k.startswith("ema_generator.") for k in state) else "generator"
+    return sub_state(state, name), content
+
+
+def _step(content: Mapping[str, Any], checkpoint: Path) -> int:
+    step = content.get("global_step", 0)
+    if type(step) is not int or not 0 <= step < 2**63:
+        raise UserError(f"{checkpoint} is not a checkpoint of a run: its global_step is {printable(step)}")
+    return step
+
+
+def sampler_settings(settings: list[str], tokenizer: bool = False) -> list[str]:
+    """`key=value` as `sampling.key=value`; other groups are refused. tokenizer: tokenizer_weights may be given."""
+    named = [s if s.split("=")[0] in SETTINGS else f"sampling.{s}" for s in settings]
+    passed = ("sampling.", "tokenizer_weights=") if tokenizer else ("sampling.",)
+    foreign = [s for s in named if not s.startswith(passed)]
+    if foreign:
+        also = " and tokenizer_weights (another decoder for the same tokens)" if tokenizer else ""
+        raise UserError(
+            f"{foreign[0]}: a trained run's settings are fixed; only sampling.*{also} can be given here"
+        )
+    return named
+
+
+def frozen_tokenizer(config: RunConfig, other_scales: bool = False) -> RQVAE:
+    """What `tokenizer_weights` names: a file, a folder, a hub id or embedded:demo, with the run's settings.
+
+    Weights that hold other settings are refused; other_scales: another pyramid than theirs is meant.
+    """
+    if config.tokenizer_weights is None:
+        raise UserError("tokenizer_weights is not set; give a file, or embedded:demo for the one that ships")
+    try:
+        scales = config.tokenizer.scales if other_scales else None
+        return load_tokenizer(config.tokenizer_weights, config=config.tokenizer, scales=scales)
+    except UserError as error:
+        raise UserError(f"tokenizer_weights={config.tokenizer_weights}: {error}") from error
+
+
+def load_pipeline(
+    target: Path, settings: list[str], averaged: bool = True
+) -> tuple[SwittiPipeline, RunConfig, int]:
+    """(pipeline, resolved settings, step) of a trained generator.
+
+    settings: `sampling.key=value` or `key=value` for the sampler, and tokenizer_weights=… for a tokenizer whose decoder
+    was tuned. averaged: the moving average if the run kept one. Raises UserError for another codebook or pyramid.
+    """
+    folder, checkpoint = find_run(target)
+    config = from_run(folder, sampler_settings(settings, tokenizer=True))
+    if config.task != "generator":
+        raise UserError(f"{folder} is a {config.task} run; pictures are sampled from generator runs")
+    state, content = averaged_state(checkpoint, averaged)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = frozen_tokenizer(config)
+    check_codes(content, tokenizer, f"tokenizer_weights={config.tokenizer_weights}")
+    generator = build_filled(replace(config.model), state, str(checkpoint))
+    pipeline = SwittiPipeline(
+        generator.eval().requires_grad_(False).to(device),
+        tokenizer.to(device),
+        build_text_encoder(config.text, device),
+        config.sampling,
+        autocast=config.trainer.precision == "bf16-mixed",
+        text_config=config.text,
+    )
+    return pipeline, config, _step(content, checkpoint)
+
+
+def open_pipeline(target: Path, settings: list[str]) -> tuple[SwittiPipeline, dict[str, Any]]:
+    """(pipeline, what is known of its origin) of a run, a checkpoint, an exported folder or a hub id."""
+    if is_run(target):
+        pipeline, _, step = load_pipeline(target, settings)
+        return pipeline, {"run": str(target), "step": step}
+    if not target.exists() and not is_hub_id(target):
+        raise UserError(f"{target} is neither a run, a checkpoint, an exported folder nor a hub id")
+    named = sampler_settings(settings)
+    typed = load("generator/tiny", named)  # only to check and convert what is given here
+    changes = {name.removeprefix("sampling."): get(typed, name) for name in (s.split("=")[0] for s in named)}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    published = str(target) in GENERATORS  # made for half precision; exported ones know their own
+    pipeline = SwittiPipeline.from_pretrained(
+        target, device=device, dtype=torch.bfloat16 if published else None
+    )
+    pipeline.sampling = changed(pipeline.sampling, changes)
+    return pipeline, {"run": str(target)}
+
+
+def initial_state(source: str, config: RunConfig, tokenizer: RQVAE) -> dict[str, Tensor]:
+    """Weights of `init_from` for this run's generator: a run, a checkpoint, an exported folder, a file or a hub id.
+
+    Of a run that kept a moving average, the average. Another resolution is allowed (see `resize_levels`); the variant
+    and what gives the weights their meaning must be the same, and so must the codes of the run's tokenizer, if the
+    source tells its own. Raises UserError naming the setting.
+    """
+    given, state, codes = _read_initial(source)
+    check_codes(codes, tokenizer, f"init_from={source} with tokenizer_weights={config.tokenizer_weights}")
+    for name in KEPT:
+        mine, theirs = getattr(config.model, name), getattr(given, name)
+        if mine != theirs:
+            raise UserError(f"model.{name}={mine}, but init_from={source} was trained with {name}={theirs}")
+    return resize_levels(state, given.scales, config.model.scales)
+
+
+def _read_initial(source: str) -> tuple[GeneratorConfig, dict[str, Tensor], Mapping[str, Any]]:
+    path = Path(source).expanduser()
+    if not is_run(path):
+        plain = path.is_file() and not path.with_name("config.json").is_file()
+        if plain and path.suffix == ".ckpt":
+            raise UserError(f"init_from={source} lies in no run folder, whose {CONFIG} says what it is")
+        return *read_generator(source), known_codes(source)
+    folder, checkpoint = find_run(path)
+    before = from_run(folder)
+    if before.task != "generator":
+        raise UserError(f"init_from={source} is a {before.task} run; model.* starts from generator runs")
+    return before.model, *averaged_state(checkpoint)

@@ -1,0 +1,1 @@
+"""Shards to samples: index, order, text embeddings, streams."""

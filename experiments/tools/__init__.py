@@ -1,0 +1,1 @@
+"""Tools by which the shipped assets are made."""

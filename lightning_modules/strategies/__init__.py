@@ -1,0 +1,1 @@
+"""Devices and ranks: strategies, launch environment, sharding."""

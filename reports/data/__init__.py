@@ -1,0 +1,1 @@
+"""What a report knows: runs, studies, paired differences."""

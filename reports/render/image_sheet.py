@@ -1,0 +1,48 @@
+"""Sampled pictures as one PNG for a paper or an issue: a row for each variant, a column for each caption."""
+
+from pathlib import Path
+
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont
+
+from reports.data.images import open_image
+from reports.render.document import Pictures
+from switti.files import atomic_write
+
+COLUMNS = 8
+_SIDE, _GAP, _LABEL = 128, 6, 22  # pixels
+
+
+def save_sheet(block: Pictures, folder: Path) -> None:
+    """`<name>.png`: the first captions' pictures under each other, with the variants' names above their rows."""
+    rows = block.rows[:COLUMNS]
+    width = len(rows) * (_SIDE + _GAP) + _GAP
+    height = len(block.columns) * (_LABEL + _SIDE + _GAP) + _GAP
+    sheet = Image.new("RGB", (width, height), "white")
+    draw, font = ImageDraw.Draw(sheet), _font()
+    for i, label in enumerate(block.columns):
+        top = i * (_LABEL + _SIDE + _GAP)
+        draw.text((_GAP, top + _LABEL / 2 + _GAP / 2), label, fill="black", font=font, anchor="lm")
+        for j, (_, _, pictures) in enumerate(rows):
+            place = (_GAP + j * (_SIDE + _GAP), top + _LABEL)
+            if (path := pictures[i].path) is not None:
+                sheet.paste(_square(path), place)
+            else:
+                draw.rectangle((*place, place[0] + _SIDE, place[1] + _SIDE), outline="#d6dade")
+    with atomic_write(folder / f"{block.name}.png") as temporary:
+        sheet.save(temporary, format="PNG", optimize=True)
+
+
+def _square(path: Path) -> Image.Image:
+    """Fitted into a square: small pictures by whole pixels, large ones smoothly."""
+    picture = open_image(path)
+    scale = _SIDE / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    picture = picture.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS)
+    square = Image.new("RGB", (_SIDE, _SIDE), "white")
+    square.paste(picture, ((_SIDE - picture.width) // 2, (_SIDE - picture.height) // 2))
+    return square
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 13)

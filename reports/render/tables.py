@@ -1,0 +1,87 @@
+"""rows.csv and paired.csv: the report's numbers for a machine, unrounded."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from reports.data.differences import difference, final, metric_names
+from reports.data.study import Study, differing, show
+from switti.escape import spreadsheet_cell
+from switti.files import atomic_write
+
+_RECORD_COLUMNS = (
+    "status",
+    "step",
+    "max_steps",
+    "commit",
+    "dirty",
+    "device",
+    "world_size",
+    "started",
+    "ended",
+)
+PAIRED_COLUMNS = (
+    "metric",
+    "better",
+    "reference",
+    "variant",
+    "pairs",
+    "reference_mean",
+    "variant_mean",
+    "mean_difference",
+    "low",
+    "high",
+    "step",
+    "differences",
+    "not_compared",
+)
+
+
+def rows(study: Study) -> tuple[list[str], list[list[Any]]]:
+    """Header and one row a run: place, variant, pairing value, record, settings that differ, final metrics."""
+    settings = [key for key in differing(study.runs) if key != study.pair_by]
+    names = metric_names(study.runs)
+    header = ["run", "variant", study.pair_by, *_RECORD_COLUMNS, *settings, *names]
+    table = []
+    for run in study.runs:
+        row: list[Any] = [run.path.as_posix(), study.variant_of(run).label, run.setting(study.pair_by)]
+        row += [run.record.get(key) for key in _RECORD_COLUMNS]
+        row += [show(run.config[key]) if key in run.config else None for key in settings]
+        table.append([*row, *(final(run, name) for name in names)])
+    return header, table
+
+
+def paired_rows(study: Study) -> list[list[Any]]:
+    """One row for each metric and each variant against the reference; `low` and `high` are empty for one pair."""
+    table: list[list[Any]] = []
+    for variant in study.variants[1:]:
+        for name in metric_names(study.runs):
+            d = difference(study, variant, name)
+            paired = d.paired
+            each = zip(d.pair_values, paired.differences if paired else (), strict=True)
+            numbers = [paired.mean, paired.low, paired.high] if paired else [None, None, None]
+            means = [d.reference_mean, d.variant_mean]
+            text = "; ".join(f"{value}: {gap!r}" for value, gap in each)
+            count = paired.count if paired else 0
+            row = [
+                name,
+                d.metric.better,
+                d.reference,
+                d.variant,
+                count,
+                *means,
+                *numbers,
+                d.step,
+                text,
+                d.reason,
+            ]
+            table.append(row)
+    return table
+
+
+def write_csv(path: Path, header: Sequence[str], table: list[list[Any]]) -> None:
+    """None becomes an empty cell, floats keep all their digits, text that would be a formula gets an apostrophe."""
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerows([spreadsheet_cell(cell) for cell in row] for row in (header, *table))

@@ -1,0 +1,85 @@
+"""Tables by scale: final validation loss against the tokens' entropy, and accuracy."""
+
+from reports.data.differences import difference, summary
+from reports.data.study import Study, Variant, loss_groups, scale_sides
+from reports.render.document import Section, Table, Text
+from reports.render.figures import entropy, scales
+from reports.render.formatting import DASH, gap, in_one_row, interval, number, signed
+
+_ENTROPY = (
+    "The unigram entropy is the loss of a model that knows how often each token occurs at a scale and nothing else. "
+    "A difference near 0 means that the scale has not been learnt beyond that."
+)
+
+
+def scales_section(study: Study) -> Section:
+    """For each token space a table of losses and one of accuracies, with paired differences."""
+    section = Section("scales", "Each scale")
+    for variants in loss_groups(study):
+        if losses := _losses(study, variants):
+            section.blocks.append(losses)
+    if section.blocks:
+        section.blocks.append(Text(_ENTROPY, "note"))
+    else:
+        section.blocks.append(Text("No validation loss by scale in any `metrics.csv`.", "missing"))
+    for variants in loss_groups(study):
+        if accuracies := _accuracies(study, variants):
+            section.blocks.append(accuracies)
+    return section
+
+
+def _losses(study: Study, variants: tuple[Variant, ...]) -> Table | None:
+    stem, rows = "validation/loss_by_scale", []
+    for k in scales(variants, stem):
+        level = entropy(variants, k)
+        means = [summary(variant, f"{stem}/{k}") for variant in variants]
+        row = [*_scale(variants, k), number(level), *in_one_row(means)]
+        row += [signed(mean.mean - level) if mean and level is not None else DASH for mean in means]
+        rows.append((*row, *_differences(study, variants, f"{stem}/{k}")))
+    header = ["scale", "tokens", "unigram entropy", *(variant.label for variant in variants)]
+    header += [f"{variant.label} − entropy" for variant in variants]
+    header += _difference_heads(study, variants)
+    text = f"Final validation loss, nats a token.{_how_different(study, variants)}"
+    return Table(tuple(header), tuple(rows), text) if rows else None
+
+
+def _accuracies(study: Study, variants: tuple[Variant, ...]) -> Table | None:
+    stem = "validation/accuracy_by_scale"
+    rows = [
+        (
+            *_scale(variants, k),
+            *in_one_row([summary(variant, f"{stem}/{k}") for variant in variants]),
+            *_differences(study, variants, f"{stem}/{k}"),
+        )
+        for k in scales(variants, stem)
+    ]
+    header = ("scale", "tokens", *(v.label for v in variants), *_difference_heads(study, variants))
+    text = "Final validation accuracy: share of tokens whose most probable guess is right."
+    text += _how_different(study, variants)
+    return Table(header, tuple(rows), text) if rows else None
+
+
+def _scale(variants: tuple[Variant, ...], scale: int) -> tuple[str, str]:
+    sides = scale_sides(variants[0].runs[0])
+    return str(scale), f"{sides[scale]}×{sides[scale]}" if scale < len(sides) else DASH
+
+
+def _others(study: Study, variants: tuple[Variant, ...]) -> list[Variant]:
+    """Variants of a token space that can be subtracted: those that share it with the reference."""
+    return [v for v in variants if v is not study.variants[0]] if study.variants[0] in variants else []
+
+
+def _difference_heads(study: Study, variants: tuple[Variant, ...]) -> list[str]:
+    return [f"{variant.label}: difference" for variant in _others(study, variants)]
+
+
+def _how_different(study: Study, variants: tuple[Variant, ...]) -> str:
+    """End of a caption."""
+    if not _others(study, variants):
+        return ""
+    return f" Differences are against {study.variants[0].label}, paired, with 95 % intervals."
+
+
+def _differences(study: Study, variants: tuple[Variant, ...], name: str) -> list[str]:
+    found = [difference(study, variant, name).paired for variant in _others(study, variants)]
+    return [f"{gap(paired)} {interval(paired)}" if paired else DASH for paired in found]

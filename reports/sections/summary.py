@@ -1,0 +1,185 @@
+"""The answer in sentences, each computed from the paired differences of one metric."""
+
+from reports.data.differences import Difference, difference, few_images, metric_names, scale_numbers, summary
+from reports.data.metric_catalogue import describe
+from reports.data.statistics import RESAMPLES, Paired
+from reports.data.study import Study, Variant
+from reports.render.document import Text, code
+from reports.render.formatting import gap, interval, number, percent, plural, signed
+
+# What a reader asks first: quality of the model, its stability, quality of the pictures, their fit to the text, cost.
+_HEADLINES = (
+    ("validation/loss",),
+    ("validation/psnr",),
+    ("validation/lpips",),
+    ("norms/last/mean",),
+    ("evaluation/fid", "evaluation/fid_inception", "evaluation/fid_alexnet", "metrics/fid_alexnet"),
+    (
+        "evaluation/pick_score_v1",
+        "evaluation/mini_clip_score",
+        "metrics/pick_score_v1",
+        "metrics/mini_clip_score",
+    ),
+    ("time/step_seconds", "time/samples_per_second"),
+    ("sampling/seconds_per_picture",),
+    ("training/peak_gib", "memory/peak_gib"),
+)
+
+
+def headline_names(study: Study) -> list[str]:
+    """Of each headline the first of its metrics that any run has."""
+    known = set(metric_names(study.runs))
+    return [name for choices in _HEADLINES if (name := next((c for c in choices if c in known), None))]
+
+
+def learning(study: Study) -> list[Text]:
+    """What must be said before anything else: that there is nothing to compare yet, for nothing has been learnt."""
+    unlearnt = [variant for variant in study.variants if learnt_scales(variant) == []]
+    if not unlearnt:
+        return []
+    reason = "no scale is below its unigram entropy yet (nothing has been learnt)"
+    if len(unlearnt) < len(study.variants):
+        return [Text(f"{_listed([v.label for v in unlearnt])}: {reason}.", "summary")]
+    rest = ": differences between variants are those of untrained models" if len(study.variants) > 1 else ""
+    return [Text(f"{reason[0].upper()}{reason[1:]}{rest}.", "summary")]
+
+
+def leader(study: Study) -> list[Text]:
+    """Which of many variants has the best mean of the first headline metric, among those that compare."""
+    for name in headline_names(study):
+        metric, reference = describe(name), study.variants[0]
+        compared = [v for v in study.variants[1:] if difference(study, v, name).paired]
+        means = [(s.mean, v.label) for v in (reference, *compared) if (s := summary(v, name))]
+        if metric.better is None or len(means) < 2:
+            continue
+        mean, label = (min if metric.better == "lower" else max)(means)
+        text = f"Of {len(means)} variants {label} has the best {metric.title}: {number(mean)}"
+        text += "" if label == reference.label else f" against {number(means[0][0])} of {reference.label}"
+        return [Text(f"{text}. The plot shows the differences, the list what they can bear.", "summary")]
+    return []
+
+
+def learnt_scales(variant: Variant) -> list[int] | None:
+    """Scales whose final validation loss is below their unigram entropy; None where that was not logged."""
+    found, known = list[int](), False
+    for k in scale_numbers(variant.runs, "validation/loss_by_scale"):
+        loss = summary(variant, f"validation/loss_by_scale/{k}")
+        entropy = summary(variant, f"validation/unigram_entropy_by_scale/{k}")
+        if loss and entropy:
+            known = True
+            found += [k] if loss.mean < entropy.mean else []
+    return found if known else None
+
+
+def verdict(study: Study) -> list[Text]:
+    """For each variant against the reference: one sentence that sums up, then one for each headline metric."""
+    if len(study.variants) < 2:
+        text = f"Nothing to compare: {plural(len(study.runs), 'run')} of one variant. The page shows "
+        return [
+            Text(
+                text + "the runs alone; give runs that differ in a setting for paired differences.", "summary"
+            )
+        ]
+    names = headline_names(study)
+    sentences: list[Text] = []
+    for variant in study.variants[1:]:
+        found = [difference(study, variant, name) for name in names]
+        if found:
+            sentences.append(Text(_summary(study, found), "summary"))
+        if len(study.variants) == 2:  # with more the table below is the better place
+            sentences += [Text(_sentence(study, d), "verdict") for d in found]
+    return sentences or [Text("No metric that this report can judge has been logged yet.", "missing")]
+
+
+def _title(study: Study, d: Difference) -> str:
+    few = few_images(study.runs, d.metric.name)
+    return f"{d.metric.title} (over {few} images only)" if few else d.metric.title
+
+
+def _summary(study: Study, found: list[Difference]) -> str:
+    """Which way each headline metric went, and how much weight that can bear."""
+    judged: dict[str, list[str]] = {}
+    for d in found:
+        judged.setdefault(_judgement(d), []).append(_title(study, d))
+    parts = [f"{word} in {_listed(judged[word])}" for word in ("better", "worse") if word in judged]
+    others = ("lower", "higher", "not told apart", "equal", "not compared")
+    parts += [f"{word}: {_listed(judged[word])}" for word in others if word in judged]
+    return f"{found[0].variant} against {found[0].reference}: {'; '.join(parts)}.{_weight(found)}"
+
+
+def _judgement(d: Difference) -> str:
+    if d.paired is None:
+        return "not compared"
+    if d.paired.mean == 0:
+        return "equal"
+    if not d.paired.one_sided:
+        return "not told apart"
+    way = "higher" if d.paired.mean > 0 else "lower"
+    if d.metric.better is None:  # neither way is
+        return way
+    return "better" if way == d.metric.better else "worse"
+
+
+def _weight(found: list[Difference]) -> str:
+    """The odds that chance alone makes all pairs agree, where pairs are too few for a firm statement."""
+    counts = [d.paired.count for d in found if d.paired and d.paired.one_sided and not d.paired.firm]
+    if not counts:
+        return ""
+    if min(counts) == 1:
+        return " One pair shows which way it went once, not that it would again."
+    chance = min(1.0, 2.0 * 0.5 ** min(counts))
+    return f" With {min(counts)} pairs chance alone makes all agree in {percent(chance)} of studies: a hint only."
+
+
+def _sentence(study: Study, d: Difference) -> str:
+    title = _title(study, d)
+    if d.paired is None:
+        return f"{title}: not compared – {d.reason}."
+    both = d.reference_mean is not None and d.reference_mean > 0 and (d.variant_mean or 0) > 0
+    relative = (
+        f" ({signed(100 * d.paired.mean / d.reference_mean, 2)} %)" if both and d.reference_mean else ""
+    )
+    unit = f" {d.metric.unit}" if d.metric.unit else ""
+    return (
+        f"{title}: {number(d.variant_mean)} against {number(d.reference_mean)}{unit}, difference "
+        f"{gap(d.paired)}{relative}, {_evidence(d.paired)}."
+    )
+
+
+def _evidence(paired: Paired) -> str:
+    if paired.count == 1:
+        return interval(paired)
+    apart = "" if paired.one_sided or not any(paired.differences) else ", which do not agree"
+    return f"95 % interval {interval(paired)} over {plural(paired.count, 'pair')}{apart}"
+
+
+def _listed(words: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    *rest, last = words
+    return f"{', '.join(rest)} and {last}" if rest else last
+
+
+def pairs_note(study: Study) -> str:
+    """How differences are made, with the warning that few pairs deserve."""
+    counts = [len(study.pairs(variant)) for variant in study.variants[1:]]
+    shared = "share data order, caption dropping, sampling noise and, where the architectures agree, initial weights"
+    seeds = f" Runs of one seed {shared}." if study.pair_by == "seed" else ""
+    text = (
+        f"Differences are variant − {study.variants[0].label}, paired by {code(study.pair_by)}.{seeds} "
+        f"Intervals: percentile bootstrap over pairs, {RESAMPLES} resamples, 95 %. A curve's final value is its last "
+        "one; training curves use the mean of the last tenth, speed the median. Runs of unequal length are compared "
+        "at their last common step."
+    )
+    if counts and min(counts) < 6:
+        text += (
+            " With fewer than six pairs such an interval is too narrow: it cannot reach beyond the differences seen. "
+            "Read it as their range; only six or more agreeing pairs make chance alone less likely than 5 %."
+        )
+    return text
+
+
+def label_variants(variants: tuple[Variant, ...]) -> str:
+    """The variants in one phrase, for the title."""
+    return _listed(
+        [variant.label if "," not in variant.label else f"({variant.label})" for variant in variants]
+    )

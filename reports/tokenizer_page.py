@@ -1,0 +1,103 @@
+"""Originals, reconstructions and differences as a page and as a sheet, worst first. Not a command itself."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from markupsafe import Markup
+from PIL import Image
+from torch import Tensor
+
+from evaluation.tokenizer_tables import comparison, in_words
+from reports.render.template import ENVIRONMENT, page
+from switti.files import atomic_write
+from switti.metrics.tokenizer_quality import TokenizerReport, reconstruct
+from switti.sampling.image_grid import captioned_grid, to_pil
+from switti.tokenizer.rqvae import RQVAE
+
+AMPLIFIED = 4  # differences are drawn so many times as strong
+LOSSLESS_SIDE = 256  # px; larger pictures go into the page as JPEG, or it would weigh hundreds of megabytes
+
+_STYLE = """
+.pictures { display: grid;
+  grid-template-columns: repeat(auto-fill, minmax(min(9.5rem, 45%), 1fr)); gap: .6rem .4rem; }
+.pictures > div { min-width: 0; overflow-wrap: anywhere; font-size: .8rem; color: var(--faint); }
+.pictures img { width: 100%; display: block; image-rendering: pixelated; border-radius: 0; }
+h3 { font-size: 1rem; overflow-wrap: anywhere; margin: 1.2rem 0 .4rem; }
+.scale { font-weight: 400; }
+.shown { break-inside: avoid; }
+@media print {
+  .pictures { grid-template-columns: repeat(auto-fill, minmax(5.5rem, 1fr)); }
+  #table tbody th { min-width: 6.5rem; overflow-wrap: break-word; }
+}
+"""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One picture. cells: (what it is, its caption, the picture): the original, then two for each tokenizer."""
+
+    key: str
+    cells: list[tuple[str, str, Image.Image]]
+
+
+def show_pictures(
+    models: Mapping[str, RQVAE],
+    reports: Mapping[str, TokenizerReport],
+    originals: Mapping[int, Tensor],
+    keys: list[str],
+) -> list[Shown]:
+    """originals: number of the picture → [3, H, W] in [-1, 1]. keys: of all pictures."""
+    shown = []
+    for number, image_3HW in originals.items():
+        target_3HW = (image_3HW + 1) / 2
+        short = keys[number].rsplit("/", 1)[-1]
+        cells = [("original", short, to_pil(target_3HW[None])[0])]
+        for name, model in models.items():
+            found_3HW = reconstruct(model, image_3HW[None])[0].cpu()
+            difference_3HW = AMPLIFIED * (found_3HW - target_3HW).abs()
+            figures = reports[name].pictures[number]
+            cells.append((name, f"{name} {figures['psnr']:.1f} dB", to_pil(found_3HW[None])[0]))
+            words = f"{name}, difference ×{AMPLIFIED}"
+            cells.append((words, words, to_pil(difference_3HW[None])[0]))
+        shown.append(Shown(keys[number], cells))
+    return shown
+
+
+def write_sheet(path: Path, shown: Sequence[Shown]) -> None:
+    """All in one PNG, a row a picture."""
+    cells = [cell for picture in shown for cell in picture.cells]
+    sheet = captioned_grid([c[2] for c in cells], [c[1] for c in cells], columns=len(shown[0].cells))
+    with atomic_write(path) as temporary:
+        sheet.save(temporary, format="PNG")
+
+
+def write_page(
+    path: Path, reports: Mapping[str, TokenizerReport], shown: Sequence[Shown], notes: Sequence[str]
+) -> None:
+    """One HTML file that needs nothing else: the table, then the pictures, worst first."""
+    rows = [(metric, scale, values) for metric, scale, *values in map(in_words, comparison(reports))]
+    sections = ENVIRONMENT.get_template("tokenizers.html.jinja").render(
+        names=list(reports), rows=rows, shown=shown, data_uri=_data_uri
+    )
+    text = page(
+        f"Tokenizers: {', '.join(reports)}",
+        Markup("").join(Markup("<p>{}</p>").format(note) for note in notes),
+        [("table", "Table"), ("pictures", "Images")],
+        Markup(sections),
+        _STYLE,
+    )
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _data_uri(image: Image.Image) -> str:
+    stream = BytesIO()
+    if max(image.size) <= LOSSLESS_SIDE:
+        kind, options = "PNG", {"optimize": True}
+    else:
+        kind, options = "JPEG", {"quality": 95}
+    image.save(stream, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"

@@ -1,0 +1,1 @@
+"""Sweeps: studies, searches, their preflight checks and launchers."""

@@ -1,0 +1,327 @@
+"""A search as a source of jobs: Optuna proposes, runs are trained, their values are told. Not a command itself.
+
+A trial's run is `trial_0007,…`. Trials that a stopped driver left running are taken up again, in their folder; failed
+ones are tried once more by the next command. Any number of drivers work on one storage, each under the study's lock.
+"""
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from sweeps.launchers.jobs import Job, Outcome, count, describe, job_of
+from sweeps.run_selection import ACTIONS
+from sweeps.run_state import alone, claim, state_of
+from sweeps.search_space import Search, without_password
+from sweeps.study import PlannedRun, Study
+from switti.errors import UserError
+from switti.files import write_json
+from switti.run_folder import PRUNE, metric_values
+
+try:
+    import optuna
+    from optuna.trial import FrozenTrial, TrialState
+
+    from sweeps.search_objects import distribution, meant, open_study, sampler, stored
+    from sweeps.storage import StorageErrors, reason, storage_exists
+except ImportError as error:
+    raise UserError("a search needs Optuna 5: pip install 'optuna>=5,<6' (or -e '.[sweep]')") from error
+
+_RUN, _RETRY_OF, _ERROR = "run", "retry_of", "error"  # attributes of a trial
+_WATCH_SECONDS = 0.5
+
+
+class SearchSource:
+    """Asks for trials while there are any left, watches those that run, tells how they ended."""
+
+    def __init__(self, study: Study) -> None:
+        assert study.search is not None
+        self.study = study
+        self.search: Search = study.search
+        self._distributions = {name: distribution(axis) for name, axis in self.search.space.items()}
+        self._mine: dict[str, int] = {}  # run → trial, of those that run here
+        self._over: set[str] = (
+            set()
+        )  # runs that have ended here: what did not finish waits for the next command
+        self._watched = 0.0
+        self._steps = 0  # of a trial
+        with alone(study.folder):  # two drivers would both make the database's tables
+            self.optuna = open_study(study)
+            self._prepare()
+
+    def next(self) -> Job | None:
+        with self._told_in_a_line(), alone(self.study.folder):  # no other driver asks at the same time
+            for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                if job := self._take_up(trial):
+                    return job
+            while self._is_more():
+                if job := self._ask():
+                    return job
+        return None
+
+    def ended(self, outcome: Outcome) -> str:
+        """The trial's value or why it has none, its settings, and the best one so far."""
+        number = self._mine.pop(outcome.job.name)
+        self._over.add(outcome.job.name)
+        with self._told_in_a_line():
+            self._tell(number, outcome.job.folder)
+            trials = self.optuna.get_trials(deepcopy=False)
+        trial = trials[number]
+        head = f"{outcome.job.place}: {_label(outcome.job.name)}"
+        settings = _settings(trial.params)
+        last = trial.intermediate_values.get(max(trial.intermediate_values, default=-1))
+        if trial.state == TrialState.COMPLETE:
+            said = f"{head}: {self.search.metric} {trial.value:.5g} ({settings})"
+        elif trial.state == TrialState.PRUNED:
+            value = "" if last is None else f" with {self.search.metric} {last:.5g}"
+            said = f"{head}: pruned at step {max(trial.intermediate_values, default=0)}{value} ({settings})"
+        else:
+            said = f"{describe(outcome)} ({settings})"
+        best = self._best(trials)
+        if best is None:
+            return said
+        return f"{said}; best so far {best.value:.5g}, {'this one' if best is trial else _label(best.user_attrs[_RUN])}"
+
+    def _best(self, trials: list[FrozenTrial]) -> FrozenTrial | None:
+        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        sign = 1 if self.search.direction == "minimize" else -1
+        return min(complete, key=lambda trial: sign * trial.value, default=None)
+
+    def waiting(self) -> list[int]:
+        """All trials that are still to be proposed, as long as the first one."""
+        with suppress(*StorageErrors):
+            if self.search.sampler != "grid":
+                begun = sum(map(_counts, self.optuna.get_trials(deepcopy=False)))
+                return [self._steps] * max(0, self.search.trials - begun)
+            return [self._steps] * len(self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+        return []
+
+    def total(self) -> int:
+        """Trials of the whole study."""
+        return (
+            min(self.search.trials, len(self.search.grid()))
+            if self.search.sampler == "grid"
+            else self.search.trials
+        )
+
+    def summary(self, outcomes: list[Outcome]) -> str:
+        """How all trials stand now, by all drivers together, and the best one."""
+        with self._told_in_a_line():
+            trials = self.optuna.get_trials(deepcopy=False)
+        retried = {trial.user_attrs.get(_RETRY_OF) for trial in trials}
+        ends = {outcome.job.name: outcome.end for outcome in outcomes}
+        words = [
+            _STANDING.get(trial.state) or ends.get(trial.user_attrs[_RUN]) or _standing(self.study, trial)
+            for trial in trials
+            if trial.number not in retried and (_RUN in trial.user_attrs or _ERROR in trial.user_attrs)
+        ]
+        words += ["not started"] * max(0, self.total() - len(words))
+        again = "; the same command again goes on" if set(words) - {"finished", "pruned"} else ""
+        best = self._best(trials)
+        found = (
+            "no trial is finished"
+            if best is None
+            else (
+                f"best: {self.search.metric} {best.value:.5g} by {best.user_attrs[_RUN]} ({_settings(best.params)})"
+            )
+        )
+        return f"{count(words)}{again}\n{found}"
+
+    def watch(self, running: list[Job]) -> None:
+        """Report new values of the metric; write the file on which a run that is not worth it stops."""
+        if self.search.pruner == "none" or time.monotonic() - self._watched < _WATCH_SECONDS:
+            return
+        self._watched = time.monotonic()
+        # A server that is away for a moment stops nobody, and neither do metrics that cannot be read.
+        with suppress(*StorageErrors, UserError):
+            self._prune(running)
+
+    def _prune(self, running: list[Job]) -> None:
+        for job in running:
+            number = self._mine[job.name]
+            if not (job.folder / PRUNE).is_file() and self._report(number, job.folder):
+                step, value = list(metric_values(job.folder, self.search.metric).items())[-1]
+                write_json(
+                    job.folder / PRUNE,
+                    {"trial": number, "step": step, "metric": self.search.metric, "value": value},
+                )
+
+    @contextmanager
+    def _told_in_a_line(self) -> Iterator[None]:
+        """A server that goes away is no fault of the code."""
+        try:
+            yield
+        except StorageErrors as error:
+            raise UserError(
+                f"search.storage={without_password(self.search.storage)} fails: {reason(self.search, error)}; runs "
+                "that have been started go on, the same command again goes on with the search"
+            ) from error
+
+    def _prepare(self) -> None:
+        """Queue the points of a grid, once, and what failed before, once more."""
+        trials = self.optuna.get_trials(deepcopy=False)
+        if self.search.sampler == "grid" and not trials:
+            for point in self.search.grid()[: self.search.trials]:
+                self.optuna.enqueue_trial({name: stored(value) for name, value in point.items()})
+        retried = {trial.user_attrs.get(_RETRY_OF) for trial in trials}
+        for trial in trials:
+            again = (
+                trial.state == TrialState.FAIL and _RUN in trial.user_attrs and trial.number not in retried
+            )
+            if again and _ERROR not in trial.user_attrs:
+                attributes = {_RETRY_OF: trial.number, _RUN: trial.user_attrs[_RUN]}
+                self.optuna.enqueue_trial(trial.params, user_attrs=attributes)
+
+    def _is_more(self) -> bool:
+        trials = self.optuna.get_trials(deepcopy=False)
+        if any(trial.state == TrialState.WAITING for trial in trials):
+            return True
+        if self.search.sampler == "grid":
+            return False
+        return sum(_counts(trial) for trial in trials) < self.search.trials
+
+    def _ask(self) -> Job | None:
+        """A new trial with its run; None if its settings do not go together, or if its run is busy elsewhere."""
+        self.optuna.sampler = sampler(self.search, len(self.optuna.get_trials(deepcopy=False)))
+        trial = self.optuna.ask(fixed_distributions=self._distributions)
+        try:
+            planned = self._plan(trial.user_attrs.get(_RUN), trial.number, trial.params)
+        except UserError as error:
+            trial.set_user_attr(_ERROR, str(error))
+            self.optuna.tell(trial.number, state=TrialState.FAIL)
+            print(f"trial {trial.number} is left out: {error}", flush=True)
+            return None
+        trial.set_user_attr(_RUN, planned.name)
+        return self._start(trial.number, planned)
+
+    def _take_up(self, trial: FrozenTrial) -> Job | None:
+        """The job of a trial that is said to run and that nobody works on; tells at once if it has ended."""
+        name = trial.user_attrs.get(_RUN)
+        if name in self._mine or name in self._over:
+            return None
+        if name is None:  # a driver was killed between asking and naming
+            self.optuna.tell(trial.number, state=TrialState.FAIL)
+            return None
+        planned = self._plan(name, trial.number, trial.params)
+        return self._start(trial.number, planned)
+
+    def _start(self, number: int, planned: PlannedRun) -> Job | None:
+        folder = planned.config.run_dir
+        lock = claim(folder)
+        if lock is None:
+            return None
+        # Whoever tells holds the lock; while it was waited for another driver may have told.
+        if self.optuna.get_trials(deepcopy=False)[number].state != TrialState.RUNNING:
+            os.close(lock)
+            return None
+        state = state_of(folder, held=True)
+        if state in ("running", "queued"):
+            os.close(lock)
+            return None
+        if state in ("finished", "pruned"):
+            self._tell(number, folder)
+            os.close(lock)
+            return None
+        self._mine[planned.name] = number
+        self._steps = planned.config.trainer.max_steps
+        return job_of(planned, lock, self._place(planned.name))
+
+    def _place(self, run: str) -> str:
+        """ "trial 4 of 20", the same for another attempt."""
+        first = int(_label(run).removeprefix("trial_"))
+        earlier = [trial for trial in self.optuna.get_trials(deepcopy=False) if trial.number <= first]
+        return f"trial {sum(map(_counts, earlier))} of {self.total()}"
+
+    def _plan(self, run: str | None, number: int, params: dict[str, Any]) -> PlannedRun:
+        """run: the one that this trial goes on with; otherwise it is named by its number."""
+        values = {name: meant(self.search.space[name], value) for name, value in params.items()}
+        more = [] if self.search.pruner == "none" else ["callbacks.prunable=true"]
+        label = _label(run) if run else f"trial_{number:04d}"
+        return self.study.plan_trial(label, values, more)
+
+    def _report(self, number: int, folder: Path) -> bool:
+        """Tell the storage of values that it does not know; whether the pruner gives the trial up."""
+        values = metric_values(folder, self.search.metric)
+        known = self.optuna.get_trials(deepcopy=False)[number]
+        new = [step for step in values if step not in known.intermediate_values]
+        if not new:
+            return False
+        trial = optuna.trial.Trial(self.optuna, known._trial_id)
+        for step in new:
+            if math.isfinite(values[step]):
+                trial.report(values[step], step)
+        return bool(trial.should_prune())
+
+    def _tell(self, number: int, folder: Path) -> None:
+        """Finished: its last value; given up: pruned; failed: failed. Anything else goes on with the next command."""
+        state = state_of(folder, held=True)
+        try:
+            values = list(metric_values(folder, self.search.metric).values())
+        except UserError as error:
+            print(f"trial {number}: {error}", flush=True)
+            values = []
+        if state == "finished" and values and math.isfinite(values[-1]):
+            self.optuna.tell(number, values[-1])
+        elif state == "finished":
+            print(f"trial {number} has no finite {self.search.metric}: it counts as failed", flush=True)
+            self.optuna.tell(number, state=TrialState.FAIL)
+        elif state == "pruned":
+            self._report(number, folder)
+            self.optuna.tell(number, state=TrialState.PRUNED)
+        elif state == "failed":
+            self.optuna.tell(number, state=TrialState.FAIL)
+
+
+_STANDING = {
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.WAITING: "not started",
+}
+
+
+def _standing(study: Study, trial: FrozenTrial) -> str:
+    """How the run of a trial stands that has begun and not ended."""
+    try:
+        state = state_of(study.folder / trial.user_attrs[_RUN])
+    except UserError:
+        return "failed"
+    return state if state in ("running", "queued") else "interrupted"
+
+
+def _label(run: str) -> str:
+    """ "trial_0007" of a run's name."""
+    return run.partition(",")[0]
+
+
+def _settings(params: dict[str, Any]) -> str:
+    return " ".join(
+        f"{name}={f'{value:.4g}' if isinstance(value, float) else value}" for name, value in params.items()
+    )
+
+
+def _counts(trial: FrozenTrial) -> bool:
+    """Whether it is one of the study's trials: not a second attempt, and not lost before it had a name."""
+    lost = trial.state == TrialState.FAIL and _RUN not in trial.user_attrs and _ERROR not in trial.user_attrs
+    return _RETRY_OF not in trial.user_attrs and not lost
+
+
+def show(study: Study) -> None:
+    """The trials so far, and what the same command without --dry-run would do."""
+    assert study.search is not None
+    trials = open_study(study).get_trials(deepcopy=False) if storage_exists(study) else []
+    retried = {trial.user_attrs.get(_RETRY_OF) for trial in trials}
+    for trial in (trial for trial in trials if _RUN in trial.user_attrs and trial.number not in retried):
+        state = state_of(study.folder / trial.user_attrs[_RUN])
+        action = {TrialState.FAIL: "retry", TrialState.RUNNING: ACTIONS[state], TrialState.WAITING: "retry"}
+        value = "" if trial.value is None else f"  {trial.value:.5g}"
+        print(f"  {trial.user_attrs[_RUN]}  {state:<11}  {action.get(trial.state, 'skip')}{value}")
+    wanted = (
+        len(study.search.grid()[: study.search.trials])
+        if study.search.sampler == "grid"
+        else study.search.trials
+    )
+    print(f"  {max(0, wanted - sum(map(_counts, trials)))} of {wanted} trials are still to be proposed")

@@ -1,0 +1,58 @@
+"""Where a search keeps its trials: a journal in the study's folder, or a database. Not a command itself."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from sweeps.search_space import Search
+from sweeps.study import Study
+
+JOURNAL = "search.journal"
+StorageErrors = (StorageInternalError, SQLAlchemyError)  # of a storage that has been opened
+_PACKAGES = {  # of database drivers, where they are not called as their module is
+    "psycopg2": "psycopg2-binary",
+    "psycopg": "psycopg[binary]",
+    "MySQLdb": "mysqlclient",
+}
+
+
+def storage_exists(study: Study) -> bool:
+    """Whether there is anything to open; a database on a server has to be asked."""
+    assert study.search is not None
+    url = study.search.storage
+    if url is None:
+        return (study.folder / JOURNAL).is_file()
+    return not url.startswith("sqlite:///") or Path(url.removeprefix("sqlite:///")).is_file()
+
+
+def open_storage(study: Study) -> Any:
+    """Optuna's storage, with its tables made if need be; raises whatever the database's driver raises."""
+    assert study.search is not None
+    url = study.search.storage
+    if url is None:
+        study.folder.mkdir(parents=True, exist_ok=True)
+        backend = optuna.storages.journal.JournalFileBackend(str(study.folder / JOURNAL))
+        return optuna.storages.JournalStorage(backend)
+    if url.startswith("sqlite:///"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    # The ping finds out that a server was started anew in between.
+    return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+
+
+def reason(search: Search, error: Exception) -> str:
+    """What a storage has to say, in a line without a password."""
+    if isinstance(error, ImportError) and isinstance(error.__cause__, ImportError):
+        module = error.__cause__.name or "its driver"
+        return f"{module} is missing: pip install '{_PACKAGES.get(module, module)}'"
+    if isinstance(error, StorageInternalError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    with suppress(ArgumentError, ValueError):
+        if search.storage is not None and (secret := make_url(search.storage).password):
+            words = words.replace(str(secret), "…")
+    return words

@@ -1,0 +1,1 @@
+"""Several processes: collectives, sharded checkpoints, optimizer state by parameter name."""

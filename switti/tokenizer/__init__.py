@@ -1,0 +1,1 @@
+"""The RQ-VAE tokenizer: autoencoder, multi-scale residual quantizer, codebook, discriminator."""

@@ -1,0 +1,60 @@
+"""What a tokenizer's weights file says of itself, read without torch: where it lies, its settings, its shapes."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from switti.errors import UserError
+from switti.files import check_regular, parse_json
+from switti.tokenizer.config import RQVAEConfig
+
+EMBEDDED = "embedded:"
+SETTINGS_KEY = "tokenizer"  # in the metadata of a file of `save_tokenizer`: the settings as JSON
+
+
+def weights_path(weights: str | Path) -> Path:
+    """File behind a `tokenizer_weights` setting: a path, or "embedded:NAME" for what the package ships."""
+    text = str(weights)
+    if not text.startswith(EMBEDDED):
+        return Path(text).expanduser()
+    name = text.removeprefix(EMBEDDED)
+    return Path(str(resources.files("switti") / "assets" / f"{name}_tokenizer" / "model.safetensors"))
+
+
+def stored_settings(path: Path) -> dict[str, Any]:
+    """The settings that `save_tokenizer` wrote into a file; {} for any other file."""
+    return read_header(path)[0] if path.suffix == ".safetensors" else {}
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """(settings or {}, name → shape of each tensor) of a safetensors file. UserError if it cannot be read."""
+    try:
+        with safe_open(check_regular(path), "np") as file:
+            settings = parse_json((file.metadata() or {}).get(SETTINGS_KEY, "{}"))
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable safetensors file ({error})") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: its {SETTINGS_KEY} metadata must hold one JSON object")
+    return settings, shapes
+
+
+def check_settings(
+    config: RQVAEConfig, stored: Mapping[str, Any], path: Path, other_scales: bool = False
+) -> None:
+    """UserError if weights were trained with other settings, of which shapes show only a part.
+
+    The commitment is let pass, as it only trains; other_scales: the pyramid too, which no weight depends on.
+    """
+    passed = {"commitment", "scales"} if other_scales else {"commitment"}
+    wrong = [
+        f"tokenizer.{name}={value} (the weights: {stored[name]})"
+        for name, value in asdict(config).items()
+        if name not in passed and stored.get(name, value) != value
+    ]
+    if wrong:
+        raise UserError(f"{path} was trained with other settings: " + ", ".join(wrong))

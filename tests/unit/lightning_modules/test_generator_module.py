@@ -1,0 +1,290 @@
+"""Training of the generator: determinism, resume, frozen parts, averages, accumulation, watched norms."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+
+from callbacks.activation_norms import ActivationNorms
+from callbacks.checkpointing import AtomicCheckpointIO, build_checkpoint_callback
+from callbacks.config import CallbacksConfig
+from callbacks.csv_logger import MetricsCSV
+from callbacks.data_position import DataPosition
+from callbacks.ema import ExponentialMovingAverage
+from lightning_modules.config import LossConfig, OptimizerConfig, TrainerConfig
+from lightning_modules.generator import GeneratorModule
+from lightning_modules.optimization import parameter_groups
+from switti.models.config import GeneratorConfig
+from switti.models.transformer import ScaleTransformer
+from switti.sampling.config import SamplingConfig
+from switti.text.base import TextEmbedding
+from switti.tokenizer.config import RQVAEConfig
+from switti.tokenizer.rqvae import RQVAE
+
+TOKENIZER = RQVAEConfig(
+    scales=[1, 2, 4], codebook_size=32, code_width=8, channels=32, multipliers=[1, 1], residual_blocks=1
+)
+
+
+class Pictures(LightningDataModule):
+    """Endless random samples; sample i depends on i alone. Position: samples consumed."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.batch = batch
+        self.consumed = 0
+
+    def sample(self, index: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(index)
+        return {
+            "image": torch.rand(3, 8, 8, generator=generator) * 2 - 1,
+            "key": str(index),
+            "seed": torch.tensor(index),
+            "crop": torch.tensor([512, 512, 0, 0]),
+            "text": torch.randn(5, 12, generator=generator),
+            "text_mask": torch.arange(5) < 3,
+            "pooled": torch.randn(10, generator=generator),
+        }
+
+    def train_dataloader(self) -> Any:
+        def batches():
+            start = self.consumed
+            while True:
+                samples = [self.sample(i) for i in range(start, start + self.batch)]
+                yield torch.utils.data.default_collate(samples)
+                start += self.batch
+
+        return _Stream(batches)
+
+    def val_dataloader(self) -> Any:
+        samples = [self.sample(10_000 + i) for i in range(self.batch)]
+        return torch.utils.data.DataLoader([torch.utils.data.default_collate(samples)], batch_size=None)
+
+    def advance(self) -> None:
+        self.consumed += self.batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"consumed": self.consumed}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.consumed = state_dict["consumed"]
+
+
+class _Stream(torch.utils.data.IterableDataset):
+    def __init__(self, make: Any) -> None:
+        self.make = make
+
+    def __iter__(self) -> Any:
+        return self.make()
+
+
+class Watch(Callback):
+    """Losses and keys of every batch."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.keys: list[list[str]] = []
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.losses.append(outputs["loss"].item())
+        self.keys.append(batch["key"])
+
+
+def module(
+    steps: int = 6, visibility: str = "non_causal", averaged: bool = True, **trainer: Any
+) -> GeneratorModule:
+    torch.manual_seed(11)
+    settings = TrainerConfig(max_steps=steps, precision="32-true", log_every=1, **trainer)
+    model = GeneratorConfig(
+        visibility=visibility,
+        depth=2,
+        width=32,
+        heads=2,
+        scales=TOKENIZER.scales,
+        codebook_size=32,
+        code_width=8,
+        text_width=12,
+        pooled_width=10,
+    )
+    return GeneratorModule(
+        model,
+        RQVAE(TOKENIZER),
+        OptimizerConfig(learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=2),
+        LossConfig(latent_noise=0.1),
+        settings,
+        seed=3,
+        averaged=averaged,
+    )
+
+
+def fit(
+    built: GeneratorModule,
+    folder: Path,
+    batch: int = 4,
+    stop_after: int | None = None,
+    resume: Path | None = None,
+    callbacks: tuple[Callback, ...] = (),
+) -> Watch:
+    """Trains; stop_after ends early as an interruption would, with the schedule of the whole run."""
+    watch = Watch()
+    settings = built.trainer_config
+    trainer = Trainer(
+        max_steps=stop_after or settings.max_steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=settings.gradient_clip,
+        log_every_n_steps=1,
+        logger=[MetricsCSV(folder)],
+        callbacks=[
+            watch,
+            DataPosition(),
+            *callbacks,
+            build_checkpoint_callback(CallbacksConfig(checkpoint_every=3), folder),
+        ],
+        plugins=[AtomicCheckpointIO()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        val_check_interval=3,
+        check_val_every_n_epoch=None,
+        default_root_dir=str(folder),
+    )
+    trainer.fit(built, datamodule=Pictures(batch), ckpt_path=resume, weights_only=False)
+    return watch
+
+
+def test_same_seed_same_losses_to_the_last_bit(tmp_path: Path) -> None:
+    first = fit(module(), tmp_path / "a")
+    second = fit(module(), tmp_path / "b")
+    assert first.losses == second.losses
+    assert len(set(first.losses)) == 6
+
+
+def test_variants_share_batches_and_initial_weights(tmp_path: Path) -> None:
+    built = {v: module(visibility=v) for v in ("causal", "non_causal")}
+    for variant in built.values():
+        variant.configure_model()
+    states = [copy.deepcopy(variant.generator.state_dict()) for variant in built.values()]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    watched = [fit(variant, tmp_path / name) for name, variant in built.items()]
+    assert watched[0].keys == watched[1].keys
+    # Gates start near zero, so the variants part slowly, but they do.
+    assert watched[0].losses != watched[1].losses
+
+
+def test_resume_repeats_and_skips_nothing(tmp_path: Path) -> None:
+    whole, ema = module(), ExponentialMovingAverage(0.9)
+    uninterrupted = fit(whole, tmp_path / "whole", callbacks=(ema,))
+    first = fit(module(), tmp_path / "parts", stop_after=3, callbacks=(ExponentialMovingAverage(0.9),))
+    resumed = module()
+    checkpoint = tmp_path / "parts" / "checkpoints" / "step_000003.ckpt"
+    second = fit(resumed, tmp_path / "parts", resume=checkpoint, callbacks=(ExponentialMovingAverage(0.9),))
+    assert first.losses + second.losses == uninterrupted.losses
+    assert first.keys + second.keys == uninterrupted.keys
+    expected, found = whole.state_dict(), resumed.state_dict()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_frozen_tokenizer_is_neither_saved_nor_trained(tmp_path: Path) -> None:
+    built = module()
+    before = copy.deepcopy(built.tokenizer.state_dict())
+    fit(built, tmp_path)
+    content = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert {key.split(".")[0] for key in content["state_dict"]} == {"generator", "ema_generator"}
+    after = built.tokenizer.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    trained = {id(p) for group in built.optimizers().param_groups for p in group["params"]}
+    assert not trained & {id(p) for p in built.tokenizer.parameters()}
+    assert not trained & {id(p) for p in built.ema_generator.parameters()}
+
+
+def test_average_equals_its_definition(tmp_path: Path) -> None:
+    built = module(steps=4)
+    history: list[torch.Tensor] = []
+
+    class Note(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            history.append(pl_module.generator.head.weight.detach().double().clone())
+
+    built.configure_model()
+    expected = built.generator.head.weight.detach().double().clone()
+    fit(built, tmp_path, callbacks=(Note(), ExponentialMovingAverage(0.5)))
+    for step, weight in enumerate(history, start=1):
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weight
+    torch.testing.assert_close(built.ema_generator.head.weight.double(), expected, rtol=0, atol=1e-6)
+
+
+def test_accumulated_batches_equal_one_batch(tmp_path: Path) -> None:
+    whole, parts = module(steps=3), module(steps=3, accumulate=2)
+    fit(whole, tmp_path / "whole", batch=8)
+    fit(parts, tmp_path / "parts", batch=4)
+    for (name, a), b in zip(whole.generator.named_parameters(), parts.generator.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-4, msg=name)
+
+
+def test_training_step_is_the_mean_cross_entropy_of_all_tokens(tmp_path: Path) -> None:
+    built = module()
+    built.configure_model()
+    batch = torch.utils.data.default_collate([Pictures(2).sample(i) for i in range(2)])
+    losses, logits, tokens = built.compute_token_losses(batch, built.generator, 0.0)
+    expected = -logits.double().log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
+    torch.testing.assert_close(losses.double(), expected, rtol=0, atol=1e-5)
+    again = built.tokenizer.tokenize(batch["image"])
+    assert torch.equal(tokens, again)
+
+
+def test_norms_are_those_of_the_block_outputs(tmp_path: Path) -> None:
+    built = module(steps=2)
+    seen: list[torch.Tensor] = []
+
+    class Hook(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            pl_module.generator.blocks[-1].register_forward_hook(lambda m, a, out: seen.append(out.detach()))
+
+    fit(built, tmp_path, callbacks=(Hook(), ActivationNorms(every=2)))
+    rows = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()[1:]]
+    values = {row[2]: float(row[3]) for row in rows if row[2].startswith("norms/")}
+    norms = seen[1].norm(dim=-1)  # the second step; validation has not run yet
+    assert values["norms/last/mean"] == pytest.approx(norms.mean().item(), rel=1e-5)
+    assert values["norms/last/max"] == pytest.approx(norms.max().item(), rel=1e-5)
+    assert {"norms/block_0/mean", "norms/block_1/max"} <= set(values)
+
+
+def test_only_matrices_decay() -> None:
+    built = ScaleTransformer(module().model_config)
+    names = {id(p): name for name, p in built.named_parameters()}
+    decayed, others = ([names[id(p)] for p in group["params"]] for group in parameter_groups(built, 0.1))
+    assert "blocks.0.attn.to_qkv.weight" in decayed and "head.weight" in decayed
+    assert all(name.endswith("weight") for name in decayed)
+    for name in ("blocks.0.ffn_norm1.weight", "blocks.0.crop_cond_scales", "pos_start", "lvl_embed.weight"):
+        assert name in others
+    assert "crop_embed.weight" not in decayed + others
+
+
+def test_generate_is_repeatable_and_leaves_training_as_it_was() -> None:
+    built = module()
+    built.configure_model()
+    built.train()
+    generator = torch.Generator().manual_seed(0)
+    text = TextEmbedding(
+        torch.randn(2, 5, 12, generator=generator),
+        torch.ones(2, 5, dtype=torch.bool),
+        torch.randn(2, 10, generator=generator),
+    )
+    state = torch.random.get_rng_state()
+    pictures = [
+        built.generate(text, text[[0]], [1, 2], SamplingConfig(top_k=8), averaged=False) for _ in range(2)
+    ]
+    assert torch.equal(pictures[0], pictures[1])
+    assert pictures[0].shape == (2, 3, 8, 8) and pictures[0].min() >= 0 and pictures[0].max() <= 1
+    assert built.generator.training
+    assert torch.equal(state, torch.random.get_rng_state())
