@@ -10,14 +10,13 @@ guidance-off        guidance switched off at one range of scales after the other
 A word is a setting if it is name=value without blanks; whatever stands after -- is a prompt.
 """
 
-import argparse
 import csv
 import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli import parse_with_prompts, run
+from experiments.cli import argument_parser, parse_with_prompts, run
 from switti.errors import UserError
 from switti.escape import spreadsheet_cell
 from switti.files import atomic_write, check_output_folder
@@ -36,11 +35,7 @@ KINDS = ("caption-attention", "scale-attention", "prompt-switch", "guidance-off"
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.analyse",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("run", type=Path, help="run folder, checkpoint, exported folder or hub id")
     parser.add_argument("prompts", nargs="*", metavar="prompt or key=value")

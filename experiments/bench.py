@@ -6,12 +6,11 @@ named, samples a 512 px picture with 2.5 B parameters in bfloat16 (12 GiB). Prin
 and ratios; --json writes them with the machine's description. Close other programs first: times are wall-clock.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.cli import run
+from experiments.cli import argument_parser, run
 from switti.errors import UserError
 from switti.files import write_json
 
@@ -23,11 +22,7 @@ FULL = "full"  # 2.5 B parameters in bfloat16: 12 GiB of memory and some minutes
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.bench",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument(
         "--quick", action="store_true", help="a small model and few repetitions: does it run at all?"
     )

@@ -10,7 +10,6 @@ sample images (IMAGES). It shows metrics.csv and samples/, with the steps of the
 Nothing is written into the run folders. Needs neither torch nor a network. Ctrl-C ends it.
 """
 
-import argparse
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from experiments.cli import run
+from experiments.cli import argument_parser, run
 from reports.board_mirror import Board
 from sweeps.run_state import find_study, run_folders
 from switti.errors import UserError
@@ -29,11 +28,7 @@ _LARGEST_SHARE = 0.05  # of the time, for reading what has changed
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.board",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("study", help="a name below runs/, or a folder of run folders")
     parser.add_argument("--port", type=int, default=6006, help="(default %(default)s)")
     parser.add_argument("--host", default="localhost", help="(default %(default)s)")

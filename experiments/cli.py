@@ -1,4 +1,4 @@
-"""What every command shares: how an error ends it. One line on stderr, a meaningful exit code, no traceback."""
+"""The head of every command: its argument parser, and errors as one line on stderr with an exit code."""
 
 import argparse
 import os
@@ -15,6 +15,18 @@ from switti.escape import printable
 
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=\S*")
 _LONGEST_LINE = 1000  # characters of an error
+
+
+def argument_parser(doc: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
+    """A parser whose usage is the first paragraph of a command's docstring, and whose description is the rest."""
+    usage, _, description = (doc or "").strip().partition("\n\n")
+    return argparse.ArgumentParser(
+        prog=" ".join(usage.split()[:3]),
+        usage=usage.replace("%", "%%").replace("\n", "\n       "),
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:

@@ -13,7 +13,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.cli import run
+from experiments.cli import argument_parser, run
 from reports.data.runs import Run, find_runs, folders_without_record, read_run
 from reports.data.search import read_search, search_of
 from reports.data.study import group
@@ -25,8 +25,7 @@ RUNS_DIR, PAIR_BY = "runs", "seed"
 
 
 def parser() -> argparse.ArgumentParser:
-    _, _, description = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(prog="python -m experiments.compare", description=description.strip())
+    parser = argument_parser(__doc__)
     parser.add_argument(
         "runs", nargs="+", metavar="STUDY|RUN_DIR", help="a study below runs/, or folders of runs"
     )

@@ -6,19 +6,13 @@ compared with its checksum first. One process on a machine without a GPU suffice
 for the optimiser. The moving average is taken unless --raw.
 """
 
-import argparse
-
 from experiments import export
-from experiments.cli import run
+from experiments.cli import argument_parser, run
 from switti.errors import UserError
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.consolidate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser(__doc__)
     export.add_arguments(parser)
     options = parser.parse_args(argv)
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from configs.loading import load
-from experiments.cli import run
+from experiments.cli import argument_parser, run
 from switti.errors import UserError
 from switti.text.config import TextConfig
 
@@ -32,11 +32,7 @@ if TYPE_CHECKING:
 
 
 def parser() -> argparse.ArgumentParser:
-    form = argparse.ArgumentParser(
-        prog="python -m experiments.embed",
-        description=__doc__.split("\n", 1)[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    form = argument_parser(__doc__)
     form.add_argument("data", type=Path, help="folder of shards")
     form.add_argument("settings", nargs="*", metavar="key=value", help="text settings")
     form.add_argument("--encoder", choices=("minilm", "clip_pair"), default="minilm", help="(%(default)s)")

@@ -11,14 +11,13 @@ that does other work as well; all of them are in memory at once. --stopped-early
 same captions and noise with guidance stopped two scales early.
 """
 
-import argparse
 import os
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.cli import run
+from experiments.cli import argument_parser, run
 from reports.data.runs import find_runs
 from switti.errors import UserError
 from switti.files import check_output_folder, check_target, write_json
@@ -59,11 +58,7 @@ class System:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument(
         "words",
         nargs="+",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datamodules.config import DataConfig
-from experiments.cli import run
+from experiments.cli import argument_parser, run
 from switti.errors import UserError
 from switti.files import check_output_folder, kind_of
 
@@ -26,11 +26,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.evaluate_tokenizer",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser(__doc__)
     add = parser.add_argument
     add("tokenizers", nargs="+", metavar="TOKENIZER", help="run folder, weights, hub id, or embedded:demo")
     add("--data", nargs="+", help="shards, or a folder of them: its validation split, if any (data/emoji64)")

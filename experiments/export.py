@@ -8,15 +8,11 @@ hf upload OWNER/NAME DIR. The folder is written whole or not at all. The moving 
 import argparse
 from pathlib import Path
 
-from experiments.cli import run
+from experiments.cli import argument_parser, run
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser(__doc__)
     add_arguments(parser)
     options = parser.parse_args(argv)
     return write(options.run, options)

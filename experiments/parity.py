@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli import run
+from experiments.cli import argument_parser, run
 from switti.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.parity",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("folder", type=Path, help="folder with meta.json and safetensors files")
     parser.add_argument("--verbose", action="store_true", help="one line for every tensor")
     return parser.parse_args(argv)

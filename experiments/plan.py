@@ -12,7 +12,6 @@ needed beside the plan for this machine. Not included: torch.compile, sampling, 
 and the buffers of driver and communication library.
 """
 
-import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,7 @@ from benchmarks.cost_model.hardware import (
 )
 from configs.loading import load
 from configs.schema import RunConfig
-from experiments.cli import run
+from experiments.cli import argument_parser, run
 from switti.errors import UserError
 from switti.files import write_json
 
@@ -41,11 +40,7 @@ MOST_IMAGES = 16_384  # on a GPU at a time, or following them would take minutes
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.plan",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument(
         "config", nargs="?", help="a config file or its name, such as generator/paper/pretrain_256"
     )

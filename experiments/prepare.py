@@ -25,7 +25,7 @@ from datamodules.prepare.emoji import ATTRIBUTION, emoji_items
 from datamodules.prepare.prepare import Listing, prepare
 from datamodules.prepare.sources import list_source
 from datamodules.prepare.writer import SKIPPED
-from experiments.cli import run
+from experiments.cli import argument_parser, run
 from switti.errors import UserError
 
 EMOJI_SIZE, PICTURE_SIZE, MAX_SIZE = 64, 512, 8192
@@ -33,11 +33,7 @@ MAX_WORKERS = 1024
 
 
 def parser() -> argparse.ArgumentParser:
-    form = argparse.ArgumentParser(
-        prog="python -m experiments.prepare",
-        description=__doc__.split("\n", 1)[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    form = argument_parser(__doc__)
     add = form.add_argument
     add("source", help="'emoji', a folder, a table or COCO captions")
     add("--out", type=Path, required=True, help="folder of the shards")

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from experiments.cli import parse_with_prompts, run
+from experiments.cli import argument_parser, parse_with_prompts, run
 from switti import arguments
 from switti.errors import UserError
 from switti.files import check_output, check_output_folder, check_target
@@ -20,11 +20,7 @@ from switti.sampling.formats import check_image, format_of, save_image
 
 
 def parser() -> argparse.ArgumentParser:
-    form = argparse.ArgumentParser(
-        prog="python -m experiments.sample",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    form = argument_parser(__doc__)
     add = form.add_argument
     add("run", type=Path, help="run folder, checkpoint, exported folder or hub id")
     add("prompts", nargs="*", metavar="prompt or key=value")

@@ -8,7 +8,6 @@ it is printed once, 80 columns wide unless COLUMNS says otherwise. What does not
     python -m experiments.status runs/demo --once
 """
 
-import argparse
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,18 +16,14 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from experiments.cli import run
+from experiments.cli import argument_parser, run
 from sweeps.run_state import find_study
 from sweeps.status_table import screen
 from switti.errors import UserError
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.status",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("study", help="a name below runs/, or a folder of run folders")
     parser.add_argument("--once", action="store_true", help="print it once, also on a terminal")
     parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="(default %(default)s)")

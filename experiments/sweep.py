@@ -21,7 +21,7 @@ import argparse
 import sys
 
 from configs.loading import CONFIGS, names_below
-from experiments.cli import run
+from experiments.cli import argument_parser, run
 from sweeps.launchers.base import Launcher, Source, drive
 from sweeps.launchers.jobs import Job, Outcome, count, describe, job_of, steps_left, why
 from sweeps.launchers.local import LocalLauncher
@@ -83,11 +83,8 @@ def _check_files(study: Study, states: dict[str, State], launcher: str) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    form = argparse.ArgumentParser(
-        prog="python -m experiments.sweep",
-        description=__doc__,
-        epilog=f"configs/studies/ holds {', '.join(names_below(CONFIGS / 'studies'))}.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    form = argument_parser(
+        __doc__, epilog=f"configs/studies/ holds {', '.join(names_below(CONFIGS / 'studies'))}."
     )
     add = form.add_argument
     add("words", nargs="+", metavar="STUDY|key=value",

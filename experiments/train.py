@@ -8,14 +8,13 @@ torchrun --nproc-per-node=8 -m experiments.train CONFIG trainer.devices=8 traine
 --show prints all settings with parameter and token counts, and trains nothing.
 """
 
-import argparse
 import logging
 import warnings
 
 from configs.loading import load, to_yaml
 from configs.resume_rules import check_resumable
 from configs.schema import RunConfig
-from experiments.cli import run
+from experiments.cli import argument_parser, run
 from lightning_modules.strategies.launch_environment import check_launch, is_first_rank
 from sweeps.run_state import training_lock
 from switti.environment import masked
@@ -24,11 +23,7 @@ from switti.run_folder import CONFIG, clear_leftovers, read_record
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.train",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("config", help="YAML file, or a name below configs/")
     parser.add_argument("settings", nargs="*", metavar="key=value")
     parser.add_argument("--show", action="store_true", help="print the resolved settings and counts")

@@ -12,16 +12,12 @@ import time
 from glob import glob
 from pathlib import Path
 
-from experiments.cli import run
+from experiments.cli import argument_parser, run
 from switti.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
-    form = argparse.ArgumentParser(
-        prog="python -m experiments.tools.train_mini_clip",
-        description=__doc__.split("\n", 1)[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    form = argument_parser(__doc__)
     form.add_argument("--data", nargs="+", required=True, help="training shards (names or a quoted pattern)")
     form.add_argument(
         "--validation", nargs="+", help="validation shards (default: validation-*.tar beside --data)"

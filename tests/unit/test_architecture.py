@@ -233,8 +233,14 @@ def test_commands_explain_themselves_at_once(command: str) -> None:
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "usage:" in done.stdout
+    docstring = ast.get_docstring(ast.parse((ROOT / "experiments" / f"{command}.py").read_text())) or ""
+    assert done.stdout.startswith(f"usage: {docstring.splitlines()[0]}\n")
     assert processor_seconds() - before < 1.0
+
+
+def test_argument_parsers_are_made_in_one_place() -> None:
+    made = [path for path in SOURCES if "ArgumentParser(" in (ROOT / path).read_text()]
+    assert made == [Path("experiments/cli.py")]
 
 
 def processor_seconds() -> float:
