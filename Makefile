@@ -30,7 +30,7 @@ install:  ## environment in .venv: torch (tested version), the library, demo dat
 	@rm -f $(VENV)/.installed
 	$(MAKE) --no-print-directory $(VENV)/.installed
 
-# Made again when the requirements change. In an active conda or virtual environment nothing is installed unasked.
+# Rebuilt when the requirements change. In an active conda or virtual environment nothing is installed unasked.
 READY = $(if $(or $(CONDA_PREFIX),$(VIRTUAL_ENV)),,$(VENV)/.installed)
 $(VENV)/.installed: pyproject.toml requirements/torch.txt requirements/embedded.txt | $(VENV)/bin/python
 	@$(VENV)/bin/python -c 'import importlib.util as u, sys; sys.exit(not (u.find_spec("torch") and u.find_spec("torchvision")))' \
@@ -49,13 +49,13 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 ##@ Checks
-.PHONY: lint format test test-all test-distributed fuzz hooks
+.PHONY: lint format test test-all test-distributed fuzz hooks docs
 lint: $(READY)  ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy switti
 
-format:  ## let ruff repair and format
+format:  ## let ruff fix and format
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
@@ -76,7 +76,10 @@ fuzz: $(READY)  ## mutate everything that is read, 15 minutes: no traceback, han
 hooks:  ## the same checks before each commit
 	$(PY) -m pre_commit install
 
-##@ Demonstration (no GPU, no model hub; started again it goes on where it was)
+docs: $(READY)  ## the documentation as a site in site/index.html; fails on a broken link
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
+
+##@ Demonstration (no GPU, no model hub; started again it resumes)
 .PHONY: demo demo-data demo-runs demo-report demo-from-scratch sweep board status
 demo: demo-report  ## emoji data → causal and non-causal runs → evaluation → report
 	@echo
@@ -103,10 +106,10 @@ demo-from-scratch: demo-data  ## the demo with a tokenizer trained here, too (ST
 	$(MAKE) --no-print-directory demo STUDY=demo_from_scratch \
 	  SETTINGS=tokenizer_weights=$(TOKENIZER_RUN)/tokenizer.safetensors
 
-board: $(READY)  ## TensorBoard over the runs of STUDY (demo): curves by scale and block, table, pictures
+board: $(READY)  ## TensorBoard over the runs of STUDY (demo): curves by scale and block, table, images
 	$(PY) -m experiments.board $(STUDY)
 
-sweep: $(READY)  ## run STUDY (demo), or go on with it; SETTINGS='key=value …', JOBS=2 at a time
+sweep: $(READY)  ## run STUDY (demo), or resume it; SETTINGS='key=value …', JOBS=2 at a time
 	$(PY) -m experiments.sweep $(STUDY) $(SETTINGS) $(if $(JOBS),--jobs $(JOBS))
 
 status: $(READY)  ## the runs of STUDY (demo): state, step, losses, last sign of life
@@ -115,5 +118,5 @@ status: $(READY)  ## the runs of STUDY (demo): state, step, losses, last sign of
 ##@ Housekeeping
 .PHONY: clean
 clean:  ## remove caches and build leftovers; data and runs stay
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
