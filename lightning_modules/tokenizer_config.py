@@ -85,4 +85,4 @@ class TokenizerLossConfig(ReconstructionLossConfig):
         if not 0.0 <= self.restart_until <= 1.0:
             raise UserError(f"{path}.restart_until={self.restart_until} must lie in [0, 1]")
         for sides in self.pyramids:
-            check_scales(sides, f"{path}.pyramids: scales")
+            check_scales(sides, f"{path}.pyramids")

@@ -71,10 +71,12 @@ def _tokenizer(config: RunConfig) -> list[str]:
     if not weights:
         return ["tokenizer_weights is not set; give a file, or embedded:demo for the one that ships"]
     setting = f"tokenizer_weights={weights}"
-    path = weights_path(weights)
+    try:
+        path = weights_path(weights)
+    except UserError as error:
+        return [f"tokenizer_weights: {error}"]
     if kind_of(path) is None:
-        shipped = "; the one that ships is embedded:demo" if weights.startswith(EMBEDDED) else ""
-        return [] if _on_a_hub(weights) else [f"{setting}: no such file or folder{shipped}"]
+        return [] if _on_a_hub(weights) else [f"{setting}: no such file or folder"]
     if path.is_dir():
         inside = (folder / name for folder in (path / "tokenizer", path) for name in _WEIGHT_FILES)
         present = next((file for file in inside if file.is_file()), None)

@@ -17,12 +17,21 @@ SETTINGS_KEY = "tokenizer"  # in the metadata of a file of `save_tokenizer`: the
 
 
 def weights_path(weights: str | Path) -> Path:
-    """File behind a `tokenizer_weights` setting: a path, or "embedded:NAME" for what the package ships."""
+    """File behind a `tokenizer_weights` setting: a path, or "embedded:NAME" for what the package ships.
+
+    UserError if the package ships no tokenizer of that name.
+    """
     text = str(weights)
     if not text.startswith(EMBEDDED):
         return Path(text).expanduser()
     name = text.removeprefix(EMBEDDED)
-    return Path(str(resources.files("switti") / "assets" / f"{name}_tokenizer" / "model.safetensors"))
+    assets = Path(str(resources.files("switti") / "assets"))
+    shipped = sorted(folder.name.removesuffix("_tokenizer") for folder in assets.glob("*_tokenizer"))
+    if name not in shipped:
+        raise UserError(
+            f"{text} is not shipped; the package has {', '.join(EMBEDDED + one for one in shipped)}"
+        )
+    return assets / f"{name}_tokenizer" / "model.safetensors"
 
 
 def stored_settings(path: Path) -> dict[str, Any]:

@@ -100,7 +100,8 @@ def record_of(run: str) -> dict:
 def driver(arguments: list[str]) -> str:
     """Code that is `python -m experiments.sweep …` with the stand-in for the train command."""
     return (
-        "import sys; from experiments import launch_local, sweep; from experiments.cli import run\n"
+        "import sys; from experiments import sweep; from experiments.cli import run\n"
+        "from sweeps.launchers import local as launch_local\n"
         "launch_local.TRAIN = ['stand_in.py']\n"
         f"sys.argv = {['sweep', *arguments]!r}\n"
         "run(sweep.main)"

@@ -256,7 +256,7 @@ def test_rows_are_drawn_without_repetition_if_possible() -> None:
         ({"adversarial": -0.1}, "adversarial=-0.1"),
         ({"codebook_decay": 1.0}, r"codebook_decay=1\.0"),
         ({"init_batches": 0}, "init_batches=0"),
-        ({"pyramids": [[1, 2], [2, 1]]}, r"pyramids: \[2, 1\]"),
+        ({"pyramids": [[1, 2], [2, 1]]}, r"pyramids=\[2, 1\]"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], words: str) -> None:

@@ -152,7 +152,7 @@ def point_to(run: Path, name: str) -> None:
 
 
 def outside(run: Path, name: str, colour: str = "#123456") -> Path:
-    path = run.parents[2] / name
+    path = run.parents[1] / name
     Image.new("RGB", (8, 8), colour).save(path)
     return path
 

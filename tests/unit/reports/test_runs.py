@@ -49,7 +49,7 @@ def test_later_values_win_and_a_cut_last_line_is_left_out(folder: Path) -> None:
 
 
 def test_find_runs_by_study_name_folder_and_run(folder: Path) -> None:
-    root = folder.parents[2]
+    root = folder.parents[1]
     other = maker.write_run(folder.parent / "b", {}, maker.record("b", 1))
     (folder.parent / "report").mkdir()
     assert find_runs(["study"], root) == [folder, other]

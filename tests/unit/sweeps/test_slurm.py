@@ -107,7 +107,8 @@ def test_what_is_queued_is_not_started_twice(study: Path, capsys) -> None:
 
 def start_driver(arguments: list[str]) -> subprocess.Popen[bytes]:
     code = (
-        "import sys; from experiments import launch_slurm, sweep; from experiments.cli import run\n"
+        "import sys; from experiments import sweep; from experiments.cli import run\n"
+        "from sweeps.launchers import slurm as launch_slurm\n"
         "launch_slurm.TRAIN = ['stand_in.py']; launch_slurm._ASK_SECONDS = 0.5\n"
         f"sys.argv = {['sweep', *arguments, '--launcher', 'slurm']!r}\nrun(sweep.main)"
     )
@@ -127,7 +128,7 @@ def test_a_job_at_its_time_limit_is_queued_again_and_goes_on(study: Path) -> Non
     subprocess.run(["scancel", "--signal=USR2", "100"], check=True)
     text = process.communicate(timeout=60)[0].decode()
     assert process.returncode == 0, text
-    assert "1 finished now" in text and "goes on" not in text
+    assert "1 finished" in text and "goes on" not in text
     assert record_of("seeds/seed=0")["status"] == "finished" and starts("seeds/seed=0") == 4
     assert len(scripts()) == 1
 

@@ -284,7 +284,6 @@ def test_an_exported_folder_is_evaluated_without_being_changed(
         (["tokenizer.safetensors.json", "--data", "shards"], "no study"),
         (["shards", "--data", "shards"], "no runs found in 'shards'"),
         (["out", "--data", "shards", "--out", "t.safetensors"], "t.safetensors is a file, not a folder"),
-        (["out", "--data", "shards", "--worst", "3"], "--worst is for tokenizers"),
     ],
 )
 def test_what_evaluate_refuses_it_explains(
