@@ -4,6 +4,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from reports.data.comparison import Comparison, compare_variants
 from reports.data.search import Search
 from reports.data.study import Study, show, sort_values
 from reports.render import html, markdown, plots, tables
@@ -17,11 +18,11 @@ from reports.sections.images import (
     first_pictures,
     samples_section,
 )
+from reports.sections.metrics import cost_section, curves_section, metrics_section
 from reports.sections.norms import norms_section
-from reports.sections.page import cost_section, curves_section, metrics_section
 from reports.sections.runs import runs_section, settings_section
 from reports.sections.scales import scales_section
-from reports.sections.search import search_document, search_rows
+from reports.sections.search import compare_trials, search_document, search_rows
 from reports.sections.summary import label_variants, leader, learning, verdict
 from switti.errors import UserError
 from switti.files import atomic_write, writing
@@ -33,10 +34,11 @@ _SUMMARIES = 2  # that may stand above the first plot
 _VALUES = 12  # pairing values that a sentence can take
 
 
-def document(study: Study) -> Document:
+def document(comparison: Comparison) -> Document:
     """All that the report says, independent of how it is shown."""
-    lead: list[Block] = [*learning(study)]
-    summaries, sentences = _split(study, verdict(study))
+    study, images = comparison.study, samples_section(comparison.study)
+    lead: list[Block] = [*learning(comparison)]
+    summaries, sentences = _split(comparison, verdict(comparison))
     lead += summaries
     if unfinished := [run for run in study.runs if not run.finished]:
         text = f"Preliminary: {plural(len(unfinished), 'run')} of {len(study.runs)} not finished (see Runs)."
@@ -44,20 +46,20 @@ def document(study: Study) -> Document:
     if study.skipped:
         text = f"{plural(len(study.skipped), 'run folder')} could not be read and stand apart (see Runs)."
         lead.append(Text(text, "warning"))
-    if forest := forest_figure(study):
+    if forest := forest_figure(comparison):
         lead.append(forest)
-    lead += [*first_pictures(study), *sentences, Text(_subject(study), "note")]
+    lead += [*first_pictures(images), *sentences, Text(_subject(study), "note")]
     sections = [
-        metrics_section(study),
-        curves_section(study),
-        norms_section(study),
-        scales_section(study),
-        cost_section(study),
-        samples_section(study),
-        caption_section(study),
+        metrics_section(comparison),
+        curves_section(comparison),
+        norms_section(comparison),
+        scales_section(comparison),
+        cost_section(comparison),
+        images,
+        caption_section(comparison),
         runs_section(study),
         settings_section(study),
-        conventions_section(study),
+        conventions_section(comparison),
     ]
     if study.runs[0].record.get("task") in ("tokenizer", "decoder"):
         # what speaks of generated tokens has nothing to say here
@@ -69,13 +71,13 @@ def document(study: Study) -> Document:
     return cleaned(Document(f"{study.name}: {title}", lead, sections))
 
 
-def _split(study: Study, texts: list[Text]) -> tuple[list[Text], list[Text]]:
+def _split(comparison: Comparison, texts: list[Text]) -> tuple[list[Text], list[Text]]:
     """(what stands above the plot, what stands below); a summary for each of many variants would hide the plot."""
     above = [text for text in texts if text.kind != "verdict"]
     below = [text for text in texts if text.kind == "verdict"]
     if len(above) <= _SUMMARIES:
         return above, below
-    return leader(study), [Text(text.text, "verdict") for text in above]
+    return leader(comparison), [Text(text.text, "verdict") for text in above]
 
 
 def _subject(study: Study) -> str:
@@ -114,16 +116,19 @@ def check_folder(folder: Path) -> None:
 
 def write_report(study: Study, folder: str | Path) -> Path:
     """Write index.html, report.md, rows.csv, paired.csv and every plot as SVG and PNG; return the page's path."""
+    comparison = compare_variants(study)
     files = {
-        "rows.csv": tables.rows(study),
-        "paired.csv": (list(tables.PAIRED_COLUMNS), tables.paired_rows(study)),
+        "rows.csv": tables.rows(comparison),
+        "paired.csv": (list(tables.PAIRED_COLUMNS), tables.paired_rows(comparison)),
     }
-    return _write(document(study), files, Path(folder))
+    return _write(document(comparison), files, Path(folder))
 
 
 def write_search_report(search: Search, folder: str | Path) -> Path:
     """The same for a search; its rows.csv has a row a trial, and nothing is paired."""
-    return _write(cleaned(search_document(search)), {"rows.csv": search_rows(search)}, Path(folder))
+    trials = compare_trials(search)
+    report = cleaned(search_document(search, trials))
+    return _write(report, {"rows.csv": search_rows(search, trials)}, Path(folder))
 
 
 def _write(report: Document, files: dict[str, tuple[list[str], list[list[Any]]]], folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """What each metric's name means: title, which direction is better, what it may be compared across, its convention."""
 
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Literal
 
@@ -247,3 +248,16 @@ def is_detail(name: str) -> bool:
 def is_distance(name: str) -> bool:
     """Distances of two sets of images, which need many of them."""
     return bool(_DISTANCE.fullmatch(name))
+
+
+def is_cost(name: str) -> bool:
+    """Time and memory of training and sampling."""
+    return name.startswith(("time/", "memory/", "training/", "sampling/"))
+
+
+def is_repeated(name: str, names: Container[str]) -> bool:
+    """Whether a metric taken during training was also evaluated, or taken on validation data."""
+    for online, better in (("metrics/", "evaluation/"), ("train/codebook_use", "validation/codebook_use")):
+        if name.startswith(online):
+            return f"{better}{name.removeprefix(online)}" in names
+    return False

@@ -24,10 +24,11 @@ _MACHINE_KEYS = ("device", "world_size")
 
 @dataclass(frozen=True)
 class Variant:
-    """Runs that differ in the pairing key alone."""
+    """Runs that differ in the pairing key alone. number: its place among the study's variants, and its colour."""
 
     label: str
     runs: tuple[Run, ...]
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,12 @@ def group(
     members: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         members.setdefault(tuple(show(run.config.get(key, MISSING)) for key in keys), []).append(run)
-    variants = []
+    variants: list[Variant] = []
     for values in sorted(members, key=lambda values: [_sort_key(value) for value in values]):
         own = sorted(members[values], key=lambda run: _sort_key(run.setting(pair_by)))
         name_of = label(keys, values, common)
         _refuse_twins(own, pair_by, name_of)
-        variants.append(Variant(name_of, tuple(own)))
+        variants.append(Variant(name_of, tuple(own), len(variants)))
     ordered = tuple(run for variant in variants for run in variant.runs)
     return Study(name or _study_name(runs), ordered, tuple(variants), keys, pair_by)
 

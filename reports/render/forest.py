@@ -9,14 +9,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from reports.data.differences import Difference, difference, few_images, is_cost, main_names
-from reports.data.metric_catalogue import EARLY, Metric
+from reports.data.comparison import Comparison, Row
+from reports.data.differences import Difference
+from reports.data.metric_catalogue import EARLY, is_cost
 from reports.data.study import Study
 from reports.render import plots
 from reports.render.document import Figure, Panel
 from reports.render.figures import legend
 from reports.render.formatting import number
-from reports.sections.summary import headline_names
 
 _TALLEST = 4.6  # inches: on a phone the first images follow on the same two screens
 _LABEL = 21  # characters of a line beside the axis
@@ -41,24 +41,24 @@ class Dot:
 
 
 @dataclass(frozen=True)
-class Row:
+class Line:
     """A metric with a dot for each variant that was compared."""
 
     label: str
     dots: tuple[Dot, ...]
 
 
-def forest_figure(study: Study) -> Figure | None:
+def forest_figure(comparison: Comparison) -> Figure | None:
     """One dot and interval a metric and variant; None where nothing can be drawn."""
-    rows, undrawn = list[Row](), list[str]()
-    for name in _names(study) if len(study.variants) > 1 else ():
-        found = [(i, difference(study, v, name)) for i, v in enumerate(study.variants[1:], 1)]
-        metric, compared = found[0][1].metric, [(i, d) for i, d in found if d.paired]
+    study, rows, undrawn = comparison.study, list[Line](), list[str]()
+    for name in _names(comparison) if len(study.variants) > 1 else ():
+        row = comparison.rows[name]
+        compared = [(i, d) for i, d in enumerate(row.differences, 1) if d.paired]
         dots = tuple(dot for i, d in compared if (dot := _dot(i, d)))
         if dots:
-            rows.append(Row(_label(study, metric), dots))
+            rows.append(Line(_label(row), dots))
         elif compared:
-            undrawn.append(metric.title)
+            undrawn.append(row.metric.title)
     if not rows:
         return None
     compressed = _is_wide(rows)
@@ -80,18 +80,18 @@ def forest_figure(study: Study) -> Figure | None:
     panel = Panel(
         "forest", f"difference from {reference}, %: worse ← 0 → better", _alt(rows, study), draw, height
     )
-    return Figure("forest", caption, (panel,), legend(study, variants) if len(variants) > 1 else ())
+    return Figure("forest", caption, (panel,), legend(variants) if len(variants) > 1 else ())
 
 
-def _names(study: Study) -> list[str]:
+def _names(comparison: Comparison) -> list[str]:
     """Headline metrics and what else was evaluated, cost last; only what has a better and a worse side."""
-    headlines = headline_names(study)
+    headlines = comparison.headline_names
     names = [
         *headlines,
-        *(n for n in main_names(study.runs) if n.startswith("evaluation/") and n not in headlines),
+        *(n for n in comparison.main_names if n.startswith("evaluation/") and n not in headlines),
     ]
-    judged = [n for n in names if difference(study, study.variants[-1], n).metric.better and EARLY not in n]
-    return sorted(judged[: max(2, int((_TALLEST - _HEIGHT) / _row_height(study)))], key=is_cost)
+    judged = [n for n in names if comparison.rows[n].metric.better and EARLY not in n]
+    return sorted(judged[: max(2, int((_TALLEST - _HEIGHT) / _row_height(comparison.study)))], key=is_cost)
 
 
 def _row_height(study: Study) -> float:
@@ -114,19 +114,19 @@ def _dot(number_of: int, d: Difference) -> Dot | None:
     return Dot(number_of, mean, low, high, d.paired.firm)
 
 
-def _label(study: Study, metric: Metric) -> str:
-    few = few_images(study.runs, metric.name)
-    return fill(metric.title + (f", {few} images" if few else ""), _LABEL)
+def _label(row: Row) -> str:
+    few = f", {row.few_images} images" if row.few_images else ""
+    return fill(row.metric.title + few, _LABEL)
 
 
-def _is_wide(rows: Sequence[Row]) -> bool:
+def _is_wide(rows: Sequence[Line]) -> bool:
     """Whether on a linear axis most differences would lie on top of 0."""
     sizes = [max(map(abs, dot.ends)) for row in rows for dot in row.dots]
     typical = float(np.median([size for size in sizes if size] or [0.0]))
     return max(sizes) > _WIDE * typical
 
 
-def _alt(rows: Sequence[Row], study: Study) -> str:
+def _alt(rows: Sequence[Line], study: Study) -> str:
     parts = []
     for row in rows:
         for dot in row.dots:
@@ -141,7 +141,7 @@ def _alt(rows: Sequence[Row], study: Study) -> str:
     return f"Differences in percent, better is right: {'; '.join(parts)}."
 
 
-def _draw(axes: Axes, rows: Sequence[Row], compressed: bool, count: int) -> None:
+def _draw(axes: Axes, rows: Sequence[Line], compressed: bool, count: int) -> None:
     for place, row in enumerate(rows):
         for dot in row.dots:
             y = place + (dot.variant - (count + 1) / 2) * 0.6 / max(count, 1)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reports.data.differences import difference, final, metric_names
-from reports.data.study import Study, differing, show
+from reports.data.comparison import Comparison
+from reports.data.study import differing, show
 from switti.escape import spreadsheet_cell
 from switti.files import atomic_write
 
@@ -38,26 +38,26 @@ PAIRED_COLUMNS = (
 )
 
 
-def rows(study: Study) -> tuple[list[str], list[list[Any]]]:
+def rows(comparison: Comparison) -> tuple[list[str], list[list[Any]]]:
     """Header and one row a run: place, variant, pairing value, record, settings that differ, final metrics."""
+    study, names = comparison.study, comparison.names
     settings = [key for key in differing(study.runs) if key != study.pair_by]
-    names = metric_names(study.runs)
     header = ["run", "variant", study.pair_by, *_RECORD_COLUMNS, *settings, *names]
     table = []
     for run in study.runs:
         row: list[Any] = [run.path.as_posix(), study.variant_of(run).label, run.setting(study.pair_by)]
         row += [run.record.get(key) for key in _RECORD_COLUMNS]
         row += [show(run.config[key]) if key in run.config else None for key in settings]
-        table.append([*row, *(final(run, name) for name in names)])
+        table.append([*row, *(comparison.final(run, name) for name in names)])
     return header, table
 
 
-def paired_rows(study: Study) -> list[list[Any]]:
+def paired_rows(comparison: Comparison) -> list[list[Any]]:
     """One row for each metric and each variant against the reference; `low` and `high` are empty for one pair."""
     table: list[list[Any]] = []
-    for variant in study.variants[1:]:
-        for name in metric_names(study.runs):
-            d = difference(study, variant, name)
+    for variant in comparison.study.variants[1:]:
+        for name in comparison.names:
+            d = comparison.difference(variant, name)
             paired = d.paired
             each = zip(d.pair_values, paired.differences if paired else (), strict=True)
             numbers = [paired.mean, paired.low, paired.high] if paired else [None, None, None]

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from reports.data.differences import final, is_of_data, metric_names, summary
+from reports.data.comparison import Comparison
 from reports.data.images import ABSENT, problem_of
 from reports.data.metric_catalogue import EARLY, ONLINE, describe
 from reports.data.runs import Run, Samples
 from reports.data.statistics import paired_bootstrap
-from reports.data.study import Study, show, sort_values
+from reports.data.study import Study, Variant, show, sort_values
 from reports.render.document import Block, Definitions, Picture, Pictures, Section, Table, Text, code
 from reports.render.formatting import DASH, gap, interval, number, plus_minus
 
@@ -37,9 +37,9 @@ def samples_section(study: Study) -> Section:
     return section
 
 
-def first_pictures(study: Study) -> list[Pictures]:
+def first_pictures(section: Section) -> list[Pictures]:
     """The first captions of the first training seed that has any, for the head of the page."""
-    for block in samples_section(study).blocks:
+    for block in section.blocks:
         if isinstance(block, Pictures):
             return [replace(block, name="pictures_first", rows=block.rows[:_FIRST], opened=True)]
     return []
@@ -105,27 +105,27 @@ def _notes(
     return notes
 
 
-def caption_section(study: Study) -> Section:
+def caption_section(comparison: Comparison) -> Section:
     """The score with a picture's own caption beside that with another's: only the gap speaks of following the text."""
     section, rows = Section("captions", "Following the caption"), list[tuple[str, ...]]()
-    known = metric_names(study.runs)
+    reference = comparison.study.variants[0]
     for prefix, source in (("evaluation/", "evaluated"), ("metrics/", "in training")):
         own, other = f"{prefix}{_SCORE}", f"{prefix}{_SCORE}_shuffled"
-        if rows or own not in known or other not in known:  # in training only where it was not evaluated
+        if (
+            rows or own not in comparison.rows or other not in comparison.rows
+        ):  # in training only where it was not evaluated
             continue
-        reference = _gaps(study.variants[0].runs, study.pair_by, own, other)
-        for variant in study.variants:
-            gaps = _gaps(variant.runs, study.pair_by, own, other)
+        reference_gaps = _gaps(comparison, reference, own, other)
+        for variant in comparison.study.variants:
+            gaps = _gaps(comparison, variant, own, other)
             mean = sum(gaps.values()) / len(gaps) if gaps else None
             cells = [
                 variant.label,
                 source,
-                plus_minus(summary(variant, own)),
-                plus_minus(summary(variant, other)),
+                plus_minus(comparison.spread(variant, own)),
+                plus_minus(comparison.spread(variant, other)),
             ]
-            rows.append(
-                (*cells, number(mean), _gap_difference(reference, gaps, variant is study.variants[0]))
-            )
+            rows.append((*cells, number(mean), _gap_difference(reference_gaps, gaps, variant is reference)))
     if rows:
         header = ("variant", "taken", "own caption", "another caption", "gap", "gap's paired difference")
         section.blocks.append(Table(header, tuple(rows), words=frozenset({0, 1, 5})))
@@ -140,13 +140,13 @@ def caption_section(study: Study) -> Section:
     return section
 
 
-def _gaps(runs: tuple[Run, ...], pair_by: str, own: str, other: str) -> dict[str, float]:
+def _gaps(comparison: Comparison, variant: Variant, own: str, other: str) -> dict[str, float]:
     """Own − other caption's score of each run, by its pairing value."""
     gaps = {}
-    for run in runs:
-        a, b = final(run, own), final(run, other)
+    for run in variant.runs:
+        a, b = comparison.final(run, own), comparison.final(run, other)
         if a is not None and b is not None:
-            gaps[show(run.setting(pair_by))] = a - b
+            gaps[show(run.setting(comparison.study.pair_by))] = a - b
     return gaps
 
 
@@ -158,15 +158,15 @@ def _gap_difference(reference: dict[str, float], gaps: dict[str, float], is_refe
     return f"{gap(paired)} {interval(paired)}"
 
 
-def conventions_section(study: Study) -> Section:
+def conventions_section(comparison: Comparison) -> Section:
     """What each metric on the page is; the same metric evaluated and in training is told once."""
     told: dict[tuple[str, str], list[str]] = {}
-    for name in metric_names(study.runs):
+    for name, row in comparison.rows.items():
         if "_by_scale/" in name or "/block_" in name:
             continue
-        metric, of_data = describe(name), is_of_data(study.runs, name)
-        better = f" {metric.better.capitalize()} is better." if metric.better and not of_data else ""
-        better = " Of the data and the tokenizer: not a result of these runs." if of_data else better
+        metric = row.metric
+        better = f" {metric.better.capitalize()} is better." if metric.better and not row.of_data else ""
+        better = " Of the data and the tokenizer: not a result of these runs." if row.of_data else better
         text = (
             f"{metric.description}.{better}"
             if metric.description

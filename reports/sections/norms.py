@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from reports.data.comparison import Comparison
 from reports.data.runs import Run
 from reports.data.statistics import paired_ratio
 from reports.data.study import Study, Variant
@@ -14,10 +15,10 @@ from reports.render.formatting import DASH, number
 _LAST = "norms/last/"
 
 
-def norms_section(study: Study) -> Section:
+def norms_section(comparison: Comparison) -> Section:
     """Figure and table of the last block's norms; says how to get them where none were logged."""
-    section = Section("norms", "Activation norms")
-    figure = norms_figure(study)
+    study, section = comparison.study, Section("norms", "Activation norms")
+    figure = norms_figure(comparison)
     if figure is None:
         text = "No activation norms: `callbacks.activation_norms_every` above 0 logs them."
         section.blocks.append(Text(text, "missing"))
@@ -76,7 +77,7 @@ def _usable(value: float) -> float | None:
 
 
 def _ratio_cell(study: Study, variant: Variant, kind: str) -> str:
-    if variant is study.variants[0]:
+    if variant.number == 0:
         return "1"
     ends = [(_end(a, kind), _end(b, kind)) for _, a, b in study.pairs(variant) if _comparable(a, b)]
     ratios = [b / a for a, b in ends if a is not None and b is not None]

@@ -5,14 +5,14 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from reports.data.differences import final, metric_names
+from reports.data.comparison import Comparison, compare_variants
 from reports.data.importance import Importance, importance
 from reports.data.search import STATES, Search, Trial
 from reports.data.study import Study, Variant, differing, show
 from reports.render.document import Block, Document, Section, Table, Text, code
 from reports.render.formatting import DASH, duration, moment, number, plural
 from reports.render.search_figures import history_figure, importance_figure, parameters_figure, values_figure
-from reports.sections.images import conventions_section, first_pictures
+from reports.sections.images import conventions_section, first_pictures, samples_section
 from reports.sections.runs import flags, versions
 from reports.sections.summary import learning
 from switti.run_folder import CONFIG
@@ -32,10 +32,14 @@ _RECORD_COLUMNS = (
 )
 
 
-def search_document(search: Search) -> Document:
-    """All that the report of a search says, independent of how it is shown."""
+def search_document(search: Search, trials: Comparison) -> Document:
+    """All that the report of a search says, independent of how it is shown. trials: from `compare_trials`."""
     best = search.best
-    lead: list[Block] = [*(learning(_alone(best)) if best else []), *_best(search), *_command(search)]
+    lead: list[Block] = [
+        *(learning(compare_variants(_alone(best))) if best else []),
+        *_best(search),
+        *_command(search),
+    ]
     if unfinished := search.of("running", "interrupted"):
         lead.append(
             Text(f"{plural(len(unfinished), 'trial')} not finished yet: the best may change.", "warning")
@@ -45,26 +49,25 @@ def search_document(search: Search) -> Document:
         lead.append(Text(text, "warning"))
     lead.append(history_figure(search))
     if best and best.run.config.get("seed") is not None:
-        pictures = first_pictures(_alone(best))
+        pictures = first_pictures(samples_section(_alone(best)))
         lead += [replace(block, title="First images of the best trial") for block in pictures]
     lead.append(Text(_subject(search), "note"))
     sections = [
         _parameters(search),
         _curves(search),
         _ranking(search),
-        _trials(search),
+        _trials(search, trials.study),
         _settings(search),
-        conventions_section(_as_study(search)),
+        conventions_section(trials),
     ]
     return Document(
         f"{search.name}: search over {plural(len(search.parameters), 'parameter')}", lead, sections
     )
 
 
-def search_rows(search: Search) -> tuple[list[str], list[list[Any]]]:
+def search_rows(search: Search, trials: Comparison) -> tuple[list[str], list[list[Any]]]:
     """Header and one row a trial: number, rank, state, objective, parameters, record, final metrics."""
-    runs = tuple(trial.run for trial in search.trials)
-    names = metric_names(runs)
+    names = trials.names
     ranks = {trial.number: rank for rank, trial in enumerate(search.ranked, 1)}
     header = ["trial", "rank", "state", search.metric.name, *(p.name for p in search.parameters)]
     header += [
@@ -77,7 +80,7 @@ def search_rows(search: Search) -> tuple[list[str], list[list[Any]]]:
         row: list[Any] = [trial.number, ranks.get(trial.number), trial.state, trial.value]
         row += [_plain(trial.parameters[p.name]) for p in search.parameters]
         row += [trial.run.path.as_posix(), *(trial.run.record.get(key) for key in _RECORD_COLUMNS)]
-        table.append([*row, *(final(trial.run, name) for name in names)])
+        table.append([*row, *(trials.final(trial.run, name) for name in names)])
     return header, table
 
 
@@ -91,10 +94,12 @@ def _alone(trial: Trial) -> Study:
     return Study(trial.run.name, variant.runs, (variant,), (), "seed")
 
 
-def _as_study(search: Search) -> Study:
-    """All trials as runs of one variant: for what is said of runs, not of differences."""
+def compare_trials(search: Search) -> Comparison:
+    """The numbers of all trials as runs of one variant: nothing is paired."""
     runs = tuple(trial.run for trial in search.trials)
-    return Study(search.name, runs, (Variant("all trials", runs),), (), "seed", search.skipped)
+    return compare_variants(
+        Study(search.name, runs, (Variant("all trials", runs),), (), "seed", search.skipped)
+    )
 
 
 def _best(search: Search) -> list[Text]:
@@ -200,7 +205,7 @@ def _curves(search: Search) -> Section:
     return Section("curves", "Objective in training", [figure or missing])
 
 
-def _trials(search: Search) -> Section:
+def _trials(search: Search, study: Study) -> Section:
     """Where each trial comes from and how it ended."""
     rows = []
     for trial in search.trials:
@@ -212,14 +217,14 @@ def _trials(search: Search) -> Section:
         rows.append((str(trial.number), trial.state, step, *times, commit, trial.run.name, error))
     header = ("trial", "state", "step", "started", "trained for", "commit", "run", "error")
     table = Table(header, tuple(rows), words=frozenset({0, 1, 3, 5, 6, 7}), code=frozenset({6}))
-    warnings = [Text(text, "warning") for text in flags(_as_study(search), ends=False)]
+    warnings = [Text(text, "warning") for text in flags(study, ends=False)]
     if missing := _missing_numbers(search):
         text = f"Numbers without a run of their own (settings that do not go together, second attempts): {missing}."
         warnings.append(Text(text, "note"))
     if search.others:
         names = ", ".join(map(code, search.others))
         warnings.append(Text(f"Not trials of the search, hence not in this report: {names}.", "warning"))
-    return Section("trials", "Trials", [*warnings, table, versions(_as_study(search))])
+    return Section("trials", "Trials", [*warnings, table, versions(study)])
 
 
 def _missing_numbers(search: Search) -> str:

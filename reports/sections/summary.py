@@ -1,55 +1,34 @@
 """The answer in sentences, each computed from the paired differences of one metric."""
 
-from reports.data.differences import Difference, difference, few_images, metric_names, scale_numbers, summary
-from reports.data.metric_catalogue import describe
+from reports.data.comparison import Comparison
+from reports.data.differences import Difference
+from reports.data.final_values import scale_numbers
 from reports.data.statistics import RESAMPLES, Paired
 from reports.data.study import Study, Variant
 from reports.render.document import Text, code
 from reports.render.formatting import gap, interval, number, percent, plural, signed
 
-# What a reader asks first: quality of the model, its stability, quality of the pictures, their fit to the text, cost.
-_HEADLINES = (
-    ("validation/loss",),
-    ("validation/psnr",),
-    ("validation/lpips",),
-    ("norms/last/mean",),
-    ("evaluation/fid", "evaluation/fid_inception", "evaluation/fid_alexnet", "metrics/fid_alexnet"),
-    (
-        "evaluation/pick_score_v1",
-        "evaluation/mini_clip_score",
-        "metrics/pick_score_v1",
-        "metrics/mini_clip_score",
-    ),
-    ("time/step_seconds", "time/samples_per_second"),
-    ("sampling/seconds_per_picture",),
-    ("training/peak_gib", "memory/peak_gib"),
-)
 
-
-def headline_names(study: Study) -> list[str]:
-    """Of each headline the first of its metrics that any run has."""
-    known = set(metric_names(study.runs))
-    return [name for choices in _HEADLINES if (name := next((c for c in choices if c in known), None))]
-
-
-def learning(study: Study) -> list[Text]:
+def learning(comparison: Comparison) -> list[Text]:
     """What must be said before anything else: that there is nothing to compare yet, for nothing has been learnt."""
-    unlearnt = [variant for variant in study.variants if learnt_scales(variant) == []]
+    variants = comparison.study.variants
+    unlearnt = [variant for variant in variants if learnt_scales(comparison, variant) == []]
     if not unlearnt:
         return []
     reason = "no scale is below its unigram entropy yet (nothing has been learnt)"
-    if len(unlearnt) < len(study.variants):
+    if len(unlearnt) < len(variants):
         return [Text(f"{_listed([v.label for v in unlearnt])}: {reason}.", "summary")]
-    rest = ": differences between variants are those of untrained models" if len(study.variants) > 1 else ""
+    rest = ": differences between variants are those of untrained models" if len(variants) > 1 else ""
     return [Text(f"{reason[0].upper()}{reason[1:]}{rest}.", "summary")]
 
 
-def leader(study: Study) -> list[Text]:
+def leader(comparison: Comparison) -> list[Text]:
     """Which of many variants has the best mean of the first headline metric, among those that compare."""
-    for name in headline_names(study):
-        metric, reference = describe(name), study.variants[0]
-        compared = [v for v in study.variants[1:] if difference(study, v, name).paired]
-        means = [(s.mean, v.label) for v in (reference, *compared) if (s := summary(v, name))]
+    reference, *others = comparison.study.variants
+    for name in comparison.headline_names:
+        metric = comparison.rows[name].metric
+        compared = [v for v in others if comparison.difference(v, name).paired]
+        means = [(s.mean, v.label) for v in (reference, *compared) if (s := comparison.spread(v, name))]
         if metric.better is None or len(means) < 2:
             continue
         mean, label = (min if metric.better == "lower" else max)(means)
@@ -59,20 +38,21 @@ def leader(study: Study) -> list[Text]:
     return []
 
 
-def learnt_scales(variant: Variant) -> list[int] | None:
+def learnt_scales(comparison: Comparison, variant: Variant) -> list[int] | None:
     """Scales whose final validation loss is below their unigram entropy; None where that was not logged."""
     found, known = list[int](), False
-    for k in scale_numbers(variant.runs, "validation/loss_by_scale"):
-        loss = summary(variant, f"validation/loss_by_scale/{k}")
-        entropy = summary(variant, f"validation/unigram_entropy_by_scale/{k}")
+    for k in scale_numbers([variant], "validation/loss_by_scale"):
+        loss = comparison.spread(variant, f"validation/loss_by_scale/{k}")
+        entropy = comparison.spread(variant, f"validation/unigram_entropy_by_scale/{k}")
         if loss and entropy:
             known = True
             found += [k] if loss.mean < entropy.mean else []
     return found if known else None
 
 
-def verdict(study: Study) -> list[Text]:
+def verdict(comparison: Comparison) -> list[Text]:
     """For each variant against the reference: one sentence that sums up, then one for each headline metric."""
+    study = comparison.study
     if len(study.variants) < 2:
         text = f"Nothing to compare: {plural(len(study.runs), 'run')} of one variant. The page shows "
         return [
@@ -80,27 +60,26 @@ def verdict(study: Study) -> list[Text]:
                 text + "the runs alone; give runs that differ in a setting for paired differences.", "summary"
             )
         ]
-    names = headline_names(study)
     sentences: list[Text] = []
     for variant in study.variants[1:]:
-        found = [difference(study, variant, name) for name in names]
+        found = [comparison.difference(variant, name) for name in comparison.headline_names]
         if found:
-            sentences.append(Text(_summary(study, found), "summary"))
+            sentences.append(Text(_summary(comparison, found), "summary"))
         if len(study.variants) == 2:  # with more the table below is the better place
-            sentences += [Text(_sentence(study, d), "verdict") for d in found]
+            sentences += [Text(_sentence(comparison, d), "verdict") for d in found]
     return sentences or [Text("No metric that this report can judge has been logged yet.", "missing")]
 
 
-def _title(study: Study, d: Difference) -> str:
-    few = few_images(study.runs, d.metric.name)
+def _title(comparison: Comparison, d: Difference) -> str:
+    few = comparison.rows[d.metric.name].few_images
     return f"{d.metric.title} (over {few} images only)" if few else d.metric.title
 
 
-def _summary(study: Study, found: list[Difference]) -> str:
+def _summary(comparison: Comparison, found: list[Difference]) -> str:
     """Which way each headline metric went, and how much weight that can bear."""
     judged: dict[str, list[str]] = {}
     for d in found:
-        judged.setdefault(_judgement(d), []).append(_title(study, d))
+        judged.setdefault(_judgement(d), []).append(_title(comparison, d))
     parts = [f"{word} in {_listed(judged[word])}" for word in ("better", "worse") if word in judged]
     others = ("lower", "higher", "not told apart", "equal", "not compared")
     parts += [f"{word}: {_listed(judged[word])}" for word in others if word in judged]
@@ -131,8 +110,8 @@ def _weight(found: list[Difference]) -> str:
     return f" With {min(counts)} pairs chance alone makes all agree in {percent(chance)} of studies: a hint only."
 
 
-def _sentence(study: Study, d: Difference) -> str:
-    title = _title(study, d)
+def _sentence(comparison: Comparison, d: Difference) -> str:
+    title = _title(comparison, d)
     if d.paired is None:
         return f"{title}: not compared – {d.reason}."
     both = d.reference_mean is not None and d.reference_mean > 0 and (d.variant_mean or 0) > 0

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import synthetic_runs as maker
 
-from reports.data.differences import difference, main_names
+from reports.data.comparison import compare_variants
 from reports.data.metric_catalogue import describe
 from reports.data.runs import Run, Sampling, read_run
 from reports.data.statistics import paired_ratio
 from reports.data.study import Study, group, obstacle, overlapping
 from reports.render.document import Table, Text
 from reports.sections.guidance import guidance_blocks, time_ratio
-from reports.sections.page import cost_section
+from reports.sections.metrics import cost_section
 
 Make = Callable[..., Run]
 
@@ -113,9 +113,11 @@ def test_no_timing_no_table(make: Make) -> None:
 
 def test_metrics_with_guidance_stopped_early_stand_beside_the_others(make: Make) -> None:
     found = study(make)
-    assert "stopped_early/fid_alexnet" in main_names(found.runs)
+    assert "stopped_early/fid_alexnet" in compare_variants(found).main_names
     assert describe("stopped_early/fid_alexnet").title == "FID (AlexNet), guidance stopped early"
-    assert difference(found, found.variants[1], "stopped_early/fid_alexnet").paired.mean == 0.0
+    assert (
+        compare_variants(found).difference(found.variants[1], "stopped_early/fid_alexnet").paired.mean == 0.0
+    )
 
 
 def test_runs_of_one_time_and_host_are_told(make: Make) -> None:
@@ -125,7 +127,11 @@ def test_runs_of_one_time_and_host_are_told(make: Make) -> None:
     a, b = make("causal", 0, full, early, **times), make("non_causal", 0, full, early, **times)
     c, d = make("causal", 1, full, early, **later), make("causal", 2, full, early, **times, host="other")
     assert overlapping([a, b, c, d]) == [(a, b)]
-    texts = [block.text for block in cost_section(group([a, b, c, d])).blocks if isinstance(block, Text)]
+    texts = [
+        block.text
+        for block in cost_section(compare_variants(group([a, b, c, d]))).blocks
+        if isinstance(block, Text)
+    ]
     assert any(
         "at the same time on one host" in text and "`causal-0` and `non_causal-0`" in text for text in texts
     )

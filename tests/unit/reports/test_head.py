@@ -11,12 +11,12 @@ from matplotlib.figure import Figure as Canvas
 
 from experiments import compare
 from reports.build import document
-from reports.data.differences import main_names
+from reports.data.comparison import compare_variants
 from reports.data.runs import Run, read_run
 from reports.data.statistics import paired_bootstrap, spread
 from reports.data.study import Study, group
 from reports.render.document import Document, Figure, Pictures, Table, Text
-from reports.render.forest import Row, forest_figure
+from reports.render.forest import Line, forest_figure
 from reports.render.formatting import gap, in_one_row, interval, plus_minus
 from reports.sections.summary import learning
 
@@ -64,27 +64,27 @@ def test_that_nothing_has_been_learnt_is_said_first(make: Make) -> None:
         for visibility, loss in (("causal", 5.9), ("non_causal", 5.8))
         for seed in (0, 1)
     ]
-    first, second, *_ = document(group(runs)).lead
+    first, second, *_ = document(compare_variants(group(runs))).lead
     assert first.kind == "summary" and first.text.startswith(NOTHING[:1].upper() + NOTHING[1:])
     assert "better in validation loss" in second.text
-    (alone,) = learning(group(runs[:2]))
+    (alone,) = learning(compare_variants(group(runs[:2])))
     assert alone.text == NOTHING[:1].upper() + NOTHING[1:] + "."
 
 
 def test_who_has_learnt_nothing_is_named(make: Make) -> None:
     runs = [make("causal", 0, by_scale(5.5, 4.9)), make("non_causal", 0, by_scale(5.5, 5.1))]
-    assert [text.text for text in learning(group(runs))] == [f"non_causal: {NOTHING}."]
+    assert [text.text for text in learning(compare_variants(group(runs)))] == [f"non_causal: {NOTHING}."]
 
 
 @pytest.mark.parametrize(
     "finals", [by_scale(4.0, 6.0), {"validation/loss_by_scale/0": 9.0}, {"validation/loss": 9.0}]
 )
 def test_nothing_is_said_where_it_is_not_known(make: Make, finals: dict[str, float]) -> None:
-    assert learning(group([make("causal", 0, finals), make("non_causal", 0, finals)])) == []
+    assert learning(compare_variants(group([make("causal", 0, finals), make("non_causal", 0, finals)]))) == []
 
 
-def drawn(study: Study) -> tuple[Figure, list[Row]]:
-    figure = forest_figure(study)
+def drawn(study: Study) -> tuple[Figure, list[Line]]:
+    figure = forest_figure(compare_variants(study))
     (panel,) = figure.panels
     axes = Canvas().add_subplot()
     panel.draw(axes)  # must not fail
@@ -134,12 +134,14 @@ def test_forest_of_several_variants_has_a_dot_for_each(make: Make) -> None:
 
 
 def test_no_forest_without_a_comparison(make: Make) -> None:
-    assert forest_figure(group([make("causal", 0, {"validation/loss": 2.0})])) is None
+    assert forest_figure(compare_variants(group([make("causal", 0, {"validation/loss": 2.0})]))) is None
 
 
 def test_the_head_has_plot_and_images_before_the_sentences(tmp_path: Path) -> None:
     study = maker.write_study(tmp_path, sides=[1, 2])
-    page = document(group([read_run(path.parent) for path in sorted(study.glob("*/record.json"))]))
+    page = document(
+        compare_variants(group([read_run(path.parent) for path in sorted(study.glob("*/record.json"))]))
+    )
     kinds = [block.kind if isinstance(block, Text) else type(block).__name__ for block in page.lead]
     assert kinds.index("Figure") < kinds.index("Pictures") < kinds.index("verdict")
     assert [block.name for block in page.lead if isinstance(block, Figure | Pictures)] == [
@@ -160,31 +162,36 @@ def test_a_distance_over_few_images_carries_a_warning(make: Make) -> None:
         for v in ("causal", "non_causal")
     ]  # fmt: skip
     study = group(runs)
-    warning = texts(document(study), "warning")
+    warning = texts(document(compare_variants(study)), "warning")
     assert "FID (AlexNet): over 16 images, fewer than 2048." in warning
     assert "KID (AlexNet) in training: over 64 images, fewer than 2048." in warning
     assert "PickScore" not in warning
-    assert "FID (AlexNet) (over 16 images only)" in texts(document(study), "summary")
+    assert "FID (AlexNet) (over 16 images only)" in texts(document(compare_variants(study)), "summary")
     assert any("16 images" in " ".join(row.label.split()) for row in drawn(study)[1])
 
 
 def test_a_distance_over_enough_images_does_not(make: Make) -> None:
     runs = [make(v, 0, {}, {"fid_alexnet": 9.0}, pictures=2048) for v in ("causal", "non_causal")]
-    page = document(group(runs))
+    page = document(compare_variants(group(runs)))
     assert "images" not in texts(page, "warning") + texts(page, "summary")
 
 
 def test_no_metric_stands_twice(make: Make) -> None:
     names = {"metrics/fid": 2.0, "metrics/kid": 0.1, "train/loss": 3.0, "validation/loss": 3.0}
     run = make("causal", 0, names, {"fid": 1.9})
-    assert main_names((run,)) == ["validation/loss", "train/loss", "evaluation/fid", "metrics/kid"]
+    assert compare_variants(group([run])).main_names == [
+        "validation/loss",
+        "train/loss",
+        "evaluation/fid",
+        "metrics/kid",
+    ]
 
 
 @pytest.mark.parametrize(("task", "count"), [("generator", 0), ("tokenizer", 1)])
 def test_codebook_use_is_a_result_of_tokenizers_alone(make: Make, task: str, count: int) -> None:
     names = {"train/codebook_use": 0.5, "validation/codebook_use": 0.6, "validation/loss": 1.0}
     runs = [make(v, 0, names, task=task) for v in ("causal", "non_causal")]
-    page = document(group(runs))
+    page = document(compare_variants(group(runs)))
     (table,) = [b for s in page.sections if s.anchor == "metrics" for b in s.blocks if isinstance(b, Table)]
     assert sum("codebook use" in row[0] for row in table.rows) == count
     titles = [p.title for s in page.sections for b in s.blocks if isinstance(b, Figure) for p in b.panels]
@@ -194,7 +201,7 @@ def test_codebook_use_is_a_result_of_tokenizers_alone(make: Make, task: str, cou
 
 
 def test_the_hint_speaks_of_generated_images(make: Make) -> None:
-    page = document(group([make("causal", 0, {"validation/loss": 1.0})]))
+    page = document(compare_variants(group([make("causal", 0, {"validation/loss": 1.0})])))
     missing = texts(page, "missing")
     assert "whole validation set" not in missing
     assert "Distances and scores of many generated images: no run has an `evaluation.json`" in missing

@@ -16,6 +16,7 @@ from PIL import Image
 
 from experiments import compare
 from reports.build import document
+from reports.data.comparison import compare_variants
 from reports.data.images import problem_of
 from reports.data.runs import read_run
 from reports.data.study import group
@@ -274,7 +275,7 @@ def test_odd_values_are_shown_or_refused_in_a_line(
             runs.append(read_run(path))
     assert tmp_path / "s" / "non_causal" in [run.path for run in runs]
     with suppress(UserError):
-        page = document(group(runs))
+        page = document(compare_variants(group(runs)))
         assert render(page)
 
 

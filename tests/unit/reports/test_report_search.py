@@ -18,9 +18,9 @@ from experiments import compare, sweep
 from reports.data.importance import importance
 from reports.data.runs import find_runs, read_run
 from reports.data.search import Search, read_search
-from reports.render.document import Figure, Table, Text
+from reports.render.document import Document, Figure, Table, Text
 from reports.render.search_figures import history_figure, parameters_figure, values_figure
-from reports.sections.search import repeat_command, search_document
+from reports.sections.search import compare_trials, repeat_command, search_document
 from sweeps.launchers import local as launch_local
 from switti.errors import UserError
 
@@ -30,6 +30,10 @@ CENTRE = {RATE: 1e-3, DEPTH: 4, "model.norms": "pre", "data.caption_dropout": 0.
 
 def searched(folder: Path) -> Search:
     return read_search(folder, [read_run(path) for path in find_runs([str(folder)])])
+
+
+def document_of(search: Search) -> Document:
+    return search_document(search, compare_trials(search))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,7 @@ def losses(folder: Path) -> dict[int, float]:
 def test_the_best_trial_stands_first_with_its_command(folder: Path) -> None:
     values = losses(folder)
     best = min(values, key=values.get)
-    first, _, command, *_ = search_document(searched(folder)).lead
+    first, _, command, *_ = document_of(searched(folder)).lead
     assert first.kind == "summary"
     assert first.text.startswith(f"Best of {len(values)} finished trials: trial {best} with validation loss")
     words = shlex.split(command.text)
@@ -87,7 +91,7 @@ def test_no_trial_is_compared_in_pairs(folder: Path) -> None:
 
 
 def test_ranking_has_the_finished_in_order_then_the_others(folder: Path) -> None:
-    page = search_document(searched(folder))
+    page = document_of(searched(folder))
     (table,) = [b for s in page.sections if s.anchor == "ranking" for b in s.blocks if isinstance(b, Table)]
     values = losses(folder)
     order = sorted(values, key=values.get)
@@ -158,7 +162,7 @@ def test_importance_says_why_there_is_none(tmp_path: Path, monkeypatch: pytest.M
     enough = searched(maker.write_search(tmp_path, name="more"))
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert importance(enough).startswith("Optuna is not installed")
-    texts = [b.text for s in search_document(enough).sections for b in s.blocks if isinstance(b, Text)]
+    texts = [b.text for s in document_of(enough).sections for b in s.blocks if isinstance(b, Text)]
     assert any(text.startswith("No importance of the parameters: Optuna is not installed") for text in texts)
 
 

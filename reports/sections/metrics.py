@@ -1,8 +1,7 @@
-"""The report's sections of numbers and curves: metrics, curves, cost."""
+"""Sections of numbers and curves: final metrics, curves, time and memory."""
 
-from reports.data.differences import cost_names, few_images, main_names, metric_names
-from reports.data.metric_catalogue import describe
-from reports.data.study import Study, loss_groups, overlapping, show
+from reports.data.comparison import Comparison
+from reports.data.study import Study, overlapping, show
 from reports.render.document import Figure, Section, Text, code
 from reports.render.figures import (
     by_scale_figure,
@@ -11,8 +10,8 @@ from reports.render.figures import (
     sampling_figure,
     scale_kinds,
 )
-from reports.sections.comparison import comparison_tables, refusals
 from reports.sections.guidance import guidance_blocks
+from reports.sections.paired_tables import comparison_tables, refusals
 from reports.sections.summary import pairs_note
 from switti.metrics.config import ENOUGH_IMAGES
 
@@ -25,12 +24,13 @@ _MAIN_FIGURES = (
 )
 
 
-def metrics_section(study: Study) -> Section:
-    names = main_names(study.runs)
+def metrics_section(comparison: Comparison) -> Section:
+    """Final values of the results of training, and what their comparison cannot bear."""
+    study, names = comparison.study, comparison.main_names
     if not names:
         text = "No metrics yet: `python -m experiments.train` writes `metrics.csv` into a run's folder."
         return Section("metrics", "Final metrics", [Text(text, "missing")])
-    section = Section("metrics", "Final metrics", [*comparison_tables(study, names, ratio=False)])
+    section = Section("metrics", "Final metrics", [*comparison_tables(comparison, names, ratio=False)])
     last = max(run.record.get("step") or 0 for run in study.runs)
     if early := [
         f"{code(run.name)} ({run.record.get('step')})" for run in study.runs if run.record.get("step") != last
@@ -38,8 +38,8 @@ def metrics_section(study: Study) -> Section:
         text = f"Ended before step {last}: {', '.join(early)}. Means take each run at its own end, differences do not."
         section.blocks.append(Text(text, "warning"))
     if len(study.variants) > 1:
-        section.blocks += [Text(pairs_note(study), "note"), *refusals(study, names)]
-    section.blocks += [*_evaluated(study), *_too_few(study, names)]
+        section.blocks += [Text(pairs_note(study), "note"), *refusals(comparison, names)]
+    section.blocks += [*_evaluated(study), *_too_few(comparison)]
     settings = [run.evaluation.settings for run in study.runs if run.evaluation]
     keys = sorted({key for chosen in settings for key in chosen})
     if unlike := [key for key in keys if len({show(chosen.get(key)) for chosen in settings}) > 1]:
@@ -61,12 +61,12 @@ def _evaluated(study: Study) -> list[Text]:
     return [Text(text, "note")] if found else []
 
 
-def _too_few(study: Study, names: list[str]) -> list[Text]:
+def _too_few(comparison: Comparison) -> list[Text]:
     """Which distances were taken over so few images that they say little."""
     found: dict[int, list[str]] = {}
-    for name in names:
-        if few := few_images(study.runs, name):
-            found.setdefault(few, []).append(describe(name).title)
+    for row in (comparison.rows[name] for name in comparison.main_names):
+        if row.few_images:
+            found.setdefault(row.few_images, []).append(row.metric.title)
     return [
         Text(
             f"{', '.join(titles)}: over {few} images, fewer than {ENOUGH_IMAGES}. A Fréchet distance is then far too "
@@ -87,24 +87,23 @@ def _no_evaluation(what: str) -> Text:
     return Text(text, "missing")
 
 
-def curves_section(study: Study) -> Section:
+def curves_section(comparison: Comparison) -> Section:
     """Every logged curve; losses in one figure only where they share a scale."""
-    spaces, figures = loss_groups(study), list[Figure | None]()
+    study, spaces, figures = comparison.study, comparison.loss_groups, list[Figure | None]()
     for i, variants in enumerate(spaces):
         suffix = f"_{i + 1}" if len(spaces) > 1 else ""
         figures += [
-            curves_figure(study, variants, f"loss{suffix}", ("train/loss", "validation/loss")),
+            curves_figure(comparison, variants, f"loss{suffix}", ("train/loss", "validation/loss")),
             *(
-                by_scale_figure(study, variants, f"{kind}_by_scale{suffix}", kind)
+                by_scale_figure(comparison, variants, f"{kind}_by_scale{suffix}", kind)
                 for kind in scale_kinds(variants)
             ),
         ]
-    names = metric_names(study.runs)
-    pictures = [name for name in names if name.startswith("metrics/")]
-    figures += [curves_figure(study, study.variants, "metrics", pictures, "Metrics during training.")]
-    figures += [curves_figure(study, study.variants, "optimisation", _MAIN_FIGURES[2:])]
-    rest = other_names(study, {*_MAIN_FIGURES, *pictures, "norms/last/mean", "norms/last/max"})
-    figures += [curves_figure(study, study.variants, "other", rest, "Other logged curves.")]
+    pictures = [name for name in comparison.names if name.startswith("metrics/")]
+    figures += [curves_figure(comparison, study.variants, "metrics", pictures, "Metrics during training.")]
+    figures += [curves_figure(comparison, study.variants, "optimisation", _MAIN_FIGURES[2:])]
+    rest = other_names(comparison, {*_MAIN_FIGURES, *pictures, "norms/last/mean", "norms/last/max"})
+    figures += [curves_figure(comparison, study.variants, "other", rest, "Other logged curves.")]
     drawn = [figure for figure in figures if figure]
     section = Section("curves", "Curves", list(drawn))
     if len(spaces) > 1:
@@ -117,12 +116,12 @@ def curves_section(study: Study) -> Section:
     return section
 
 
-def cost_section(study: Study) -> Section:
+def cost_section(comparison: Comparison) -> Section:
     """Time and memory of training and sampling."""
-    section, names = Section("cost", "Time and memory"), cost_names(study.runs)
-    if names:
-        section.blocks += comparison_tables(study, names, ratio=True)
-        section.blocks += refusals(study, names)
+    study, section = comparison.study, Section("cost", "Time and memory")
+    if names := comparison.cost_names:
+        section.blocks += comparison_tables(comparison, names, ratio=True)
+        section.blocks += refusals(comparison, names)
     section.blocks += [*_clocks(study), *guidance_blocks(study)]
     if figure := sampling_figure(study):
         section.blocks.append(figure)

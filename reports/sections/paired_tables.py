@@ -1,25 +1,25 @@
 """Tables that set variants side by side, and what they leave out."""
 
-from reports.data.differences import Difference, difference, summary
-from reports.data.metric_catalogue import describe
-from reports.data.study import Study
+from reports.data.comparison import Comparison
+from reports.data.differences import Difference
 from reports.render.document import Table, Text
 from reports.render.formatting import DASH, gap, in_one_row, interval, number, plural
 
 
-def comparison_tables(study: Study, names: list[str], ratio: bool) -> list[Table]:
+def comparison_tables(comparison: Comparison, names: list[str], ratio: bool) -> list[Table]:
     """A row a metric: mean ± deviation of each variant, and the paired differences.
 
     Two variants fit into one table; the differences of more stand in a table of their own, one cell a variant.
     ratio: give the reference over the variant as well.
     """
-    reference, *others = study.variants
+    variants = comparison.study.variants
+    reference, *others = variants
     header = [
         "metric",
-        *(f"{variant.label} (n\u00a0=\u00a0{len(variant.runs)})" for variant in study.variants),
+        *(f"{variant.label} (n\u00a0=\u00a0{len(variant.runs)})" for variant in variants),
     ]
     rows = [
-        [describe(name).heading, *in_one_row([summary(v, name) for v in study.variants])] for name in names
+        [comparison.rows[name].metric.heading, *in_one_row(comparison.rows[name].spreads)] for name in names
     ]
     text = (
         "↓ lower is better, ↑ higher is better. Mean ± standard deviation; digits follow the standard error."
@@ -29,15 +29,15 @@ def comparison_tables(study: Study, names: list[str], ratio: bool) -> list[Table
             [f"{reference.label} / {others[0].label}"] if ratio else []
         )
         for row, name in zip(rows, names, strict=True):
-            row += _difference_cells(difference(study, others[0], name), ratio)
+            row += _difference_cells(comparison.difference(others[0], name), ratio)
         return [_table(header, rows, text, frozenset({0, header.index("95 % interval")}))]
     tables = [_table(header, rows, text, frozenset({0}))]
     if others:
         title = f"Paired differences against {reference.label} with 95 % intervals and the number of pairs"
         title += f"; ratio: {reference.label} over the variant." if ratio else "."
         cells = [
-            [describe(n).heading, *(_in_one_cell(difference(study, v, n), ratio) for v in others)]
-            for n in names
+            [row.metric.heading, *(_in_one_cell(d, ratio) for d in row.differences)]
+            for row in (comparison.rows[name] for name in names)
         ]
         labels = ["metric", *(variant.label for variant in others)]
         tables.append(_table(labels, cells, title, frozenset(range(len(labels)))))
@@ -68,12 +68,12 @@ def _difference_cells(d: Difference, ratio: bool) -> list[str]:
     return cells
 
 
-def refusals(study: Study, names: list[str]) -> list[Text]:
+def refusals(comparison: Comparison, names: list[str]) -> list[Text]:
     """Which metrics were not subtracted: one text for each reason and the variants that it concerns."""
     found: dict[tuple[str, str], list[str]] = {}
-    for variant in study.variants[1:]:
+    for variant in comparison.study.variants[1:]:
         titles: dict[str, list[str]] = {}
-        for d in (difference(study, variant, name) for name in names):
+        for d in (comparison.difference(variant, name) for name in names):
             if d.reason:
                 some = "some pairs only: " if d.paired else ""
                 titles.setdefault(some + d.reason, []).append(d.metric.title)
