@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from switti.distributed.collectives import gathered, summed
+from switti.distributed.collectives import all_gather_object, all_reduce_sum
 from switti.environment import masked
 from switti.errors import UserError
 from switti.files import atomic_write, check_target, read_bytes, writing
@@ -74,10 +74,10 @@ class DataDamage(Callback):
             return  # gradients are being accumulated
         self._step = trainer.global_step
         bad = sum(damage[-1] for damage in self._damages_here)
-        read, bad, number = summed([self._read_here, bad, len(self._damages_here)])
+        read, bad, number = all_reduce_sum([self._read_here, bad, len(self._damages_here)])
         self.read, self.bad = self.read + read, self.bad + bad
         if number:
-            self._add(trainer, [damage for part in gathered(self._damages_here) for damage in part])
+            self._add(trainer, [damage for part in all_gather_object(self._damages_here) for damage in part])
             reasons = {key: reason for (_, key), (*_, reason) in self._rows.items()}
             counted.judge(self.bad, self.read, reasons)
         self._read_here, self._damages_here = 0, []

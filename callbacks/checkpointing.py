@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks.checkpoint_io import AtomicCheckpointIO
 from callbacks.config import CallbacksConfig
-from switti.distributed.collectives import gathered, largest
+from switti.distributed.collectives import all_gather_object, all_reduce_max
 from switti.distributed.sharded_checkpoint import damage as shard_damage
 from switti.distributed.sharded_checkpoint import remove
 from switti.errors import UserError
@@ -67,7 +67,7 @@ class RunCheckpoint(Checkpoint):
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 clear_leftovers(self.folder)
-        if len(set(gathered(trainer.ckpt_path is not None))) > 1:
+        if len(set(all_gather_object(trainer.ckpt_path is not None))) > 1:
             raise UserError(
                 f"not all ranks see the checkpoints in {self.folder}; runs_dir must be shared by all nodes"
             )
@@ -123,7 +123,7 @@ class RunCheckpoint(Checkpoint):
         io = _io(trainer)
         if wait:
             io.wait()
-        busy, failed = largest([io.busy(), io.failure is not None])
+        busy, failed = all_reduce_max([io.busy(), io.failure is not None])
         if busy:
             return
         step, self._pending = self._pending, None
@@ -156,7 +156,7 @@ class RunCheckpoint(Checkpoint):
                 "step": trainer.global_step, "metric": self.best_metric, "mode": self.best_mode, "value": value,
             }  # fmt: skip
             self._keep_best()
-        return bool(largest([better])[0])
+        return bool(all_reduce_max([better])[0])
 
     def _keep_best(self) -> None:
         if self._best and (path := self._path(self._best["step"])).exists():

@@ -21,7 +21,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.signals import PREEMPTING, Interrupted, StopSignals
-from switti.distributed.collectives import largest
+from switti.distributed.collectives import all_reduce_max
 from switti.errors import EXIT_REQUEUE, UserError
 from switti.files import write_json
 from switti.run_folder import PREEMPTED
@@ -68,7 +68,7 @@ class Preemption(Callback):
         if trainer.global_step == self._step:
             return  # gradients are being accumulated; a state in the middle of a step cannot be saved
         self._step = trainer.global_step
-        (number,) = largest([self._signals.received or 0])
+        (number,) = all_reduce_max([self._signals.received or 0])
         if number and not self._stopping:
             self._stopping = number
             self._start_clock()  # also where no signal has come
@@ -78,7 +78,8 @@ class Preemption(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if self._stopping:
-            largest([0])  # every rank has saved: a launcher may end all of them when the first one leaves
+            # A barrier, so that every rank has saved: a launcher may end all of them when the first one leaves.
+            all_reduce_max([0])
             raise Interrupted(self._stopping)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

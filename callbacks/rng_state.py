@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.run_record import git_state, versions
-from switti.distributed.collectives import gathered
+from switti.distributed.collectives import all_gather_object
 
 RandomState = dict[str, Any]
 
@@ -46,7 +46,7 @@ class RunState(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint["random"] = gathered(self._state)
+        checkpoint["random"] = all_gather_object(self._state)
         checkpoint["config"] = self.config
         checkpoint["code"] = self._code
 

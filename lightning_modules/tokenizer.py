@@ -17,7 +17,7 @@ from lightning_modules.config import OptimizerConfig, TrainerConfig
 from lightning_modules.strategies.gather_per_step import assign, whole, whole_state
 from lightning_modules.strategies.parallel import gathered
 from lightning_modules.tokenizer_config import TokenizerLossConfig
-from switti.distributed.collectives import gathered as all_ranks
+from switti.distributed.collectives import all_gather_object
 from switti.errors import UserError
 from switti.scales import Pyramid
 from switti.tokenizer.codebook import CodebookAverage, draw_rows, entropy, kmeans, sums_by_code, token_counts
@@ -232,7 +232,7 @@ class TokenizerModule(ReconstructionModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["hit_updates"] = self.rqvae.quantize.hit_updates
-        of_ranks = all_ranks(self._first_pictures)
+        of_ranks = all_gather_object(self._first_pictures)
         checkpoint["first_pictures"] = [torch.cat(parts) for parts in zip(*of_ranks, strict=True)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
-"""What all ranks decide together: a few whole numbers, exchanged between processors without waiting for any device.
+"""Collectives on small Python values: every rank's integers or objects, exchanged on the CPU through gloo.
 
-Every function is a collective: all ranks call it at the same point. With one process it returns what it was given.
+All ranks must call each function at the same point. With one process they return what they were given. No GPU is
+waited for: the values do not pass through the device's stream.
 """
 
 from collections.abc import Sequence
@@ -9,35 +10,35 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-_made_for: tuple[Any, Any] | None = None  # (the default group, the group for processors that goes with it)
+_created_for: tuple[Any, Any] | None = None  # (the default group, the gloo group created beside it)
 
 
-def _group() -> Any:
-    """A group whose tensors lie in main memory; None when there are no other ranks."""
-    global _made_for
+def _cpu_group() -> Any:
+    """A group with a CPU backend; None when there are no other ranks."""
+    global _created_for
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return None
     world = dist.group.WORLD
     if "cpu:gloo" in dist.get_backend_config():
         return world
-    if _made_for is None or _made_for[0] is not world:
-        _made_for = (world, dist.new_group(backend="gloo"))
-    return _made_for[1]
+    if _created_for is None or _created_for[0] is not world:
+        _created_for = (world, dist.new_group(backend="gloo"))
+    return _created_for[1]
 
 
-def summed(values: Sequence[int]) -> list[int]:
-    """Element by element over all ranks, which give equally many."""
-    return _reduced(values, dist.ReduceOp.SUM)
+def all_reduce_sum(values: Sequence[int]) -> list[int]:
+    """The element-wise sum over all ranks, each of which gives the same number of values."""
+    return _all_reduce(values, dist.ReduceOp.SUM)
 
 
-def largest(values: Sequence[int]) -> list[int]:
-    """Element by element over all ranks, which give equally many."""
-    return _reduced(values, dist.ReduceOp.MAX)
+def all_reduce_max(values: Sequence[int]) -> list[int]:
+    """The element-wise maximum over all ranks, each of which gives the same number of values."""
+    return _all_reduce(values, dist.ReduceOp.MAX)
 
 
-def gathered(value: Any) -> list[Any]:
-    """Every rank's value, in the order of ranks; for rare and small things, since it is pickled."""
-    group = _group()
+def all_gather_object(value: Any) -> list[Any]:
+    """Every rank's value, ordered by rank. The values are pickled, so keep them small and the calls rare."""
+    group = _cpu_group()
     if group is None:
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -45,8 +46,8 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
-def _reduced(values: Sequence[int], operation: Any) -> list[int]:
-    group = _group()
+def _all_reduce(values: Sequence[int], operation: Any) -> list[int]:
+    group = _cpu_group()
     if group is None:
         return list(values)
     tensor = torch.tensor(values, dtype=torch.int64)

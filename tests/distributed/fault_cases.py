@@ -28,7 +28,7 @@ from callbacks.skipped_steps import SkippedSteps
 from datamodules.config import DataConfig
 from datamodules.datamodule import ShardDataModule
 from lightning_modules.strategies.parallel import build_strategy, cluster_environment
-from switti.distributed.collectives import gathered
+from switti.distributed.collectives import all_gather_object
 
 
 class On(Callback):
@@ -81,9 +81,11 @@ def poisoned(strategy: str) -> dict[str, Any]:
     same = [all(map(torch.equal, a, b)) for a, b in zip(states.values, states.values[1:], strict=False)]
     finite = all(bool(value.isfinite().all()) for value in states.values[-1])
     return {
-        "skipped": gathered(states.skipped), "same": gathered(same), "finite": gathered(finite),
+        "skipped": all_gather_object(states.skipped),
+        "same": all_gather_object(same),
+        "finite": all_gather_object(finite),
         "counted": watch.logged["train/skipped_steps"],
-    }  # fmt: skip
+    }
 
 
 class Number(LightningModule):
@@ -108,7 +110,12 @@ def damaged(out: Path, limit: float) -> dict[str, Any]:
     watch, count = Watch(), DataDamage(out)
     fit(Number(), data, 6, [watch, DataPosition(), count])
     bad = {name: values for name, values in watch.logged.items() if name.startswith("data/bad/")}
-    return {"logged": bad, "totals": gathered(count.totals), "read": count.read, "keys": gathered(watch.keys)}
+    return {
+        "logged": bad,
+        "totals": all_gather_object(count.totals),
+        "read": count.read,
+        "keys": all_gather_object(watch.keys),
+    }
 
 
 def stopped(out: Path) -> None:

@@ -33,7 +33,7 @@ from lightning_modules.generator import GeneratorModule
 from lightning_modules.strategies.parallel import build_strategy, cluster_environment
 from lightning_modules.tokenizer import TokenizerModule
 from lightning_modules.tokenizer_config import TokenizerLossConfig
-from switti.distributed.collectives import gathered
+from switti.distributed.collectives import all_gather_object
 from switti.metrics.collection import build_metrics
 from switti.metrics.config import MetricsConfig
 from switti.models.config import GeneratorConfig
@@ -217,12 +217,12 @@ def train(case: dict[str, Any], out: Path) -> None:
     local = sum(_local(p).numel() for p in parameters.values())
     content = {
         "logged": watch.logged,
-        "keys": gathered(watch.keys),
-        "local_parameters": gathered(local),
+        "keys": all_gather_object(watch.keys),
+        "local_parameters": all_gather_object(local),
         "parameters": sum(p.numel() for p in parameters.values()),
         "tokenizer_parameters": 0 if manual else sum(p.numel() for p in module.tokenizer.parameters()),
         "weights": {name: _whole(p) for name, p in parameters.items()},
-        "random": gathered(torch.rand(3)),
+        "random": all_gather_object(torch.rand(3)),
     }
     if trainer.is_global_zero:
         torch.save(content, out / f"{case['name']}.pt")
