@@ -1,32 +1,34 @@
-"""Norms of every block's output, as in Figure 3."""
+"""Activation norms: token norms of every block's output, as in Figure 3."""
 
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from callbacks.base import OptimizerStepCallback, log_now
+from switti.contracts import GeneratorTraining
 
-class ActivationNorms(Callback):
-    """Logs mean and largest token norm of each block's output at every `every`-th optimiser step.
+
+class ActivationNorms(OptimizerStepCallback):
+    """Logs mean and largest token norm of each block's output at every `every`-th optimizer step.
 
     Names: norms/block_<i>/mean, norms/block_<i>/max, and norms/last/… for the last block, which is what Figure 3
-    shows. Norms are Euclidean, over the model's width, in float32; the largest is over all tokens of all ranks. Of
-    accumulated batches the first one counts.
+    shows. Norms are Euclidean, over the model's width, in float32; the largest is over all tokens of all ranks. With
+    accumulation the first micro-batch of the step counts.
     """
 
     def __init__(self, every: int) -> None:
         self.every = every
+        # Of the step that is being made; once there are any, its further micro-batches are not looked at.
         self._norms: dict[int, tuple[Tensor, Tensor]] = {}
         self._handles: list[RemovableHandle] = []
-        self._done_step = -1
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        step = trainer.global_step
-        if (step + 1) % self.every or step == self._done_step:
+        if (trainer.global_step + 1) % self.every or self._norms:
             return
-        self._done_step = step
+        assert isinstance(pl_module, GeneratorTraining) and pl_module.generator is not None
         blocks = pl_module.generator.blocks
         self._handles = [block.register_forward_hook(self._hook(i)) for i, block in enumerate(blocks)]
 
@@ -41,14 +43,16 @@ class ActivationNorms(Callback):
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if not self._norms or trainer.global_step == self._done_step:
-            return  # while gradients accumulate: a value logged now would stand under the step before
+        super().on_train_batch_end(trainer, pl_module, *args)
+
+    def on_optimizer_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        if not self._norms:
+            return
         last = max(self._norms)
         means, largest = {}, {}
         for index, (mean, maximum) in self._norms.items():
             for name in [f"block_{index}"] + (["last"] if index == last else []):
                 means[f"norms/{name}/mean"] = trainer.strategy.reduce(mean, reduce_op="mean")
                 largest[f"norms/{name}/max"] = trainer.strategy.reduce(maximum, reduce_op="max")
-        for logger in trainer.loggers:
-            logger.log_metrics({k: float(v) for k, v in (means | largest).items()}, step=trainer.global_step)
+        log_now(trainer, means | largest)
         self._norms = {}

@@ -1,4 +1,4 @@
-"""Counts of what could not be read: over workers, ranks and restarts, by kind and shard, with a list and a limit."""
+"""Counts of missing and corrupt samples over workers, ranks and restarts, by kind and shard, with list and limit."""
 
 import csv
 import io
@@ -7,8 +7,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
+from callbacks.base import OptimizerStepCallback, data_module, log_now
+from switti.contracts import BadSample
 from switti.distributed.collectives import all_gather_object, all_reduce_sum
 from switti.environment import masked
 from switti.errors import UserError
@@ -20,83 +22,92 @@ log = logging.getLogger(__name__)
 COLUMNS = ("step", "kind", "shard", "key", "reason")
 LISTED = 10_000  # more are counted, not listed
 _MAX_BYTES = 64 << 20
+# kind, shard, key, reason, number of samples
+Report = tuple[str, str, str, str, int]
 
 
-class DataDamage(Callback):
+class BadSamples(OptimizerStepCallback):
     """Logs data/bad/<kind>, samples since the run began, whenever one of them grows; damaged.csv names each once.
 
-    A line of the log tells kind and shard at the 1st, 2nd, 4th, 8th, … time. The data module's limit is applied to the
+    A line of the log names kind and shard at the 1st, 2nd, 4th, 8th, … time. The data module's limit is applied to the
     sum of all ranks, so that all of them end at the same step, with the list in the error. Counts belong to batches
     that were trained on: what workers have read ahead is counted when its turn comes, also after a resume.
     """
 
     def __init__(self, run_dir: str | Path) -> None:
         self.path = Path(run_dir) / DAMAGED
-        self.read = self.bad = (
-            0  # of the order's samples; those that never had a place there are judged beforehand
-        )
-        self.by_shard: Counter[tuple[str, str]] = Counter()  # (kind, shard)
-        self._rows: dict[tuple[str, str], tuple[Any, ...]] = {}  # (kind, key) → row of the list
+        # Of the order's samples; those that never had a place there are judged beforehand.
+        self.read = self.bad = 0
+        # By (kind, shard).
+        self.by_shard: Counter[tuple[str, str]] = Counter()
+        # (kind, key) → row of the list.
+        self._rows: dict[tuple[str, str], tuple[Any, ...]] = {}
+        # Of this rank, since the last optimizer step.
         self._read_here = 0
-        self._damages_here: list[tuple[Any, ...]] = []
-        self._step = 0
+        self._reports_here: list[Report] = []
+
+    @property
+    def state_key(self) -> str:
+        """The name under which checkpoints hold the counts."""
+        return "DataDamage"
 
     @property
     def totals(self) -> dict[str, int]:
         """Samples by kind."""
-        found: Counter[str] = Counter()
+        totals: Counter[str] = Counter()
         for (kind, _), number in self.by_shard.items():
-            found[kind] += number
-        return dict(sorted(found.items()))
+            totals[kind] += number
+        return dict(sorted(totals.items()))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            trainer.datamodule.watched = True  # type: ignore[attr-defined]
+            data_module(trainer).watched = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What was missing from the beginning is counted once; a resumed run has it in its checkpoint."""
-        self._step = trainer.global_step
-        self._rows = self._listed_until(self._step) if self._step else {}
+        super().on_train_start(trainer, pl_module)
+        step = trainer.global_step
+        self._rows = self._listed_until(step) if step else {}
         if trainer.is_global_zero and self.path.is_file():
             with atomic_write(self.path) as temporary:
                 temporary.write_text("")
             self._append(list(self._rows.values()))
-        if not self._step:
-            losses = [_plain(loss) for loss in trainer.datamodule.losses]  # type: ignore[attr-defined]
-            self._add(trainer, losses)
+        if not step:
+            self._add(trainer, [_report(sample) for sample in data_module(trainer).losses])
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        counted = trainer.datamodule.damage  # type: ignore[attr-defined]
-        read, damages = counted.claim()
+        reports = data_module(trainer).damage
+        assert reports is not None  # of the loader that has just given a batch
+        read, bad = reports.claim()
         self._read_here += read
-        self._damages_here += [_plain(damage) for damage in damages]
-        if trainer.global_step == self._step:
-            return  # gradients are being accumulated
-        self._step = trainer.global_step
-        bad = sum(damage[-1] for damage in self._damages_here)
-        read, bad, number = all_reduce_sum([self._read_here, bad, len(self._damages_here)])
+        self._reports_here += [_report(sample) for sample in bad]
+        super().on_train_batch_end(trainer, pl_module, *args)
+
+    def on_optimizer_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        bad = sum(report[-1] for report in self._reports_here)
+        read, bad, number = all_reduce_sum([self._read_here, bad, len(self._reports_here)])
         self.read, self.bad = self.read + read, self.bad + bad
         if number:
-            self._add(trainer, [damage for part in all_gather_object(self._damages_here) for damage in part])
+            self._add(trainer, [report for part in all_gather_object(self._reports_here) for report in part])
             reasons = {key: reason for (_, key), (*_, reason) in self._rows.items()}
-            counted.judge(self.bad, self.read, reasons)
-        self._read_here, self._damages_here = 0, []
+            reports = data_module(trainer).damage
+            assert reports is not None
+            reports.judge(self.bad, self.read, reasons)
+        self._read_here, self._reports_here = 0, []
 
-    def _add(self, trainer: Trainer, damages: list[tuple[Any, ...]]) -> None:
+    def _add(self, trainer: Trainer, reports: list[Report]) -> None:
         new: list[tuple[Any, ...]] = []
-        for kind, shard, key, reason, samples in damages:
+        for kind, shard, key, reason, samples in reports:
             before = self.by_shard[kind, shard]
             self.by_shard[kind, shard] += samples or 1
             if (kind, key) not in self._rows and len(self._rows) < LISTED:
-                self._rows[kind, key] = (self._step, kind, shard, key, reason)
+                self._rows[kind, key] = (trainer.global_step, kind, shard, key, reason)
                 new.append(self._rows[kind, key])
-            if trainer.is_global_zero and self.by_shard[kind, shard].bit_length() > before.bit_length():
-                now = self.by_shard[kind, shard]
+            now = self.by_shard[kind, shard]
+            if trainer.is_global_zero and now.bit_length() > before.bit_length():
                 log.warning("bad data: %s × %s in %s, last %s: %s", now, kind, shard, key, reason)
-        if damages:
-            values = {f"data/bad/{kind}": float(number) for kind, number in self.totals.items()}
-            for logger in trainer.loggers:
-                logger.log_metrics(values, step=self._step)
+        if reports:
+            log_now(trainer, {f"data/bad/{kind}": number for kind, number in self.totals.items()})
         if new and trainer.is_global_zero:
             self._append(new)
 
@@ -111,7 +122,7 @@ class DataDamage(Callback):
             writer.writerows(rows)
 
     def _listed_until(self, step: int) -> dict[tuple[str, str], tuple[Any, ...]]:
-        """What the file lists up to the step that the run goes on from; later entries will come again."""
+        """What the file lists up to the step that the run resumes from; later entries will come again."""
         if not self.path.is_file():
             return {}
         text = read_bytes(self.path, _MAX_BYTES).decode("utf-8", errors="replace")
@@ -134,6 +145,6 @@ class DataDamage(Callback):
         self.by_shard = Counter({(kind, shard): number for kind, shard, number in state_dict["by_shard"]})
 
 
-def _plain(damage: Any) -> tuple[Any, ...]:
-    """Of a datamodules.shards.samples.Damage: what can be sent and listed."""
-    return damage.kind, masked(damage.shard), masked(damage.key), masked(damage.reason), damage.samples
+def _report(sample: BadSample) -> Report:
+    """What can be sent to other ranks and listed."""
+    return sample.kind, masked(sample.shard), masked(sample.key), masked(sample.reason), sample.samples

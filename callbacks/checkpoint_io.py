@@ -1,4 +1,4 @@
-"""Writing of checkpoints: aside, synced, then renamed; in the background if the caller sees to the end of it."""
+"""Atomic checkpoint writer: to a temporary name, synced, then renamed; in the background if the caller waits later."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -27,12 +27,12 @@ from switti.weights.torch_files import read_torch
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """One file for weights that are whole on rank zero, a folder of all ranks for sharded ones
+    """One file for unsharded weights, written by rank zero; a folder written by all ranks for sharded ones
     (`switti.distributed.sharded_checkpoint`).
 
     A full disk, an error or a kill at any moment leaves the previous checkpoint valid. UserErrors of writing give path
-    and free space. `save_checkpoint` returns when the checkpoint is there; within `in_background` it returns as soon as
-    the state has been copied, and the caller asks `busy` or waits, looks at `failure`, and calls `publish`.
+    and free space. `save_checkpoint` returns when the checkpoint is complete; within `in_background` it returns as soon
+    as the state has been copied, and the caller polls `busy` or waits, checks `failure`, and calls `publish`.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
         if storage_options is not None:
-            raise TypeError("AtomicCheckpointIO writes local files; it knows no storage_options")
+            raise TypeError("AtomicCheckpointIO writes local files and takes no storage_options")
         self.wait()
         self._path, self.failure = Path(path), None
         write = self._writer(snapshot(checkpoint) if self._deferring else checkpoint, self._path)
@@ -62,7 +62,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
     @contextmanager
     def in_background(self) -> Iterator[None]:
-        """Saving within only begins."""
+        """Within, `save_checkpoint` starts to write and returns."""
         self._deferring = True
         try:
             yield
@@ -74,13 +74,13 @@ class AtomicCheckpointIO(CheckpointIO):
         return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
-        """Until this rank has written, or failed."""
+        """Block until this rank has written, or failed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def publish(self) -> None:
-        """Rename what all ranks have written without failure. All ranks call it; rank zero does it."""
+        """Rename what all ranks have written without failure. All ranks call it; rank zero renames."""
         if self._path is not None and (self._group is None or dist.get_rank() == 0):
             publish(self._path)
         if self._group is not None:
@@ -88,7 +88,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self._path = None
 
     def _writer(self, checkpoint: Mapping[str, Any], path: Path) -> Callable[[], None]:
-        """What does the work and notes a failure. Sharded writes talk in a group of their own, beside the training."""
+        """The write as a function that notes a failure. Sharded writes use a process group of their own."""
         work, sharded = temporary_beside(path), holds_shards(checkpoint)
         if sharded and self._group is None:
             self._group = dist.new_group(backend="gloo")
@@ -102,7 +102,7 @@ class AtomicCheckpointIO(CheckpointIO):
             except Exception as error:  # in a thread, where nobody else would see it
                 self.failure = (
                     f"cannot write checkpoint {path}: {reason(error)} ({free_space(path.parent)} free); "
-                    "make room and start the run again, it goes on from the previous checkpoint"
+                    "make room and start the run again, it resumes from the previous checkpoint"
                 )
 
         return write
@@ -110,7 +110,7 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Of any kind, whole: a sharded one is put together."""
+        """Of either kind; a sharded one is consolidated."""
         checkpoint = read_plain(Path(path)) if is_sharded(path) else read_torch(Path(path))
         weights_in(checkpoint, Path(path))
         check_run(checkpoint, Path(path))
@@ -121,7 +121,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def write_file(checkpoint: Mapping[str, Any], work: Path) -> None:
-    """torch.save to `work`, synced; nothing is left of it after a failure."""
+    """torch.save to `work`, synced; removed after a failure."""
     work.parent.mkdir(exist_ok=True)  # but not the run folder: a removed one stays removed
     try:
         with work.open("wb") as stream:

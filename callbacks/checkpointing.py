@@ -1,4 +1,4 @@
-"""When checkpoints are written, which of them stay, and which one a run goes on from."""
+"""Checkpoint callback: when checkpoints are written, which of them stay, and which one a run resumes from."""
 
 import logging
 import re
@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from callbacks.base import OptimizerStepCallback
 from callbacks.checkpoint_io import AtomicCheckpointIO
 from callbacks.config import CallbacksConfig
 from switti.distributed.collectives import all_gather_object, all_reduce_max
@@ -29,15 +30,15 @@ _BEST = "best.json"
 _NAME = re.compile(r"step_(\d+)\.ckpt")
 
 
-class RunCheckpoint(Checkpoint):
-    """step_000500.ckpt every `every` optimiser steps and at the end; last.ckpt and best.ckpt are links.
+class RunCheckpoint(OptimizerStepCallback, Checkpoint):
+    """step_000500.ckpt every `every` optimizer steps and at the end; last.ckpt and best.ckpt are links.
 
     The newest `keep_last` stay; with keep_every those of every such step; with best_metric the one whose validation
     had the best value, for which one is written whenever a validation finds a better value.
 
-    Training goes on while a copy of the state is written; the checkpoint gets its name at the end of a later step, when
-    everything that was logged up to its step is in the files as well. Where a validation is due, it comes first. So a
-    kill at any moment loses steps, which are done again, but never a value of a curve. A failure to write ends the
+    Training continues while a copy of the state is written; the checkpoint gets its name at the end of a later step,
+    when everything that was logged up to its step is in the files as well. Where a validation is due, it comes first.
+    So a kill at any moment loses steps, which are repeated, but never a value of a curve. A failure to write ends the
     run on all ranks. An exception saves nothing new: the state in the middle of a step would not be resumable. Signals
     do, through `callbacks.preemption`.
     """
@@ -54,9 +55,11 @@ class RunCheckpoint(Checkpoint):
         self.folder = Path(folder)
         self.every, self.keep_last, self.keep_every = every, keep_last, keep_every
         self.best_metric, self.best_mode = best_metric, best_mode
-        self._best: dict[str, Any] = {}  # step, value: known to rank zero
-        self._seen_step = self._saved_step = 0
-        self._pending: int | None = None  # step of the checkpoint that is being written
+        # step and value, known to rank zero
+        self._best: dict[str, Any] = {}
+        self._saved_step = 0
+        # Step of the checkpoint that is being written.
+        self._pending: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -73,17 +76,16 @@ class RunCheckpoint(Checkpoint):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._seen_step = self._saved_step = step = trainer.global_step
+        super().on_train_start(trainer, pl_module)
+        self._saved_step = step = trainer.global_step
         best = read_best(self.folder)
         same = bool(best) and (best["metric"], best["mode"]) == (self.best_metric, self.best_mode)
         self._best = best if same and best["step"] <= step and self._path(best["step"]).exists() else {}
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        if trainer.global_step == self._seen_step:
-            return  # gradients are being accumulated; a state in the middle of a step cannot be saved
-        self._seen_step = trainer.global_step
+    def on_optimizer_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        # Not between micro-batches: a state in the middle of a step cannot be saved.
         self._settle(trainer)
-        if trainer.global_step % self.every == 0 and not _validation_follows(trainer):
+        if step % self.every == 0 and not _validation_follows(trainer):
             self._begin(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -101,7 +103,7 @@ class RunCheckpoint(Checkpoint):
                 self._settle(trainer, wait=True)
 
     def save_now(self, trainer: Trainer) -> None:
-        """Save this step, unless that has been done; returns when the checkpoint is there."""
+        """Save this step, unless that has been done; returns when the checkpoint is complete."""
         self._begin(trainer)
         self._settle(trainer, wait=True)
 
@@ -145,7 +147,7 @@ class RunCheckpoint(Checkpoint):
         if self.best_metric not in trainer.callback_metrics:
             known = ", ".join(sorted(name for name in trainer.callback_metrics if "_by_scale" not in name))
             raise UserError(
-                f"callbacks.best_metric={self.best_metric} is not known after a validation; there are {known}"
+                f"callbacks.best_metric={self.best_metric} is not known after a validation; known are {known}"
             )
         value = float(trainer.callback_metrics[self.best_metric])
         before = self._best.get("value")
@@ -164,7 +166,7 @@ class RunCheckpoint(Checkpoint):
             _link(self.folder / "best.ckpt", path)
 
     def _prune(self, newest: int) -> None:
-        """Later ones than the newest can only be damaged ones that were passed over when the run went on."""
+        """Later ones than the newest can only be corrupt ones that were skipped when the run was resumed."""
         steps = sorted(steps_in(self.folder))
         kept = {step for step in steps if step <= newest}
         kept = set(sorted(kept)[-self.keep_last :])
@@ -176,7 +178,7 @@ class RunCheckpoint(Checkpoint):
 
 def _io(trainer: Trainer) -> AtomicCheckpointIO:
     io = trainer.strategy.checkpoint_io
-    assert isinstance(io, AtomicCheckpointIO)  # `setup` has seen to it
+    assert isinstance(io, AtomicCheckpointIO)  # set by `setup`
     return io
 
 
@@ -191,7 +193,7 @@ def _validation_follows(trainer: Trainer) -> bool:
 
 
 def _link(link: Path, target: Path) -> None:
-    """A relative link, replaced as a whole."""
+    """A relative link, replaced atomically."""
     temporary = link.with_name(f".{link.name}.tmp")
     with writing(link):
         temporary.unlink(missing_ok=True)
@@ -211,11 +213,11 @@ def build_checkpoint_callback(config: CallbacksConfig, run_dir: str | Path) -> R
     )
 
 
-# ---- found again ------------------------------------------------------------------------------------------------
+# ---- finding them -----------------------------------------------------------------------------------------------
 
 
 def read_best(folder: Path) -> dict[str, Any]:
-    """step, metric, mode and value of the best checkpoint; {} if there is none or its file says nothing of use."""
+    """step, metric, mode and value of the best checkpoint; {} if there is none or its file cannot be used."""
     try:
         best = read_json_object(folder / _BEST)
     except UserError as error:
@@ -226,10 +228,10 @@ def read_best(folder: Path) -> dict[str, Any]:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what a killed process left of a checkpoint that it was writing or removing."""
+    """Remove leftovers of a killed process that was writing or removing a checkpoint."""
     for path in folder.glob(".*.tmp"):
         if not path.is_symlink():
-            log.warning("removing %s, left of a checkpoint whose writing was cut off", path)
+            log.warning("removing %s, left of a checkpoint that was only partly written", path)
         remove(path)
 
 
@@ -240,13 +242,13 @@ def steps_in(folder: Path) -> Iterable[int]:
 
 
 def checkpoints_of(run_dir: str | Path) -> list[Path]:
-    """A run's checkpoints, whole or not, newest first."""
+    """A run's checkpoints, intact or not, newest first."""
     folder = Path(run_dir) / CHECKPOINTS
     return [folder / f"step_{step:06d}.ckpt" for step in sorted(steps_in(folder), reverse=True)]
 
 
 def find_resume(run_dir: str | Path, thorough: bool = True) -> Path | None:
-    """The newest checkpoint of a run that is whole, or None. Damaged ones are named and passed over.
+    """The newest intact checkpoint of a run, or None. Corrupt ones are named and skipped.
 
     thorough: compare the bytes of sharded ones with their checksums. Of many ranks only rank zero needs to, whose
     choice counts; the others look at names and sizes.
@@ -260,7 +262,7 @@ def find_resume(run_dir: str | Path, thorough: bool = True) -> Path | None:
 
 
 def damage(path: Path, thorough: bool = True) -> str | None:
-    """What is wrong with a checkpoint, or None: all its bytes are compared with their checksums."""
+    """What is wrong with a checkpoint, or None for an intact one: all its bytes are compared with their checksums."""
     if path.is_dir():
         return shard_damage(path, thorough)
     try:
@@ -272,4 +274,4 @@ def damage(path: Path, thorough: bool = True) -> str | None:
         NotImplementedError, RuntimeError, ValueError, zlib.error,
     ) as error:  # fmt: skip
         return str(error) or type(error).__name__
-    return None if broken is None else f"{broken} is damaged"
+    return None if broken is None else f"{broken} is corrupt"

@@ -1,4 +1,4 @@
-"""metrics.csv: every logged number of a run as one row, in a form that a spreadsheet and a report can both read."""
+"""CSV logger: metrics.csv holds each logged number as one row, which spreadsheets and reports can both read."""
 
 import time
 from abc import abstractmethod
@@ -15,10 +15,10 @@ from switti.run_folder import METRICS, Row, append_metrics, check_metric, rewind
 
 
 class CompletedSteps(Logger):
-    """A logger whose steps are optimizer steps completed, so that all of a run's files say the same.
+    """A logger whose steps are completed optimizer steps, so that all files of a run agree.
 
-    Lightning's own counter lags by one when it logs and callbacks count differently; once `follow` has been called, the
-    trainer is asked instead of both.
+    Lightning's own counter lags by one when it logs, and callbacks count differently; once `follow` has been called,
+    the trainer's count replaces both.
     """
 
     _trainer: Trainer | None = None
@@ -67,7 +67,7 @@ class MetricsCSV(CompletedSteps):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append one row a metric; `epoch` among them fills the column."""
+        """Append one row per metric; `epoch` among them fills the column."""
         values = dict(metrics)
         self._epoch = int(values.pop("epoch", self._epoch))
         if self._trainer is not None:
@@ -83,4 +83,4 @@ class MetricsCSV(CompletedSteps):
         append_metrics(self.path.parent, rows)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run folder's config.yaml holds them."""
+        """No-op: the run folder's config.yaml holds them."""

@@ -1,12 +1,14 @@
-"""Tells the datamodule that a batch has been trained on: its position is its whole state."""
+"""Advance of the data module's position, which is its whole state, after each batch trained on."""
 
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from callbacks.base import data_module
+
 
 class DataPosition(Callback):
-    """Advances the datamodule at the end of each training batch, before checkpoint callbacks save its state."""
+    """Advances the data module at the end of each training batch, before checkpoint callbacks save its state."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        trainer.datamodule.advance()  # type: ignore[attr-defined]
+        data_module(trainer).advance()

@@ -1,7 +1,7 @@
-"""TensorBoard's event file; a run that cannot write it ends like one that cannot write any other of its files."""
+"""TensorBoard logger; a failure to write the event file ends the run like that of any other of its files."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class EventLog(CompletedSteps, TensorBoardLogger):
 
     @property
     def path(self) -> Path:
-        """What messages call the file, whose name has the time and the host in it."""
+        """The file's name in messages; the actual one has the time and the host in it."""
         return Path(self.log_dir) / "events.out.tfevents"
 
     @contextmanager
@@ -45,7 +45,7 @@ class EventLog(CompletedSteps, TensorBoardLogger):
 
     @property
     def experiment(self) -> Any:
-        """Opened by the first who asks."""
+        """Opened at the first use."""
         with self._writing():
             return super().experiment
 
@@ -62,11 +62,11 @@ class EventLog(CompletedSteps, TensorBoardLogger):
             super().log_metrics(values, self.completed(step))
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run folder's config.yaml holds them, and experiments.board shows them."""
+        """No-op: the run folder's config.yaml holds them, and experiments.board shows them."""
 
     @rank_zero_only
     def log_image(self, name: str, image_HWC: np.ndarray, step: int) -> None:
-        """An image of bytes, RGB."""
+        """An RGB image of bytes."""
         with self._writing():
             self.experiment.add_image(name, image_HWC, step, dataformats="HWC")
 
@@ -77,7 +77,7 @@ class EventLog(CompletedSteps, TensorBoardLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Close the file. Of a run that has failed the first error is the one to report."""
+        """Close the file. If the run has failed, its own error is the one to report."""
         if self._experiment is None:
             return
         try:
@@ -91,16 +91,19 @@ class EventLog(CompletedSteps, TensorBoardLogger):
                 raise
 
 
-def _report_once() -> None:
-    """Keep the traceback of TensorBoard's thread from the screen: its error is raised again where the run logs."""
-    inner = threading.excepthook
-    if getattr(inner, "is_ours", False):
-        return
+class _WithoutTensorBoard:
+    """A hook for uncaught errors of threads that passes on all but the write errors of TensorBoard's."""
 
-    def hook(arguments: threading.ExceptHookArgs) -> None:
+    def __init__(self, inner: Callable[[threading.ExceptHookArgs], Any]) -> None:
+        self._inner = inner
+
+    def __call__(self, arguments: threading.ExceptHookArgs) -> None:
         theirs = type(arguments.thread).__module__.startswith("tensorboard.")
         if not (theirs and issubclass(arguments.exc_type, OSError)):
-            inner(arguments)
+            self._inner(arguments)
 
-    hook.is_ours = True  # type: ignore[attr-defined]
-    threading.excepthook = hook
+
+def _report_once() -> None:
+    """Keep the traceback of TensorBoard's thread off the screen: its error is raised again where the run logs."""
+    if not isinstance(threading.excepthook, _WithoutTensorBoard):
+        threading.excepthook = _WithoutTensorBoard(threading.excepthook)

@@ -1,13 +1,13 @@
-"""Where every rank stands, in the run folder; and an end for a run in which nothing moves any more.
+"""Heartbeat files of every rank in the run folder, and a watchdog that ends a run without progress.
 
-heartbeat/rank_<r>.json, written every few seconds by a thread of its own, so that a stuck process still tells where:
+heartbeat/rank_<r>.json, written every few seconds by a thread of its own, so that a stuck process still says where:
 {"format": 1, "rank", "world_size", "host", "pid", "step", "phase", "since", "idle", "time", "status"[, "printed"]}.
 phase: starting, data, forward, backward, optimizer, callbacks, checkpoint, validation, ending. since: Unix seconds when
 the phase (or the batch in it) began; idle: seconds without progress; time: when the file was written, the sign of life
 of the process; status: running, finished, failed, interrupted or hung; printed: the stacks of a process that hangs have
-been printed. A step that stands still for a minute is a line in the log, too.
+been printed. A step without progress for a minute is a line in the log, too.
 
-The watchdog compares `since` with the clock. A collective that hangs holds up all ranks; the first one to notice
+The watchdog compares `since` with the clock. A collective that hangs stalls all ranks; the first one to notice
 leaves heartbeat/hung, upon which all of them print their Python stacks, and the process ends with EXIT_HUNG.
 """
 
@@ -25,13 +25,14 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from switti.contracts import WaitingLoader
 from switti.errors import EXIT_HUNG, UserError
 from switti.files import read_json_object, temporary_beside, writing
 from switti.run_folder import FORMAT, HEARTBEAT, HUNG, rank_file, read_record, write_record
 
-# For the other ranks to print before this one ends: so many heartbeats and seconds at the most.
+# How long the other ranks get to print before this one ends: heartbeats, and seconds on top.
 _PATIENCE, _SLOWEST = 4, 10.0
-# Phases of a step, which last for seconds; what callbacks do may take its time.
+# Phases of a step, which last for seconds; callbacks may take longer.
 _STEP = ("data", "forward", "backward", "optimizer")
 _STANDSTILL = 60.0
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Heartbeat(Callback):
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    # ---- what the main thread does: note where it is ------------------------------------------------------------
+    # ---- the main thread: note where it is ----------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit" or self._thread is not None:
@@ -72,7 +73,7 @@ class Heartbeat(Callback):
             "status": "running",
         }
         self._enter("starting")
-        self._write()  # there from the first moment on, however busy the machine is
+        self._write()  # at once, however busy the machine is
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
 
@@ -85,8 +86,8 @@ class Heartbeat(Callback):
         self._enter("data")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loader: Any = trainer.train_dataloader
-        if hasattr(loader, "waiting"):
+        loader = trainer.train_dataloader
+        if isinstance(loader, WaitingLoader):
             loader.waiting = self.waiting_for_data
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
@@ -126,27 +127,27 @@ class Heartbeat(Callback):
             self.state["status"] = status
             self._write()
 
-    # ---- what the thread does: write, and watch -----------------------------------------------------------------
+    # ---- the thread: write, and watch ---------------------------------------------------------------------------
 
     def _beat(self) -> None:
-        last, told = time.monotonic(), False
+        last, warned = time.monotonic(), False
         while True:
             self._write()
             if self._stop.wait(self.every):
                 return
             now = time.monotonic()
-            if now - last > 2 * self.every + 10:  # the whole process was suspended, which is no hanging
+            if now - last > 2 * self.every + 10:  # the whole process was suspended, which is not a hang
                 self.state["tick"] = now
             last = now
-            stands = self.state["phase"] in _STEP and now - self.state["tick"] > _STANDSTILL
-            if stands and not told:
+            stalled = self.state["phase"] in _STEP and now - self.state["tick"] > _STANDSTILL
+            if stalled and not warned:
                 log.warning(self._standstill())
-            told = stands
+            warned = stalled
             if self.watchdog and (now - self.state["tick"] > self.watchdog or (self.folder / HUNG).exists()):
-                self._give_up()
+                self._end_hung()
 
     def _standstill(self) -> str:
-        """One line; what waits for data may wait for a disk, a network or a stream."""
+        """One line; a wait for data may be for a disk, a network or a stream."""
         ends = (
             f"callbacks.watchdog_seconds={self.watchdog:g} ends the run"
             if self.watchdog
@@ -158,7 +159,7 @@ class Heartbeat(Callback):
         )
 
     def _write(self) -> None:
-        """Whole, but not synced: it is worth nothing after a crash of the machine."""
+        """Atomic, but not synced: it is worth nothing after a crash of the machine."""
         content = {key: value for key, value in self.state.items() if key != "tick"}
         content |= {"idle": round(time.monotonic() - self.state["tick"], 1), "time": time.time()}
         path = self._path(self.state["rank"])
@@ -170,7 +171,7 @@ class Heartbeat(Callback):
     def _path(self, rank: int) -> Path:
         return self.folder / rank_file(rank)
 
-    def _give_up(self) -> None:
+    def _end_hung(self) -> None:
         """Say where all ranks stand, print the stacks of this one, wait for the others to do so, and end."""
         self.state["status"] = "hung"
         self._write()
@@ -179,7 +180,7 @@ class Heartbeat(Callback):
             (self.folder / HUNG).touch()
         print(f"rank {rank}: {hung_message(self.watchdog)}\n{self.standing()}", file=sys.stderr, flush=True)
         print(f"rank {rank}, Python stacks:", file=sys.stderr, flush=True)
-        faulthandler.dump_traceback(file=2, all_threads=True)  # the descriptor: sys.stderr may be no file
+        faulthandler.dump_traceback(file=2, all_threads=True)  # the descriptor: sys.stderr may not be a file
         self._record()
         self.state["printed"] = True
         self._write()
@@ -198,21 +199,21 @@ class Heartbeat(Callback):
             return False
 
     def standing(self) -> str:
-        """One line a rank, as their files say."""
+        """One line per rank, as their files say."""
         now, lines = time.time(), []
         for other in range(self.state["world_size"]):
             try:
-                found = read_json_object(self._path(other))
+                beat = read_json_object(self._path(other))
                 lines.append(
-                    f"  rank {other} ({found['host']}, pid {found['pid']}): step {found['step']}, {found['phase']} "
-                    f"for {now - found['since']:.0f} s, last seen {now - found['time']:.0f} s ago"
+                    f"  rank {other} ({beat['host']}, pid {beat['pid']}): step {beat['step']}, {beat['phase']} "
+                    f"for {now - beat['since']:.0f} s, last seen {now - beat['time']:.0f} s ago"
                 )
             except (OSError, KeyError, UserError):
                 lines.append(f"  rank {other}: no sign of life in {self._path(other)}")
         return "\n".join(lines)
 
     def _record(self) -> None:
-        """The main thread is stuck, so that nobody else will tell the record."""
+        """The main thread is stuck, so that nobody else would write it to the record."""
         run_dir = self.folder.parent
         with suppress(OSError, UserError):
             if self.state["rank"] == 0 and (record := read_record(run_dir)):

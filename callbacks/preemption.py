@@ -1,12 +1,12 @@
-"""Stopping when a scheduler or a user asks for it: finish the step, save, leave a marker, end with a telling code.
+"""Preemption: on a scheduler's or a user's signal finish the step, save, leave a marker, end with a meaningful code.
 
-SIGTERM, SIGUSR1 and SIGUSR2 mean that the machine is wanted back: exit code 75, which a scheduler answers by starting
-the same command again. torchrun turns every worker's code into 1; whoever started it reads `preempted.json` in the
-run folder instead, which is there if and only if the last attempt was stopped in this way. SIGINT is a person who
-wants it to end: exit code 130, no marker.
+SIGTERM, SIGUSR1 and SIGUSR2 mean that the machine is being reclaimed: exit code 75, upon which a scheduler restarts
+the same command. torchrun turns every worker's code into 1; its caller reads `preempted.json` in the run folder
+instead, which exists if and only if the last attempt was stopped in this way. SIGINT is a person who wants the run to
+end: exit code 130, no marker.
 
-Under SLURM, rank zero asks for the job to be queued again after SIGUSR1 or SIGUSR2 (`#SBATCH --signal=USR2@180`).
-After SIGTERM it does not: SLURM itself queues preempted jobs again, and `scancel` must stay a cancellation.
+Under SLURM, rank zero requeues the job after SIGUSR1 or SIGUSR2 (`#SBATCH --signal=USR2@180`). After SIGTERM it does
+not: SLURM itself requeues preempted jobs, and `scancel` must stay a cancellation.
 """
 
 import os
@@ -18,8 +18,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
+from callbacks.base import OptimizerStepCallback
+from callbacks.checkpointing import RunCheckpoint
 from callbacks.signals import PREEMPTING, Interrupted, StopSignals
 from switti.distributed.collectives import all_reduce_max
 from switti.errors import EXIT_REQUEUE, UserError
@@ -29,13 +31,13 @@ from switti.run_folder import PREEMPTED
 REQUEUING = (signal.SIGUSR1, signal.SIGUSR2)
 
 
-class Preemption(Callback):
-    """A signal to any rank: all ranks finish the optimiser step, save, run a validation that is due, and end.
+class Preemption(OptimizerStepCallback):
+    """A signal to any rank: all ranks finish the optimizer step, save, run a validation that is due, and end.
 
     Place it after all callbacks that change state at the end of a batch. A second SIGINT stops at once.
 
     grace_seconds: between the signal and the end. What is not done by then (a validation, or the step itself) is cut
-    off; the run goes on from the last checkpoint. requeue: call `scontrol requeue` as described above. Runs that
+    off; the run resumes from the last checkpoint. requeue: call `scontrol requeue` as described above. Runs that
     submitit has started are left to submitit, which does the same.
     """
 
@@ -45,7 +47,7 @@ class Preemption(Callback):
         self._signals = StopSignals(self._start_clock)
         self._clock: threading.Timer | None = None
         self._stopping: int = 0
-        self._step = self._saved_step = 0
+        self._saved_step = 0
         self._is_zero = True
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -58,22 +60,23 @@ class Preemption(Callback):
             self._signals.install(number)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._step = self._saved_step = trainer.global_step
-        # Again, over Lightning's own, which it has just installed: it can deadlock when one rank alone is told.
+        super().on_train_start(trainer, pl_module)
+        self._saved_step = trainer.global_step
+        # Again, over Lightning's own, which it has just installed: it can deadlock when one rank alone gets the signal.
         for number in PREEMPTING:
             self._signals.install(number)
         self._signals.deferring = True
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        if trainer.global_step == self._step:
-            return  # gradients are being accumulated; a state in the middle of a step cannot be saved
-        self._step = trainer.global_step
+    def on_optimizer_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        # Not between micro-batches: a state in the middle of a step cannot be saved.
         (number,) = all_reduce_max([self._signals.received or 0])
         if number and not self._stopping:
             self._stopping = number
             self._start_clock()  # also where no signal has come
-            trainer.checkpoint_callback.save_now(trainer)  # type: ignore[union-attr]
-            self._saved_step = self._step
+            checkpoint = trainer.checkpoint_callback
+            assert isinstance(checkpoint, RunCheckpoint)
+            checkpoint.save_now(trainer)
+            self._saved_step = step
             self._leave_marker()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
@@ -102,7 +105,7 @@ class Preemption(Callback):
             self._leave_marker(self._requeue())
 
     def _give_back_signals(self) -> None:
-        """Except that a process which is leaving notes further ones and no more: launchers send them to slow ranks."""
+        """Except that a process which is leaving only notes further ones: launchers send them to slow ranks."""
         if self._stopping in PREEMPTING:
             self._signals.deferring = True
         else:
@@ -124,7 +127,7 @@ class Preemption(Callback):
             print(error, file=sys.stderr, flush=True)
 
     def _requeue(self) -> bool:
-        """Whether SLURM has been asked successfully to queue this job again."""
+        """Whether SLURM has accepted to requeue this job."""
         job = slurm_job()
         if not (self.requeue and job and self._stopping in REQUEUING):
             return False
@@ -141,7 +144,7 @@ class Preemption(Callback):
     # ---- the grace period ---------------------------------------------------------------------------------------
 
     def _start_clock(self) -> None:
-        """Once. A person's Ctrl-C has no deadline; a second one ends the waiting."""
+        """Once. A person's Ctrl-C has no deadline; a second one ends the wait."""
         if self._clock is None and (self._stopping or self._signals.received) != signal.SIGINT:
             self._clock = threading.Timer(self.grace_seconds, self._out_of_time)
             self._clock.daemon = True
@@ -156,7 +159,7 @@ class Preemption(Callback):
         self._stopping = self._stopping or self._signals.received or signal.SIGTERM
         print(
             f"callbacks.grace_seconds={self.grace_seconds:g} after {signal.Signals(self._stopping).name} are over: "
-            f"ending now; the run goes on from the last checkpoint when it is started again",
+            f"ending now; the same command resumes the run from the last checkpoint",
             file=sys.stderr,
             flush=True,
         )
@@ -166,7 +169,7 @@ class Preemption(Callback):
 
 
 def slurm_job() -> str | None:
-    """What `scontrol requeue` calls this job: its id, or <array>_<task>. None outside of SLURM or under submitit."""
+    """This job's name for `scontrol requeue`: its id, or <array>_<task>. None outside of SLURM or under submitit."""
     environment = os.environ
     if "SUBMITIT_EXECUTOR" in environment:
         return None

@@ -1,4 +1,4 @@
-"""The progress bar of a run: optimizer steps done of all, also after a resume, with the rate of this attempt."""
+"""Progress bar in optimizer steps, also after a resume, with the rate of this attempt."""
 
 import os
 import sys
@@ -37,11 +37,11 @@ class StepProgress(TQDMProgressBar):
         )
 
     def on_train_epoch_start(self, *_: Any) -> None:
-        """Nothing: an epoch's end is not the run's."""
+        """No-op: an epoch's end is not the run's."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         bar, step = self.train_progress_bar, trainer.global_step
-        # While gradients are being accumulated the step stands still.
+        # The step stays the same while gradients accumulate.
         if step != bar.n and self._should_update(step, trainer.max_steps) and not bar.disable:
             bar.n = step
             bar.set_postfix(self.get_metrics(trainer, pl_module))

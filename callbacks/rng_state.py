@@ -1,4 +1,4 @@
-"""What a checkpoint holds besides weights, optimiser and position: random states, settings, code version."""
+"""Random states, settings and code version: what a checkpoint holds besides weights, optimizer and data position."""
 
 import random
 from pathlib import Path
@@ -14,11 +14,11 @@ from switti.distributed.collectives import all_gather_object
 RandomState = dict[str, Any]
 
 
-class RunState(Callback):
-    """Training steps draw from a random stream of their own, one a rank, which goes on exactly after a resume.
+class RngState(Callback):
+    """Training steps draw from a random stream of their own, one per rank, which resumes exactly.
 
-    What is drawn between steps, by validation, loaders or sampling, does not shift it. A checkpoint has the streams of
-    all ranks; ranks that there were none of begin new ones. config: the run's settings as plain containers.
+    What is drawn between steps, by validation, loaders or sampling, does not shift it. A checkpoint holds the streams
+    of all ranks; additional ranks begin new ones. config: the run's settings as plain containers.
     Must be the first of the callbacks, so that the others' draws are not taken for a step's.
     """
 

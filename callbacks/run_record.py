@@ -1,4 +1,4 @@
-"""record.json: what a run was, with which code and data, where, how far it came and how it ended."""
+"""Run record: record.json with a run's settings, code, data, machine, progress and end."""
 
 import logging
 import os
@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from callbacks.base import data_module
 from callbacks.csv_logger import CompletedSteps
+from switti.contracts import DescribedData, EMAModule, TokenizedModule
 from switti.environment import masked
 from switti.errors import UserError
 from switti.run_folder import CONFIG, FORMAT, check_present, read_record, write_record
@@ -26,13 +28,13 @@ from switti.run_folder import CONFIG, FORMAT, check_present, read_record, write_
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 10.0
-LOOK_SECONDS = 1.0  # between two looks whether the run folder is still there
+LOOK_SECONDS = 1.0  # between two checks that the run folder still exists
 _HISTORY = ("resumed", "data", "parameters")  # true of a resumed run even if it fails before its first step
 _PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "transformers", "omegaconf", "numpy")
 
 
 class RunRecord(Callback):
-    """Keeps record.json true from the start of `fit` to its end; only rank zero writes, always a whole file.
+    """Keeps record.json true from the start of `fit` to its end; only rank zero writes, atomically.
 
     A run that ends by an exception is `failed` with the error's last line, one stopped by a signal `interrupted`; a
     process that was killed leaves `running` with its `pid` and the time of its last sign of life in `updated`.
@@ -97,10 +99,11 @@ class RunRecord(Callback):
             self.record["started"] = self._previous.get("started", self.record["started"])
             self.record["resumed"] = [*self._previous.get("resumed", []), step]
         else:
-            self._previous = {}  # nothing of an earlier attempt was kept
+            self._previous = {}  # an earlier attempt has left nothing to resume from
             self.record["resumed"] = []
         if trainer.is_global_zero:
-            contents = getattr(getattr(trainer, "datamodule", None), "contents", {})
+            data = data_module(trainer)
+            contents = data.contents if isinstance(data, DescribedData) else {}
             self.record["data"] = join_contents(self._previous.get("data", {}), contents)
         self.record["parameters"] = count_parameters(pl_module)
         self._training_since = time.monotonic()
@@ -156,7 +159,7 @@ class RunRecord(Callback):
         write_record(self.run_dir, self.record)
 
     def _check_place(self) -> None:
-        """A folder that is removed or renamed under a run is not brought back, and another in its place is not ours."""
+        """A folder that is removed or renamed under a run is not recreated, and another in its place is not ours."""
         self._looked = time.monotonic()
         check_present(self.run_dir)
         if self._place is not None and _place(self.run_dir) != self._place:
@@ -168,10 +171,10 @@ class RunRecord(Callback):
 def _place(run_dir: Path) -> tuple[int, int, bool] | None:
     """(device, inode, whether it has a config.yaml) of the run folder; None if there is none."""
     try:
-        found = run_dir.stat()
+        status = run_dir.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino, (run_dir / CONFIG).exists()
+    return status.st_dev, status.st_ino, (run_dir / CONFIG).exists()
 
 
 def _now() -> str:
@@ -179,12 +182,12 @@ def _now() -> str:
 
 
 def join_contents(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """What the data were, by split: of a run that goes on with other contents both digests, joined by +."""
+    """Data digest per split; if the data changed between resumes, the digests are joined by '+'."""
     joined = {}
     for split, content in now.items():
         digest, old = content["digest"], before.get(split, {}).get("digest", content["digest"])
         if old.rpartition("+")[2] != digest:
-            log.warning("data.%s: the shards hold something else than when the run began", split)
+            log.warning("data.%s: the shards hold other samples than when the run began", split)
             old = f"{old}+{digest}"
         joined[split] = content | {"digest": old}
     return joined
@@ -213,22 +216,21 @@ def git_state(folder: Path) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Python and the packages that numbers depend on, as installed."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in _PACKAGES:
         with suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+            installed[package] = metadata.version(package)
+    return installed
 
 
 def count_parameters(pl_module: LightningModule) -> dict[str, int]:
-    """{"trained", "frozen"}: numbers, each parameter once. An average of the trained ones counts as neither."""
-    pairs = getattr(pl_module, "averaged_pairs", list)()
-    averaged = {id(parameter) for average, _ in pairs for parameter in average.parameters()}
-    tokenizer = getattr(pl_module, "tokenizer", None)
+    """{"trained", "frozen"}: numbers, each parameter once. The EMA of the trained ones counts as neither."""
+    pairs = pl_module.ema_pairs() if isinstance(pl_module, EMAModule) else []
+    averages = {id(parameter) for ema, _ in pairs for parameter in ema.parameters()}
     parameters = {id(parameter): parameter for parameter in pl_module.parameters()}
-    if isinstance(tokenizer, torch.nn.Module):  # frozen parts are no registered submodules
-        parameters |= {id(parameter): parameter for parameter in tokenizer.parameters()}
-    counted = [parameter for key, parameter in parameters.items() if key not in averaged]
+    if isinstance(pl_module, TokenizedModule):
+        parameters |= {id(parameter): parameter for parameter in pl_module.tokenizer.parameters()}
+    counted = [parameter for key, parameter in parameters.items() if key not in averages]
     trained = sum(parameter.numel() for parameter in counted if parameter.requires_grad)
     return {"trained": trained, "frozen": sum(parameter.numel() for parameter in counted) - trained}
 

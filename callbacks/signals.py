@@ -1,4 +1,4 @@
-"""Signals as a wish to stop at the next good moment, instead of an exception in the middle of a step."""
+"""Deferred signals: a request to stop at the end of the optimizer step instead of an exception in the middle of it."""
 
 import os
 import signal
@@ -38,12 +38,12 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
 
     def install(self, number: int) -> None:
-        """Take over a signal, again if need be; elsewhere than in the main thread Python does not allow it."""
+        """Take over a signal, again if need be; Python allows it in the main thread only."""
         if threading.current_thread() is threading.main_thread():
             self._previous.setdefault(number, signal.signal(number, self._handle))
 
     def restore(self) -> None:
-        """Give the signals back. Lightning may put a handler back that it found: it then acts as the one before."""
+        """Restore the previous handlers. If Lightning then restores ours, it acts as the one before it."""
         self.deferring = False
         for number, handler in self._previous.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""From settings to the objects of a run: datamodule, module, callbacks, trainer. Not a command itself."""
+"""Construction of a run from its settings: data module, Lightning module, callbacks, loggers, trainer."""
 
 from functools import partial
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.activation_norms import ActivationNorms
-from callbacks.bad_samples import DataDamage
+from callbacks.bad_samples import BadSamples
 from callbacks.checkpointing import build_checkpoint_callback
 from callbacks.csv_logger import MetricsCSV
 from callbacks.data_position import DataPosition
@@ -16,12 +16,13 @@ from callbacks.heartbeat import Heartbeat
 from callbacks.online_metrics import OnlineMetrics
 from callbacks.preemption import Preemption
 from callbacks.progress import StepProgress
+from callbacks.prompt_set import PromptSet
 from callbacks.pruning import Pruning
-from callbacks.rng_state import RunState
+from callbacks.rng_state import RngState
 from callbacks.run_record import RunRecord
 from callbacks.sample_grids import SampleGrids
 from callbacks.skipped_steps import SkippedSteps
-from callbacks.throughput import Speed
+from callbacks.throughput import Throughput
 from configs.load_run import frozen_tokenizer, initial_state
 from configs.loading import to_dict
 from configs.schema import RunConfig
@@ -69,9 +70,12 @@ def build_module(config: RunConfig, fresh: bool = True) -> LightningModule:
     return GeneratorModule(config.model, tokenizer, config.optimizer, config.loss, config.trainer, **common)
 
 
-def text_of(batch: dict[str, Any]) -> TextEmbedding:
-    """The text entries of a batch."""
-    return TextEmbedding(batch["text"], batch["text_mask"], batch["pooled"])
+def build_prompt_set(
+    config: RunConfig, prompts: list[str], encoder: TextEncoder, text: TextEmbedding | None = None
+) -> PromptSet:
+    """Prompts with seeds 0, 1, … and the run's sampling settings; `text` where their embeddings are at hand."""
+    text = encoder.encode(prompts) if text is None else text
+    return PromptSet(prompts, text, encoder.encode([""]), list(range(len(prompts))), config.sampling)
 
 
 def build_sample_grids(config: RunConfig, datamodule: ShardDataModule, encoder: TextEncoder) -> SampleGrids:
@@ -80,15 +84,7 @@ def build_sample_grids(config: RunConfig, datamodule: ShardDataModule, encoder: 
     prompts = list(settings.sample_prompts)
     if not prompts:
         prompts = datamodule.examples("validation", settings.sample_count)["caption"]
-    return SampleGrids(
-        config.run_dir,
-        settings.samples_every,
-        prompts,
-        encoder.encode(prompts),
-        encoder.encode([""]),
-        list(range(len(prompts))),
-        config.sampling,
-    )
+    return SampleGrids(config.run_dir, settings.samples_every, build_prompt_set(config, prompts, encoder))
 
 
 def build_online_metrics(
@@ -96,16 +92,13 @@ def build_online_metrics(
 ) -> OnlineMetrics:
     """metrics.* over captions spread evenly over the split that metrics.captions names."""
     batch = datamodule.examples(config.metrics.captions, config.metrics.prompts)
+    text = TextEmbedding(batch["text"], batch["text_mask"], batch["pooled"]) if "text" in batch else None
     return OnlineMetrics(
         config.callbacks.metrics_every,
-        batch["caption"],
-        text_of(batch) if "text" in batch else encoder.encode(batch["caption"]),
-        encoder.encode([""]),
-        list(range(len(batch["caption"]))),
-        (batch["image"] + 1) / 2,
-        partial(build_metrics, config.metrics),
-        config.sampling,
-        config.metrics.batch,
+        build_prompt_set(config, batch["caption"], encoder, text),
+        real_images=(batch["image"] + 1) / 2,
+        metrics=partial(build_metrics, config.metrics),
+        batch=config.metrics.batch,
     )
 
 
@@ -123,11 +116,11 @@ def build_callbacks(
         tokens_per_image=pyramid.length,
     )
     callbacks: list[Callback] = [
-        RunState(config.seed, to_dict(config)),
+        RngState(config.seed, to_dict(config)),
         Heartbeat(config.run_dir, settings.heartbeat_seconds, settings.watchdog_seconds),
-        Speed(config.trainer.log_every, config.data.batch_size),
+        Throughput(config.trainer.log_every, config.data.batch_size),
         DataPosition(),
-        DataDamage(config.run_dir),
+        BadSamples(config.run_dir),
         SkippedSteps(settings.max_skipped_steps, settings.max_skipped_in_a_row),
     ]
     if settings.ema_decay is not None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.config import OptimizerConfig, TrainerConfig
-from lightning_modules.nonfinite_guard import FiniteSteps
+from lightning_modules.nonfinite_guard import NonfiniteGuard
 from lightning_modules.optimization import build_optimizer
 from lightning_modules.strategies.gather_per_step import divide_step, divide_weights, hold_whole
 from lightning_modules.strategies.parallel import ShardedStrategy
@@ -93,7 +93,7 @@ class ReconstructionModule(pl.LightningModule):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 self.discriminator = UNetDiscriminator(loss.discriminator_features)
-        self.finite_steps = FiniteSteps()
+        self.nonfinite_guard = NonfiniteGuard()
         self._micro_batches = 0
         self._figures: Figures = {}
 
@@ -109,7 +109,7 @@ class ReconstructionModule(pl.LightningModule):
         """The decoder's last weight, on which the adaptive weight is judged."""
         raise NotImplementedError
 
-    def averaged_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+    def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """(average, source) of what an average is kept of."""
         raise NotImplementedError
 
@@ -138,7 +138,7 @@ class ReconstructionModule(pl.LightningModule):
         strategy = self.trainer.strategy
         assert isinstance(strategy, ShardedStrategy)  # `build_strategy` has made it
         mesh = strategy.build_mesh()
-        averages = [average for average, _ in self.averaged_pairs()]
+        averages = [average for average, _ in self.ema_pairs()]
         for module in (self.trained_module, *averages, self.discriminator):
             if module is not None:
                 divide_weights(module, mesh)
@@ -264,7 +264,7 @@ class ReconstructionModule(pl.LightningModule):
         """Whether both steps may be taken, on all ranks alike; if not, they are left out."""
         figures = torch.stack([value.float() for value in self._figures.values()])
         modules = [module for module in (self.trained_module, self.discriminator) if module is not None]
-        return self.finite_steps.settle(figures, [p for module in modules for p in module.parameters()])
+        return self.nonfinite_guard.settle(figures, [p for module in modules for p in module.parameters()])
 
     def _log_step(self) -> None:
         """Straight to the loggers: Lightning's own interval and axis would count accumulated batches."""

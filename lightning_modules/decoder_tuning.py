@@ -64,7 +64,7 @@ class DecoderTuningModule(ReconstructionModule):
     def last_layer(self) -> Tensor:
         return self.tokenizer.decoder.conv_out.weight
 
-    def averaged_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+    def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """(average, source) of what an average is kept of."""
         return [] if self.ema_trained is None else [(self.ema_trained, self.trained)]
 

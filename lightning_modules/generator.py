@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_modules.config import LossConfig, OptimizerConfig, TrainerConfig
-from lightning_modules.nonfinite_guard import FiniteSteps
+from lightning_modules.nonfinite_guard import NonfiniteGuard
 from lightning_modules.optimization import build_optimizer
 from lightning_modules.strategies.gather_per_step import whole
 from lightning_modules.strategies.parallel import ShardedStrategy, gathered, shard
@@ -64,7 +64,7 @@ class GeneratorModule(LightningModule):
         self._initial_state = initial_state
         self.generator = None
         self.ema_generator = None
-        self.finite_steps = FiniteSteps()
+        self.nonfinite_guard = NonfiniteGuard()
         self._frozen = (tokenizer.eval().requires_grad_(False),)
         self._noted: dict[str, list[Tensor]] = {}
 
@@ -110,7 +110,7 @@ class GeneratorModule(LightningModule):
             ):
                 average.to_local().copy_(source.to_local())  # type: ignore[attr-defined]
 
-    def averaged_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+    def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """(average, source) for the callback that updates the average."""
         if self.ema_generator is None or self.generator is None:
             return []
@@ -154,7 +154,7 @@ class GeneratorModule(LightningModule):
             batch, self.generator, self.loss_config.latent_noise
         )
         loss = losses.mean()
-        self.finite_steps.watch(loss)
+        self.nonfinite_guard.watch(loss)
         self._note({"train/loss": loss})
         if (self.global_step + 1) % self.trainer_config.log_every == 0:
             self._note_by_scale(losses, logits, tokens)
@@ -196,7 +196,7 @@ class GeneratorModule(LightningModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val or float("inf"))
         norm = whole(norm)
-        self.finite_steps.settle(norm, parameters)
+        self.nonfinite_guard.settle(norm, parameters)
         self.log("train/gradient_norm", norm)
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
 

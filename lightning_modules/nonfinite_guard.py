@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-class FiniteSteps:
-    """Attribute `finite_steps` of a module that guards its steps; `skipped` tells how the last one went."""
+class NonfiniteGuard:
+    """Attribute `nonfinite_guard` of a module that guards its steps; `skipped` tells how the last one went."""
 
     def __init__(self) -> None:
         self.skipped = False

@@ -82,7 +82,7 @@ class TokenizerModule(ReconstructionModule):
     def last_layer(self) -> Tensor:
         return self.rqvae.decoder.conv_out.weight
 
-    def averaged_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+    def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """(average, source) of what an average is kept of."""
         return [] if self.ema_rqvae is None else [(self.ema_rqvae, self.rqvae)]
 

@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rank_cases import Samples, Watch, _local, build
 
-from callbacks.bad_samples import DataDamage
+from callbacks.bad_samples import BadSamples
 from callbacks.checkpointing import RunCheckpoint, find_resume
 from callbacks.data_position import DataPosition
 from callbacks.ema import ExponentialMovingAverage
@@ -51,7 +51,7 @@ class States(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         moments = [v for state in trainer.optimizers[0].state.values() for v in state.values()]
-        self.skipped.append(pl_module.finite_steps.skipped)
+        self.skipped.append(pl_module.nonfinite_guard.skipped)
         self.values.append([_local(v).detach().clone() for v in [*pl_module.state_dict().values(), *moments]])
 
 
@@ -107,7 +107,7 @@ def damaged(out: Path, limit: float) -> dict[str, Any]:
     paths = {split: f"{out}/{split}-*.tar" for split in ("train", "validation")}
     config = DataConfig(**paths, batch_size=4, workers=1, max_bad_fraction=limit)
     data = ShardDataModule(config, seed=0, resolution=8)
-    watch, count = Watch(), DataDamage(out)
+    watch, count = Watch(), BadSamples(out)
     fit(Number(), data, 6, [watch, DataPosition(), count])
     bad = {name: values for name, values in watch.logged.items() if name.startswith("data/bad/")}
     return {

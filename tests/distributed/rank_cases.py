@@ -25,7 +25,8 @@ from callbacks.checkpointing import RunCheckpoint, find_resume
 from callbacks.data_position import DataPosition
 from callbacks.ema import ExponentialMovingAverage
 from callbacks.online_metrics import OnlineMetrics
-from callbacks.rng_state import RunState
+from callbacks.prompt_set import PromptSet
+from callbacks.rng_state import RngState
 from lightning_modules.config import LossConfig, OptimizerConfig, TrainerConfig
 from lightning_modules.decoder_tuning import DecoderTuningModule
 from lightning_modules.decoder_tuning_config import DecoderTuningConfig
@@ -178,10 +179,10 @@ def measured(steps: int) -> OnlineMetrics:
     )
     real = torch.stack([(row["image"] + 1) / 2 for row in rows])
     config = MetricsConfig(names=["fid_alexnet", "kid_alexnet"], prompts=7)
-    return OnlineMetrics(
-        steps, [row["key"] for row in rows], text, text[[0]], list(range(7)), real,
-        lambda device: build_metrics(config, device), SamplingConfig(top_k=8), batch=2,
-    )  # fmt: skip
+    prompts = PromptSet(
+        [row["key"] for row in rows], text, text[[0]], list(range(7)), SamplingConfig(top_k=8)
+    )
+    return OnlineMetrics(steps, prompts, real, lambda device: build_metrics(config, device), batch=2)
 
 
 def train(case: dict[str, Any], out: Path) -> None:
@@ -189,7 +190,7 @@ def train(case: dict[str, Any], out: Path) -> None:
     dtype = torch.float64 if case.get("double") else torch.float32
     module, watch = build(case).to(dtype), Watch()
     settings = module.trainer_config
-    callbacks = [RunState(7, {}), watch, DataPosition(), ExponentialMovingAverage(0.9)]
+    callbacks = [RngState(7, {}), watch, DataPosition(), ExponentialMovingAverage(0.9)]
     folder = out / case.get("folder", case["name"])
     if case.get("save"):
         callbacks.append(RunCheckpoint(folder / "checkpoints", case["save"], case.get("keep", 2)))

@@ -11,16 +11,17 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from callbacks.online_metrics import OnlineMetrics, same_modes, shares
+from callbacks.prompt_set import PromptSet
 from switti.errors import UserError
 from switti.sampling.config import SamplingConfig
 from switti.text.base import TextEmbedding
 
-PROMPTS = [f"picture {index}" for index in range(5)]
+PROMPTS = [f"image {index}" for index in range(5)]
 SAMPLING = SamplingConfig(guidance=3.0)
 
 
 class Module(pl.LightningModule):
-    """Generates pictures whose grey value is seed / 100; draws random numbers, as a careless model might."""
+    """Generates images whose grey value is seed / 100; draws random numbers, as a careless model might."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,12 +76,16 @@ def _embedding(count: int) -> TextEmbedding:
     return TextEmbedding(torch.zeros(count, 2, 3), torch.ones(count, 2).bool(), rows.view(-1, 1))
 
 
-def _callback(every: int = 2, **values: Any) -> OnlineMetrics:
+def _prompts(**values: Any) -> PromptSet:
     settings: dict[str, Any] = {
-        "prompts": PROMPTS, "embeddings": _embedding(5), "null": _embedding(1), "seeds": [10, 11, 12, 13, 14],
-        "real_images": torch.rand(7, 3, 4, 4), "metrics": Recorder, "sampling": SAMPLING, "batch": 2,
+        "prompts": PROMPTS, "text": _embedding(5), "null": _embedding(1), "seeds": [10, 11, 12, 13, 14],
+        "sampling": SAMPLING,
     } | values  # fmt: skip
-    return OnlineMetrics(every, **settings)
+    return PromptSet(**settings)
+
+
+def _callback(every: int = 2) -> OnlineMetrics:
+    return OnlineMetrics(every, _prompts(), torch.rand(7, 3, 4, 4), Recorder, batch=2)
 
 
 def _fit(
@@ -100,7 +105,7 @@ def _fit(
 def test_measures_on_its_steps_and_at_the_end(tmp_path: Any) -> None:
     callback = _callback()
     module, trainer = _fit(tmp_path, [callback])
-    # steps 2, 4 and the last one, 5; three batches of at most two pictures each
+    # steps 2, 4 and the last one, 5; three batches of at most two images each
     assert [call[0] for call in module.calls] == [2] * 3 + [4] * 3 + [5] * 3
     assert [call[2] for call in module.calls[:3]] == [[10, 11], [12, 13], [14]]
     assert {call[1] for call in module.calls} == {1}
@@ -153,7 +158,13 @@ def test_shares_cover_all_rows_once_in_equally_many_batches(count: int, world: i
     assert sorted(counted) == list(range(count))
 
 
-@pytest.mark.parametrize("values", [{"seeds": [1, 2]}, {"embeddings": _embedding(4)}])
+@pytest.mark.parametrize("values", [{"seeds": [1, 2]}, {"text": _embedding(4)}])
 def test_unequal_rows_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="as many captions"):
-        _callback(**values)
+        _prompts(**values)
+
+
+def test_metrics_without_a_caption_are_refused() -> None:
+    none = _prompts(prompts=[], text=_embedding(0), seeds=[])
+    with pytest.raises(UserError, match=r"callbacks\.metrics_every=0"):
+        OnlineMetrics(1, none, torch.rand(7, 3, 4, 4), Recorder)

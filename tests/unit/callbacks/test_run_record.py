@@ -36,7 +36,7 @@ class Module(LightningModule):
         self.average = torch.nn.Linear(3, 3).requires_grad_(False)
         object.__setattr__(self, "tokenizer", torch.nn.Linear(4, 1).requires_grad_(False))
 
-    def averaged_pairs(self) -> list[tuple[torch.nn.Module, torch.nn.Module]]:
+    def ema_pairs(self) -> list[tuple[torch.nn.Module, torch.nn.Module]]:
         return [(self.average, self.layer)]
 
     def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
@@ -299,7 +299,7 @@ def test_the_data_are_noted_and_a_change_is_kept(tmp_path: Path, caplog: pytest.
     assert "the shards hold" not in caplog.text
     with pytest.raises(ValueError, match="x"):
         fit(tmp_path, 12, RaiseAt(10, ValueError("x")), resume=True, contents=contents("b"))
-    assert "data.train: the shards hold something else" in caplog.text
+    assert "data.train: the shards hold other samples" in caplog.text
     fit(tmp_path, 12, resume=True, contents=contents("b"))
     record = record_of(tmp_path)
     assert record["data"] == contents("a+b") and record["resumed"] == [3, 6, 9]

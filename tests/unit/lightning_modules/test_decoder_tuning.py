@@ -236,14 +236,14 @@ def test_step_against_plain_torch(tmp_path: Path, rqvae: RQVAE) -> None:
     other = build(rqvae, l1=0.7, r1=0.3)
     assert other.discriminator is not None
     seen: dict[str, list[Tensor]] = {}
-    original = module.finite_steps.settle
+    original = module.nonfinite_guard.settle
 
     def spy(*arguments: Any) -> bool:
         seen["decoder"] = [p.grad.clone() for p in module.trained.parameters() if p.grad is not None]
         seen["critic"] = [p.grad.clone() for p in module.discriminator.parameters() if p.grad is not None]  # type: ignore[union-attr]
         return original(*arguments)
 
-    module.finite_steps.settle = spy  # type: ignore[method-assign]
+    module.nonfinite_guard.settle = spy  # type: ignore[method-assign]
     fit(module, tmp_path)
 
     critic, model = other.discriminator, other.tokenizer

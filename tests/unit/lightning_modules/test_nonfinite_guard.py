@@ -13,7 +13,7 @@ from callbacks.config import CallbacksConfig
 from callbacks.csv_logger import MetricsCSV
 from callbacks.ema import ExponentialMovingAverage
 from callbacks.skipped_steps import SkippedSteps
-from lightning_modules.nonfinite_guard import FiniteSteps
+from lightning_modules.nonfinite_guard import NonfiniteGuard
 from switti.errors import UserError
 
 
@@ -24,11 +24,11 @@ class Line(LightningModule):
         super().__init__()
         torch.manual_seed(0)
         self.layer, self.average = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1).requires_grad_(False)
-        self.finite_steps = FiniteSteps()
+        self.nonfinite_guard = NonfiniteGuard()
         self.wrong, self.accumulate, self.batches = wrong, accumulate, 0
         self.states: list[list[torch.Tensor]] = []
 
-    def averaged_pairs(self):
+    def ema_pairs(self):
         return [(self.average, self.layer)]
 
     def training_step(self, batch, index):
@@ -37,14 +37,14 @@ class Line(LightningModule):
         if self.wrong.get(self.batches) == "loss":
             loss = loss + math.nan  # its gradients are finite: only the loss tells
         self.batches += 1
-        self.finite_steps.watch(loss)
+        self.nonfinite_guard.watch(loss)
         return loss
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
         if self.wrong.get(self.batches - 1) == "gradient":
             self.layer.weight.grad[0, 1] = math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.layer.parameters(), 1.0)
-        self.finite_steps.settle(norm, self.layer.parameters())
+        self.nonfinite_guard.settle(norm, self.layer.parameters())
 
     def on_train_batch_end(self, outputs, batch, index):
         optimizer = self.trainer.optimizers[0]

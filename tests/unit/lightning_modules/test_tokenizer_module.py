@@ -177,7 +177,7 @@ def test_restart_once_a_step_while_gradients_accumulate(
 
 def test_average_is_evaluated_and_exported(tmp_path: Path) -> None:
     module = build(max_steps=2, init_codebook="random")
-    (average, source), *_ = module.averaged_pairs()
+    (average, source), *_ = module.ema_pairs()
     assert average is module.ema_rqvae and source is module.rqvae
     start = {key: value.clone() for key, value in average.named_parameters()}
     fit(module, tmp_path)
@@ -190,7 +190,7 @@ def test_average_is_evaluated_and_exported(tmp_path: Path) -> None:
 
 def test_without_an_average(tmp_path: Path) -> None:
     module = build(max_steps=1, averaged=False)
-    assert module.averaged_pairs() == [] and module.evaluated is module.rqvae
+    assert module.ema_pairs() == [] and module.evaluated is module.rqvae
     fit(module, tmp_path)
     exported = load_tokenizer(tmp_path / "tokenizer.safetensors", config=SMALL)
     torch.testing.assert_close(exported.encoder.conv_in.weight, module.rqvae.encoder.conv_in.weight.detach())
@@ -425,7 +425,7 @@ def test_a_loss_that_is_no_number_reaches_nothing(tmp_path: Path) -> None:
     module, other = (build(max_steps=2, codebook_update="ema") for _ in range(2))
     fit(module, tmp_path, callbacks=[Poison()], limit_val_batches=0)
     fit(other, tmp_path / "one", max_steps=1, limit_val_batches=0)
-    assert module.finite_steps.skipped and module.trainer.global_step == 2
+    assert module.nonfinite_guard.skipped and module.trainer.global_step == 2
     for name in ("rqvae.encoder.conv_in.weight", "rqvae.quantize.embedding.weight", "code_average.sums_VC"):
         assert torch.equal(module.state_dict()[name], other.state_dict()[name]), name
     with pytest.raises(UserError, match=r"step 2: .* not finite"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from callbacks.bad_samples import DataDamage
+from callbacks.bad_samples import BadSamples
 from callbacks.checkpointing import read_best
 from callbacks.csv_logger import MetricsCSV
 from callbacks.run_record import RunRecord
@@ -274,7 +274,7 @@ def test_a_bad_note_of_the_queue_is_a_line(folder: Path, content: str | bytes) -
 def test_a_bad_list_of_damaged_samples_is_no_traceback(folder: Path, content: str | bytes) -> None:
     write(folder / "damaged.csv", content)
     with suppress(UserError):
-        assert DataDamage(folder)._listed_until(3) == {}
+        assert BadSamples(folder)._listed_until(3) == {}
 
 
 def test_what_is_unusual_and_right_is_read(folder: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from callbacks.bad_samples import DataDamage
+from callbacks.bad_samples import BadSamples
 from callbacks.checkpoint_io import AtomicCheckpointIO
 from callbacks.checkpointing import _link
 from callbacks.csv_logger import MetricsCSV
@@ -49,7 +49,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
         {f"metric_{i}": i / 7 for i in range(99)}, 1
     ),
     "record.json": lambda path: write_record(path.parent, {"error": "x" * 2000}),
-    "damaged.csv": lambda path: DataDamage(path.parent)._append([(1, "kind", "shard", "key", "x" * 2000)]),
+    "damaged.csv": lambda path: BadSamples(path.parent)._append([(1, "kind", "shard", "key", "x" * 2000)]),
     "a.png": lambda path: write_image(path, noise()),
     "a.safetensors": lambda path: write_weights(path, {"x": torch.zeros(4000)}),
     "step_000001.ckpt": lambda path: AtomicCheckpointIO().save_checkpoint({"x": torch.zeros(4000)}, path),
