@@ -26,7 +26,7 @@ help:  ## this list
 	  /^##@/ {printf "\n%s\n", substr($$0, 5)} \
 	  /^[a-z][a-z-]*:.*## / {split($$1, t, " "); printf "  make %-18s %s\n", t[1], $$2}' $(MAKEFILE_LIST)
 
-install:  ## environment in .venv: torch (tested version), the library, demo data, development tools
+install:  ## environment in .venv: torch (tested version), library and training, demo data, development tools
 	@rm -f $(VENV)/.installed
 	$(MAKE) --no-print-directory $(VENV)/.installed
 
@@ -37,7 +37,7 @@ $(VENV)/.installed: pyproject.toml requirements/torch.txt requirements/embedded.
 	  || $(VENV)/bin/python -m pip install $(TORCH)
 	@# Whatever torch is there now stays: the next line must not pull another one.
 	$(VENV)/bin/python -m pip list --format=freeze | grep -E '^(torch|torchvision)==' > $(VENV)/torch-constraint.txt
-	$(VENV)/bin/python -m pip install -c $(VENV)/torch-constraint.txt -e '.[embedded,sweep,dev]'
+	$(VENV)/bin/python -m pip install -c $(VENV)/torch-constraint.txt -e '.[train,embedded,sweep,docs,dev]'
 	$(MAKE) --no-print-directory install-embedded
 	@touch $@
 

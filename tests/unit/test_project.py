@@ -2,10 +2,12 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,33 @@ def project(root: Path) -> dict:
     return tomllib.loads((root / "pyproject.toml").read_text())
 
 
+# What `make install` and environment.yml install beside the library's own dependencies.
+EXTRAS = ("train", "embedded", "sweep", "docs", "dev")
+# Modules called otherwise than their packages.
+PACKAGES = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open_clip_torch"}
+
+
 def wanted_by(project: dict) -> set[str]:
     extras = project["project"]["optional-dependencies"]
-    return {*project["project"]["dependencies"], *extras["embedded"], *extras["sweep"], *extras["dev"]}
+    return {*project["project"]["dependencies"], *(text for name in EXTRAS for text in extras[name])}
+
+
+def declared(texts: Iterable[str]) -> set[str]:
+    """Names of required packages."""
+    requirements = pytest.importorskip("packaging.requirements")
+    return {requirements.Requirement(text).name.lower().replace("-", "_") for text in texts}
+
+
+def foreign(root: Path, project: dict, *layers: str) -> dict[str, Path]:
+    """Package that is imported in these folders, but neither ours nor Python's → one of the files."""
+    own = set(project["tool"]["ruff"]["lint"]["isort"]["known-first-party"])
+    files = [path for layer in layers for path in (root / layer).rglob("*.py")]
+    modules = {module.split(".")[0]: path for path in files for module in imported(path)}
+    return {
+        PACKAGES.get(module, module).lower(): path
+        for module, path in modules.items()
+        if module not in own | sys.stdlib_module_names
+    }
 
 
 def test_conda_and_pip_ask_for_the_same(root: Path, project: dict) -> None:
@@ -29,24 +55,46 @@ def test_conda_and_pip_ask_for_the_same(root: Path, project: dict) -> None:
     assert f"python{project['project']['requires-python']}" in environment["dependencies"]
 
 
+def test_make_installs_every_extra_that_is_worked_with(root: Path) -> None:
+    assert f"'.[{','.join(EXTRAS)}]'" in (root / "Makefile").read_text()
+
+
+def test_the_library_declares_what_it_imports_and_nothing_else(root: Path, project: dict) -> None:
+    assert set(foreign(root, project, "switti")) == declared(project["project"]["dependencies"])
+
+
 def test_what_the_code_imports_is_declared(root: Path, project: dict) -> None:
-    requirements = pytest.importorskip("packaging.requirements")
-    extras = project["project"]["optional-dependencies"]
-    texts = [*wanted_by(project), *extras["postgresql"]]
-    declared = {requirements.Requirement(text).name.lower().replace("-", "_") for text in texts}
-    own = set(project["tool"]["ruff"]["lint"]["isort"]["known-first-party"])
-    names = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open_clip_torch"}  # modules called otherwise
-    modules = {
-        module.split(".")[0]: path
-        for layer in own
-        for path in (root / layer).rglob("*.py")
-        for module in imported(path)
-    }
-    foreign = {names.get(module, module).lower(): path for module, path in modules.items()}
-    missing = {
-        name: path for name, path in foreign.items() if name not in declared | own | sys.stdlib_module_names
-    }
+    layers = project["tool"]["ruff"]["lint"]["isort"]["known-first-party"]
+    wanted = declared([*wanted_by(project), *project["project"]["optional-dependencies"]["postgresql"]])
+    missing = {name: path for name, path in foreign(root, project, *layers).items() if name not in wanted}
     assert not missing
+
+
+def test_the_train_extra_holds_what_is_imported_and_nothing_else(root: Path, project: dict) -> None:
+    layers = project["tool"]["ruff"]["lint"]["isort"]["known-first-party"]
+    extras = project["project"]["optional-dependencies"]
+    others = declared([*project["project"]["dependencies"], *extras["embedded"], *extras["sweep"]])
+    assert declared(extras["train"]) == set(foreign(root, project, *layers)) - others
+
+
+def test_the_pipeline_imports_nothing_of_training(root: Path, project: dict) -> None:
+    """In an interpreter in which the train extra does not exist. What others of its packages use is left to them."""
+    blocked = declared(project["project"]["optional-dependencies"]["train"]) - {
+        "pyyaml",
+        "jinja2",
+        "markupsafe",
+        "rich",
+    }
+    code = f"""
+import importlib.abc, sys
+class Blocked(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {sorted(blocked | {"pytorch_lightning"})}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocked())
+import switti.sampling.pipeline, switti.weights.load, switti.metrics.collection
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -74,7 +122,7 @@ def test_the_installed_environment_satisfies_the_ranges(project: dict) -> None:
     requirements = pytest.importorskip("packaging.requirements")
     from importlib import metadata
 
-    for text in project["project"]["dependencies"]:
+    for text in [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["train"]]:
         requirement = requirements.Requirement(text)
         assert requirement.specifier.contains(metadata.version(requirement.name), prereleases=True), text
 
@@ -100,6 +148,46 @@ def test_only_the_library_is_packaged(root: Path, project: dict) -> None:
         path.parent for path in (root / "switti").rglob("__init__.py")
     }
     assert without_init == set()
+
+
+def test_the_package_holds_code_weights_and_their_description_alone(root: Path) -> None:
+    others = {
+        path.name
+        for path in (root / "switti").rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+    }
+    assert others == {"py.typed", "README.md", "config.json", "model.safetensors"}
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_library_alone(root: Path, tmp_path: Path) -> None:
+    setuptools = pytest.importorskip("setuptools", minversion="77")
+    assert setuptools
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, tmp_path)
+    shutil.copytree(root / "switti", tmp_path / "switti", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "callbacks").mkdir()
+    (tmp_path / "callbacks/__init__.py").touch()
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        ".",
+        "--no-deps",
+        "--no-build-isolation",
+        "--quiet",
+        "-w",
+        "out",
+    ]
+    subprocess.run(build, cwd=tmp_path, check=True)
+    (wheel,) = (tmp_path / "out").glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    inside = {name for name in names if ".dist-info/" not in name}
+    assert inside == {
+        str(path.relative_to(tmp_path)) for path in (tmp_path / "switti").rglob("*") if path.is_file()
+    }
+    assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
 def test_markers_in_use_are_declared(root: Path, project: dict) -> None:
