@@ -26,7 +26,7 @@ from configs.foreign_names import FOREIGN
 from configs.schema import LINKS, RunConfig
 from configs.settings import Setting, walk
 from switti.environment import masked, take
-from switti.errors import UserError
+from switti.errors import UserError, first_line
 from switti.files import kind_of, read_bytes
 from switti.run_folder import CONFIG, RECORD
 from switti.run_folder import check_name as check_run_name
@@ -334,7 +334,7 @@ def _resolve(tree: DictConfig) -> dict[str, Any]:
             if _environment.missing:
                 missing = f"the environment variable {_environment.missing[0]} is not set"
                 raise UserError(f"{setting.name}={shortened(_show(raw))}: {missing}") from error
-            reason = masked(str(error).split("\n")[0])
+            reason = masked(first_line(error))
             raise UserError(f"{setting.name} cannot be worked out: {reason}") from error
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise UserError(f"{setting.name}={_show(value)} is not a finite number")

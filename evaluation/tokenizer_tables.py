@@ -1,18 +1,16 @@
 """The tokenizers' table on the screen and as CSV. Not a command itself."""
 
-import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from switti.escape import spreadsheet_cell
-from switti.files import atomic_write
 from switti.metrics.tokenizer_quality import TokenizerReport
+from switti.tables import aligned, write_csv
 
 
 def write_tables(folder: Path, reports: Mapping[str, TokenizerReport], keys: list[str]) -> None:
     """Prints the table side by side; writes it as table.csv and every picture's figures as pictures.csv."""
-    rows = [["metric", "scale", *reports], *comparison(reports)]
-    show(rows)
+    rows: list[list[object]] = [["metric", "scale", *reports], *comparison(reports)]
+    print("\n".join(aligned([in_words(row) for row in rows])))
     write_csv(folder / "table.csv", rows)
     write_csv(folder / "pictures.csv", picture_rows(reports, keys))
 
@@ -33,27 +31,12 @@ def in_words(row: list[object]) -> list[str]:
     return [f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row]
 
 
-def show(rows: list[list[object]]) -> None:
-    """On the screen, in columns."""
-    texts = [in_words(row) for row in rows]
-    widths = [max(len(row[column]) for row in texts) for column in range(len(texts[0]))]
-    for row in texts:
-        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
-        print("  ".join(cells).rstrip())
-
-
 def picture_rows(reports: Mapping[str, TokenizerReport], keys: list[str]) -> Iterable[list[object]]:
     names = list(next(iter(reports.values())).pictures[0])
     yield ["key", "tokenizer", *names]
     for number, key in enumerate(keys):
         for tokenizer, report in reports.items():
             yield [key, tokenizer, *(report.pictures[number][name] for name in names)]
-
-
-def write_csv(path: Path, rows: Iterable[list[object]]) -> None:
-    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerows(map(spreadsheet_cell, row) for row in rows)
 
 
 def worst_first(reports: Mapping[str, TokenizerReport]) -> list[int]:

@@ -10,7 +10,6 @@ guidance-off        guidance switched off at one range of scales after the other
 A word is a setting if it is name=value without blanks; whatever stands after -- is a prompt.
 """
 
-import csv
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from experiments.cli import argument_parser, parse_with_prompts, run
 from switti.errors import UserError
-from switti.escape import spreadsheet_cell
 from switti.files import atomic_write, check_output_folder
+from switti.tables import write_csv
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -222,10 +221,7 @@ def heat_map(
     with atomic_write(plot) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
     plt.close(figure)
-    with atomic_write(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["scale", *map(spreadsheet_cell, columns)])
-        writer.writerows([name, *row] for name, row in zip(names, rows, strict=True))
+    write_csv(table, [["scale", *columns], *([name, *row] for name, row in zip(names, rows, strict=True))])
     return [plot, table]
 
 

@@ -27,6 +27,7 @@ from reports.sections.summary import label_variants, leader, learning, verdict
 from switti.errors import UserError
 from switti.files import atomic_write, writing
 from switti.run_folder import RECORD
+from switti.tables import write_csv
 
 _TITLE = 70  # characters of variants' labels that a heading can take
 _MARK = '<section id="conventions">'  # stands in every report's page
@@ -137,7 +138,7 @@ def _write(report: Document, files: dict[str, tuple[list[str], list[list[Any]]]]
         with writing(folder / stale):
             (folder / stale).unlink(missing_ok=True)
     for name, (header, rows) in files.items():
-        tables.write_csv(folder / name, header, rows)
+        write_csv(folder / name, [header, *rows])
     for block in [*report.lead, *(block for section in report.sections for block in section.blocks)]:
         if isinstance(block, Figure):
             plots.save_figure(block, folder)

@@ -1,17 +1,16 @@
-"""Originals, reconstructions and differences as a page and as a sheet, worst first. Not a command itself."""
+"""Page and sheet of tokenizers side by side: originals, reconstructions and differences, worst first."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
 from evaluation.tokenizer_tables import comparison, in_words
-from reports.render.template import ENVIRONMENT, page
+from reports.data.images import encoded
+from reports.render.template import ENVIRONMENT, style
 from switti.files import atomic_write
 from switti.metrics.tokenizer_quality import TokenizerReport, reconstruct
 from switti.sampling.image_grid import captioned_grid, to_pil
@@ -19,20 +18,6 @@ from switti.tokenizer.rqvae import RQVAE
 
 AMPLIFIED = 4  # differences are drawn so many times as strong
 LOSSLESS_SIDE = 256  # px; larger pictures go into the page as JPEG, or it would weigh hundreds of megabytes
-
-_STYLE = """
-.pictures { display: grid;
-  grid-template-columns: repeat(auto-fill, minmax(min(9.5rem, 45%), 1fr)); gap: .6rem .4rem; }
-.pictures > div { min-width: 0; overflow-wrap: anywhere; font-size: .8rem; color: var(--faint); }
-.pictures img { width: 100%; display: block; image-rendering: pixelated; border-radius: 0; }
-h3 { font-size: 1rem; overflow-wrap: anywhere; margin: 1.2rem 0 .4rem; }
-.scale { font-weight: 400; }
-.shown { break-inside: avoid; }
-@media print {
-  .pictures { grid-template-columns: repeat(auto-fill, minmax(5.5rem, 1fr)); }
-  #table tbody th { min-width: 6.5rem; overflow-wrap: break-word; }
-}
-"""
 
 
 @dataclass(frozen=True)
@@ -79,15 +64,15 @@ def write_page(
 ) -> None:
     """One HTML file that needs nothing else: the table, then the pictures, worst first."""
     rows = [(metric, scale, values) for metric, scale, *values in map(in_words, comparison(reports))]
-    sections = ENVIRONMENT.get_template("tokenizers.html.jinja").render(
-        names=list(reports), rows=rows, shown=shown, data_uri=_data_uri
-    )
-    text = page(
-        f"Tokenizers: {', '.join(reports)}",
-        Markup("").join(Markup("<p>{}</p>").format(note) for note in notes),
-        [("table", "Table"), ("pictures", "Images")],
-        Markup(sections),
-        _STYLE,
+    text = ENVIRONMENT.get_template("tokenizers.html.jinja").render(
+        title=f"Tokenizers: {', '.join(reports)}",
+        contents=[("table", "Table"), ("pictures", "Images")],
+        style=style("page.css", "tokenizers.css"),
+        notes=notes,
+        names=list(reports),
+        rows=rows,
+        shown=shown,
+        data_uri=_data_uri,
     )
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -95,9 +80,7 @@ def write_page(
 
 def _data_uri(image: Image.Image) -> str:
     stream = BytesIO()
-    if max(image.size) <= LOSSLESS_SIDE:
-        kind, options = "PNG", {"optimize": True}
-    else:
-        kind, options = "JPEG", {"quality": 95}
-    image.save(stream, kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
+    kind = "png" if max(image.size) <= LOSSLESS_SIDE else "jpeg"
+    # The first is for PNG, the second for JPEG; each format ignores the other's.
+    image.save(stream, kind, optimize=kind == "png", quality=95)
+    return encoded(stream.getvalue(), kind)

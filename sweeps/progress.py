@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.run_state import State, heartbeat_age, state_of
+from switti.durations import duration
 from switti.errors import UserError
 from switti.escape import printable
 from switti.files import read_json_object
@@ -120,32 +121,3 @@ def average_speed(record: dict[str, Any]) -> float | None:
     """Steps a second of the whole training."""
     seconds, step = record.get("train_seconds"), record.get("step")
     return step / seconds if seconds and step else None
-
-
-def duration(seconds: float | None) -> str:
-    """ "1 h 02 min", "3 min 04 s" or "5 s"."""
-    if seconds is None:
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-    )
-
-
-def short_duration(seconds: float | None) -> str:
-    """The same in five places at most: "2d03h", "1h02m", "3m04s" or "5s"."""
-    if seconds is None:
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours >= 24:
-        return f"{hours // 24}d{hours % 24:02d}h"
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
-
-
-def short_rate(rate: float | None) -> str:
-    """Steps a second in three digits; fewer than one a second as seconds a step: "12.3/s", "4.5s/it"."""
-    if not rate:
-        return "–"
-    return f"{rate:.3g}/s" if rate >= 1 else f"{1 / rate:.3g}s/it"

@@ -9,8 +9,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from sweeps.launchers.jobs import Job
-from sweeps.progress import Progress, duration, read_progress, short_rate
+from sweeps.progress import Progress, read_progress
 from sweeps.time_left import Pace
+from switti.durations import duration, short_rate
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

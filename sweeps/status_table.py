@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.launchers.jobs import count
-from sweeps.progress import Progress, read_progress, short_duration, short_rate
+from sweeps.progress import Progress, read_progress
 from sweeps.run_state import read_study
+from switti.durations import short_duration, short_rate
 from switti.escape import printable
 from switti.run_folder import LOG, RECORD
 

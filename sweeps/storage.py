@@ -11,6 +11,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from sweeps.search_space import Search
 from sweeps.study import Study
+from switti.errors import first_line
 
 JOURNAL = "search.journal"
 StorageErrors = (StorageInternalError, SQLAlchemyError)  # of a storage that has been opened
@@ -51,7 +52,7 @@ def reason(search: Search, error: Exception) -> str:
         return f"{module} is missing: pip install '{_PACKAGES.get(module, module)}'"
     if isinstance(error, StorageInternalError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
-    words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    words = first_line(error)
     with suppress(ArgumentError, ValueError):
         if search.storage is not None and (secret := make_url(search.storage).password):
             words = words.replace(str(secret), "…")

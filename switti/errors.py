@@ -17,3 +17,8 @@ class UserError(Exception):
 
     Commands print it as `error: …` and exit with code 2; it never carries a traceback to the user.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """An error's first line, without the page of advice that some libraries add; its type's name if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

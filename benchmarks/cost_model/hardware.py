@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from switti.errors import UserError
 from switti.suggestions import did_you_mean, shortened
+from switti.tables import aligned
 
 TERA, GIGA = 10**12, 10**9
 
@@ -123,14 +124,8 @@ def table() -> str:
         rows.append(
             (key, *(f"{figure:.5g}" for figure in figures[:-1]), f"{figures[-1]:.3g}{assumed}", source)
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:-1], widths[1:], strict=True))]
-        )
-        + f"  {row[-1]}"
-        for row in rows
-    ]
+    numbers = aligned([row[:-1] for row in rows])
+    lines = [f"{line}  {row[-1]}" for line, row in zip(numbers, rows, strict=True)]
     return "\n".join([*lines, "* assumed: these cards have no reference machine of several nodes"])
 
 

@@ -74,4 +74,9 @@ def data_uri(path: Path) -> str:
         stream = BytesIO()
         image.save(stream, format="PNG", optimize=True)
         content = stream.getvalue()
-    return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
+    return encoded(content, "png")
+
+
+def encoded(content: bytes, kind: str) -> str:
+    """The bytes of an image file as a data URI; kind: "png" or "jpeg"."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"

@@ -100,17 +100,6 @@ def _differences(paired: Paired, *values: float) -> list[str]:
     ]
 
 
-def duration(seconds: float | None) -> str:
-    """Seconds in the two largest units."""
-    if seconds is None or not math.isfinite(seconds):
-        return DASH
-    if seconds < 60:
-        return f"{number(seconds, 3)} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
 def moment(text: str | None) -> str:
     """An ISO time to the minute; what is not one is given back as it is."""
     if not text:

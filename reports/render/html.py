@@ -8,13 +8,12 @@ from markupsafe import Markup
 from reports.data.images import data_uri
 from reports.render import plots
 from reports.render.document import Block, Document, Figure, Panel, Table, Text, segments
-from reports.render.template import ENVIRONMENT, page
+from reports.render.template import ENVIRONMENT, style
 
-_BROAD, _BROADEST = (
-    8,
-    12,
-)  # columns beyond which a table is set smaller on paper, and words are broken anywhere
-_LONG_CELL = 40  # characters from which on a cell of words may wrap
+# Columns beyond which a table is set smaller on paper, and words are broken anywhere.
+_BROAD, _BROADEST = 8, 12
+# Characters beyond which a cell of words may wrap.
+_LONG_CELL = 40
 
 
 @dataclass(frozen=True)
@@ -26,19 +25,13 @@ class Verdicts:
 
 def render(document: Document) -> str:
     """The whole page as text."""
-    sections = Markup("\n").join(
-        Markup('<section id="{}">\n<h2>{}</h2>\n{}\n</section>').format(
-            section.anchor, section.title, _blocks(section.blocks)
-        )
-        for section in document.sections
+    return ENVIRONMENT.get_template("report.html.jinja").render(
+        title=document.title,
+        lead=document.lead,
+        sections=document.sections,
+        contents=[(section.anchor, section.title) for section in document.sections],
+        style=style("page.css"),
     )
-    contents = [(section.anchor, section.title) for section in document.sections]
-    return page(document.title, _blocks(document.lead), contents, sections)
-
-
-def _blocks(blocks: list[Block]) -> Markup:
-    macros = ENVIRONMENT.get_template("blocks.html.jinja").make_module()
-    return Markup("\n").join(macros.show(block) for block in _joined(blocks))  # type: ignore[attr-defined]
 
 
 def _joined(blocks: list[Block]) -> list[Block | Verdicts]:
@@ -68,6 +61,7 @@ def _plot(panel: Panel, small: bool) -> Markup:
 
 
 ENVIRONMENT.filters |= {
+    "joined": _joined,
     "kind": lambda block: type(block).__name__,
     "segments": segments,
     "arrangement": _arrangement,

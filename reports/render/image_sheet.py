@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
-import matplotlib
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from reports.data.images import open_image
 from reports.render.document import Pictures
 from switti.files import atomic_write
+from switti.sampling.image_grid import drawable, font
 
 COLUMNS = 8
-_SIDE, _GAP, _LABEL = 128, 6, 22  # pixels
+# Pixels.
+_SIDE, _GAP, _LABEL, _LETTER = 128, 6, 22, 13
 
 
 def save_sheet(block: Pictures, folder: Path) -> None:
@@ -19,10 +20,11 @@ def save_sheet(block: Pictures, folder: Path) -> None:
     width = len(rows) * (_SIDE + _GAP) + _GAP
     height = len(block.columns) * (_LABEL + _SIDE + _GAP) + _GAP
     sheet = Image.new("RGB", (width, height), "white")
-    draw, font = ImageDraw.Draw(sheet), _font()
+    draw = ImageDraw.Draw(sheet)
     for i, label in enumerate(block.columns):
         top = i * (_LABEL + _SIDE + _GAP)
-        draw.text((_GAP, top + _LABEL / 2 + _GAP / 2), label, fill="black", font=font, anchor="lm")
+        place = (_GAP, top + _LABEL / 2 + _GAP / 2)
+        draw.text(place, drawable(label), fill="black", font=font(_LETTER), anchor="lm")
         for j, (_, _, pictures) in enumerate(rows):
             place = (_GAP + j * (_SIDE + _GAP), top + _LABEL)
             if (path := pictures[i].path) is not None:
@@ -42,7 +44,3 @@ def _square(path: Path) -> Image.Image:
     square = Image.new("RGB", (_SIDE, _SIDE), "white")
     square.paste(picture, ((_SIDE - picture.width) // 2, (_SIDE - picture.height) // 2))
     return square
-
-
-def _font() -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 13)

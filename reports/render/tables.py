@@ -1,14 +1,9 @@
 """rows.csv and paired.csv: the report's numbers for a machine, unrounded."""
 
-import csv
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from reports.data.comparison import Comparison
 from reports.data.study import differing, show
-from switti.escape import spreadsheet_cell
-from switti.files import atomic_write
 
 _RECORD_COLUMNS = (
     "status",
@@ -78,10 +73,3 @@ def paired_rows(comparison: Comparison) -> list[list[Any]]:
             ]
             table.append(row)
     return table
-
-
-def write_csv(path: Path, header: Sequence[str], table: list[list[Any]]) -> None:
-    """None becomes an empty cell, floats keep all their digits, text that would be a formula gets an apostrophe."""
-    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerows([spreadsheet_cell(cell) for cell in row] for row in (header, *table))

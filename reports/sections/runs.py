@@ -5,7 +5,8 @@ import math
 from reports.data.runs import Run
 from reports.data.study import MISSING, Study, Variant, differing, exchanged_contents, show
 from reports.render.document import Section, Table, Text, code
-from reports.render.formatting import DASH, duration, moment
+from reports.render.formatting import DASH, moment
+from switti.durations import duration
 
 
 def runs_section(study: Study) -> Section:

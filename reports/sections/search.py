@@ -10,11 +10,12 @@ from reports.data.importance import Importance, importance
 from reports.data.search import STATES, Search, Trial
 from reports.data.study import Study, Variant, differing, show
 from reports.render.document import Block, Document, Section, Table, Text, code
-from reports.render.formatting import DASH, duration, moment, number, plural
+from reports.render.formatting import DASH, moment, number, plural
 from reports.render.search_figures import history_figure, importance_figure, parameters_figure, values_figure
 from reports.sections.images import conventions_section, first_pictures, samples_section
 from reports.sections.runs import flags, versions
 from reports.sections.summary import learning
+from switti.durations import duration
 from switti.run_folder import CONFIG
 
 _PRUNED = "Of a pruned trial the last value that it reached, which a longer training would have changed."

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sweeps.progress import duration, read_progress
+from sweeps.progress import read_progress
 from sweeps.run_state import state_of
 from sweeps.study import PlannedRun
+from switti.durations import duration
 from switti.errors import EXIT_HUNG, EXIT_INTERRUPTED, EXIT_REQUEUE, UserError
 from switti.run_folder import read_record
 

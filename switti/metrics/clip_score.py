@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
-from switti.errors import UserError
+from switti.errors import UserError, first_line
 from switti.weights.state_dict import TORCH_FILES
 from switti.weights.torch_files import check_torch_file
 
@@ -64,7 +64,7 @@ def load_open_clip(model: str, weights: str, device: torch.device | str = "cpu")
         network, _, preprocess = open_clip.create_model_and_transforms(model, pretrained=weights)
         tokenizer = open_clip.get_tokenizer(model)
     except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"metrics.clip_model={model} with metrics.clip_weights={weights} cannot be loaded ({reason}); "
             "give a local weights file, or fetch the weights where there is a network"

@@ -16,7 +16,7 @@ from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.utilities import dim_zero_cat
 
-from switti.errors import UserError
+from switti.errors import UserError, first_line
 
 # As torch-fidelity names it; pytorch-fid's own copy is called pt_inception-2015-12-05-6726825d.pth.
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -135,7 +135,7 @@ class InceptionFeatures(nn.Module):
                 "fid_inception needs the package torch-fidelity; pip install torch-fidelity"
             ) from error
         except (RuntimeError, OSError, KeyError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"{setting}{weights} does not hold Inception weights ({reason})") from error
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from switti.errors import UserError
+from switti.errors import UserError, first_line
 from switti.text.quiet import quiet_transformers
 from switti.weights.transformers_folder import check_folder
 
@@ -65,7 +65,7 @@ def load_transformers_clip(
             )
             processor = CLIPProcessor.from_pretrained(place, local_files_only=local.is_dir())
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{setting} cannot be loaded ({reason}); give a local folder with {files}") from error
     model, info = loaded
     if info["missing_keys"]:

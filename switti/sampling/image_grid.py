@@ -5,15 +5,18 @@ import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CAPTION_LINES = 2
 MARGIN = 6
 
 
-def to_pil(images_B3HW: Tensor) -> list[Image.Image]:
+def to_pil(images_B3HW: "Tensor") -> list[Image.Image]:
     """Pictures in [0, 1] as 8-bit RGB, rounded to the nearest value."""
     pixels = (images_B3HW.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(picture) for picture in pixels]
@@ -27,7 +30,7 @@ def _font_file() -> Path:
 
 
 @lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(_font_file(), size)
 
 
@@ -80,7 +83,7 @@ def captioned_grid(pictures: Sequence[Image.Image], captions: Sequence[str], col
     """
     factor, line, cell_width, cell_height = _cells(*pictures[0].size)
     width, height = pictures[0].width * factor, pictures[0].height * factor
-    font = _font(max(10, width // 12))
+    letter = font(max(10, width // 12))
     sheet = Image.new("RGB", grid_size(len(pictures), *pictures[0].size, columns), "white")
     columns = min(columns, len(pictures))
     draw = ImageDraw.Draw(sheet)
@@ -88,7 +91,7 @@ def captioned_grid(pictures: Sequence[Image.Image], captions: Sequence[str], col
         x = MARGIN + index % columns * cell_width
         y = MARGIN + index // columns * cell_height
         sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (x, y))
-        letters = max(8, int(width / (font.getlength("n") or 1)))
+        letters = max(8, int(width / (letter.getlength("n") or 1)))
         for number, text in enumerate(textwrap.wrap(drawable(caption), letters)[:CAPTION_LINES]):
-            draw.text((x, y + height + 2 + number * line), text, fill="black", font=font)
+            draw.text((x, y + height + 2 + number * line), text, fill="black", font=letter)
     return sheet

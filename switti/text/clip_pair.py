@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from switti.errors import UserError
+from switti.errors import UserError, first_line
 from switti.text.base import TextEmbedding, fingerprint_of, word_pieces
 from switti.text.config import CLIP_POSITIONS
 from switti.text.quiet import quiet_transformers
@@ -53,7 +53,7 @@ def load_clip_text(source: str, setting: str, cached: bool = False) -> tuple[Any
                 place, **options, output_loading_info=True, dtype=torch.float32
             )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"{setting}={source} cannot be loaded ({reason}); give a local folder with config.json, "
             "model.safetensors and tokenizer files, or download it on a machine with network: hf download <id>"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from switti.errors import UserError
+from switti.errors import UserError, first_line
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _REMEDY = "give a local path, or download it on a machine with network: hf download"
@@ -40,7 +40,7 @@ def fetch(
             str(source), allow_patterns=list(patterns), revision=revision, **options
         )
     except (OSError, ValueError, HTTPError, EntryNotFoundError, CachedRepoTreeNotFoundError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise UserError(f"{source} cannot be downloaded ({reason}); {_REMEDY} {source}") from error
     return Path(folder)
 
@@ -57,7 +57,7 @@ def upload(folder: Path, repo_id: str, *, private: bool, message: str) -> str:
         huggingface_hub.create_repo(repo_id, private=private, exist_ok=True)
         commit = huggingface_hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
     except (OSError, ValueError, HTTPError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         remedy = "check the network and log in with: hf auth login"
         raise UserError(f"cannot upload to {repo_id} ({reason}); {remedy}") from error
     return str(commit.commit_url)

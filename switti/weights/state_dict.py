@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from switti.errors import UserError
+from switti.errors import UserError, first_line
 from switti.files import atomic_write, check_regular, kind_of
 from switti.models.config import GeneratorConfig
 from switti.models.crop_embedding import FourierFeatures
@@ -58,7 +58,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         try:
             return load_file(check_regular(path))
         except (SafetensorError, OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise UserError(
                 f"{path} is not a whole safetensors file ({reason}); copy or download it again"
             ) from error

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from switti.errors import UserError
+from switti.errors import UserError, first_line
 from switti.files import open_regular
 from switti.suggestions import printable
 from switti.weights.pickles import Call, Global, Persistent, PickleError, Reference, is_key, parse_pickle
@@ -104,10 +104,9 @@ def load_tensor(content: bytes) -> Tensor:
 
 def _reason(error: Exception) -> str:
     """One line. torch answers what it refuses with a page of advice to allow it."""
-    text = str(error).strip()
-    if "Weights only load failed" in text:
+    if "Weights only load failed" in str(error):
         return "it is damaged or was not written by torch.save"
-    return next(iter(text.splitlines()), type(error).__name__)
+    return first_line(error)
 
 
 def check_torch(stream: BinaryIO) -> None:

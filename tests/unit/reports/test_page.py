@@ -18,7 +18,7 @@ from experiments import compare
 from reports.data.images import data_uri
 from reports.data.metric_catalogue import describe
 from reports.data.statistics import spread
-from reports.render.formatting import duration, number, plus_minus
+from reports.render.formatting import number, plus_minus
 from switti.errors import UserError
 
 SECTIONS = [
@@ -311,7 +311,6 @@ def test_numbers(value: float | None, text: str) -> None:
 def test_deviation_sets_the_decimals() -> None:
     assert plus_minus(spread([1.0, 1.02])) == "1.010 ± 0.014"
     assert plus_minus(spread([5.0])) == "5.000"
-    assert [duration(s) for s in (5.0, 65, 7800, None)] == ["5.00 s", "1 min 05 s", "2 h 10 min", "–"]
 
 
 def test_metric_dictionary() -> None:

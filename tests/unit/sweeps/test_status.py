@@ -12,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from experiments import status
-from sweeps.progress import Progress, duration, read_progress, short_duration, short_rate
+from sweeps.progress import Progress, read_progress
 from sweeps.status_table import folded, runs_table, screen
+from switti.durations import duration, short_duration, short_rate
 from switti.errors import UserError
 
 NOW = datetime.now(UTC).isoformat()
@@ -196,7 +197,7 @@ def test_no_width_is_too_small_for_it(width: int) -> None:
     assert max(map(len, console.file.getvalue().splitlines())) <= width  # type: ignore[attr-defined]
 
 
-def test_words() -> None:
+def test_durations_rates_and_folded_names() -> None:
     assert [duration(s) for s in (None, 5, 184, 3725)] == ["–", "5 s", "3 min 04 s", "1 h 02 min"]
     assert [short_duration(s) for s in (5, 184, 3725, 200_000)] == ["5s", "3m04s", "1h02m", "2d07h"]
     assert [short_rate(r) for r in (None, 12.34, 123.4, 0.25)] == ["–", "12.3/s", "123/s", "4s/it"]

@@ -14,7 +14,7 @@ from switti.models.attention import Rotation
 from switti.sampling.attention_analysis import CaptionAttention, ScaleAttention, recording
 from switti.sampling.config import SamplingConfig
 from switti.sampling.guidance import GuidancePlan
-from switti.sampling.image_grid import _font, drawable
+from switti.sampling.image_grid import drawable, font
 from switti.sampling.sampler import PictureNoise, sample_latent
 from switti.text.minilm import MiniLMEncoder
 
@@ -111,18 +111,18 @@ def test_minilm_gives_a_piece_for_each_real_token() -> None:
 
 
 def test_captions_of_grids_have_a_glyph_for_every_sign_in_use() -> None:
-    font = _font(20)
-    missing = bytes(font.getmask("\uffff"))
-    assert [sign for sign in "×–²…éü’—ß‹›" if bytes(font.getmask(sign)) == missing] == []
+    letters = font(20)
+    missing = bytes(letters.getmask("\uffff"))
+    assert [sign for sign in "×–²…éü’—ß‹›" if bytes(letters.getmask(sign)) == missing] == []
 
 
 def test_what_the_font_cannot_draw_is_written_by_its_number() -> None:
     assert drawable("naïve 4×4 😀") == "naïve 4×4 😀"
     assert drawable("猫\tface\u200d") == "‹U+732B› face"  # a joiner has no shape of its own
-    font = _font(20)
-    missing = bytes(font.getmask("\uffff"))
-    assert bytes(font.getmask("猫")) == missing  # or the first line shows nothing
-    assert all(bytes(font.getmask(sign)) != missing for sign in set(drawable("猫犬 🫠")) - {" "})
+    letters = font(20)
+    missing = bytes(letters.getmask("\uffff"))
+    assert bytes(letters.getmask("猫")) == missing  # or the first line shows nothing
+    assert all(bytes(letters.getmask(sign)) != missing for sign in set(drawable("猫犬 🫠")) - {" "})
 
 
 @pytest.mark.filterwarnings("error")  # matplotlib warns of a missing glyph
