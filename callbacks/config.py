@@ -1,63 +1,69 @@
-"""Settings of the callbacks. Imports no torch. `*_every` counts optimiser steps; 0 switches the callback off."""
+"""Settings of the callbacks. Imports no torch."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from switti.errors import UserError
+from switti.config_values import AT_LEAST_1, NOT_NEGATIVE, OFF_OR_POSITIVE, POSITIVE, check
 
 
 @dataclass
 class CallbacksConfig:
-    """What is watched, drawn and saved during a run.
-
-    metrics_every: steps between online metrics (metrics.* says which). samples_every: between sample grids.
-    sample_prompts: captions of the grid (empty: the first sample_count validation captions).
-    ema_decay: weight of the old average per step (null: no average is kept).
-    checkpoint_every: steps between checkpoints; keep_last: how many of the newest stay. keep_every: those of every
-      such step stay for good (0: none). best_metric: a validation metric such as validation/loss; the checkpoint of its
-      best value stays, too (null: none). best_mode: whether the smallest or the largest value is the best one.
-    prunable: a search may give the run up (sweeps set it).
-    grace_seconds: time between a signal of the scheduler and the end of the process; less than the scheduler leaves.
-    requeue: under SLURM, queue the job again after SIGUSR1 or SIGUSR2.
-    max_skipped_steps, max_skipped_in_a_row: more steps than that with a loss or gradient that is not finite, which are
-      left out, end the run.
-    heartbeat_seconds: between two writings of heartbeat/rank_<r>.json. watchdog_seconds: without any progress for so
-      long, every rank says where it stands and the run ends (0: never). More than the longest sampling or saving takes.
-    """
+    """What is measured, drawn and saved during a run, and when a run stops. `*_every` counts optimizer steps."""
 
     activation_norms_every: int = 50
+    """Steps between measurements of the norms of every block's output (Figure 3). 0: never."""
     metrics_every: int = 0
+    """Steps between measurements of metrics.* on generated images. 0: never."""
     samples_every: int = 500
+    """Steps between sample grids, one with guidance and one without. 0: never."""
     sample_prompts: list[str] = field(default_factory=list)
+    """Captions of the sample grids. Empty: sample_count captions spread evenly over the validation split."""
     sample_count: int = 8
+    """Images in a sample grid if sample_prompts is empty."""
     ema_decay: float | None = 0.999
+    """Decay of the weights' exponential moving average per step, in (0, 1); lower in the first steps. Sampling,
+    validation of tokenizers and exports use the EMA. Null: no EMA."""
     checkpoint_every: int = 500
+    """Steps between checkpoints; one is also written at the end and when the run is interrupted."""
     keep_last: int = 2
+    """Number of the newest checkpoints that are kept."""
     keep_every: int = 0
+    """Checkpoints whose step is a multiple of this one are kept for good. 0: none."""
     best_metric: str | None = None
+    """Metric of a validation, such as validation/loss: the checkpoint with its best value is kept as best.ckpt. Null:
+    none."""
     best_mode: Literal["min", "max"] = "min"
+    """Whether the smallest or the largest value of best_metric is the best one."""
     prunable: bool = False
+    """Let a search stop the run early when its trial is pruned; set by experiments.sweep."""
     grace_seconds: float = 120.0
+    """Seconds between a scheduler's signal and the end of the process, for the step to finish and be saved. Less than
+    the scheduler itself allows."""
     requeue: bool = True
+    """Under SLURM, requeue the job after SIGUSR1 or SIGUSR2."""
     max_skipped_steps: int = 100
+    """Most optimizer steps in the run that may be skipped because their loss or gradient is not finite; one more stops
+    the run."""
     max_skipped_in_a_row: int = 5
+    """Most such steps in a row; one more stops the run."""
     heartbeat_seconds: float = 5.0
+    """Seconds between two updates of heartbeat/rank_<r>.json, from which experiments.status reads."""
     watchdog_seconds: float = 1800.0
+    """Seconds without progress after which every rank prints its stack and the run ends; more than the longest
+    validation, sampling or saving takes. 0: never."""
 
     def validate(self, path: str) -> None:
-        for name in ("activation_norms_every", "metrics_every", "samples_every", "keep_every"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{path}.{name}={getattr(self, name)} must be 0 (off) or positive")
-        for name in ("sample_count", "checkpoint_every", "keep_last"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{path}.{name}={getattr(self, name)} must be at least 1")
-        for name in ("max_skipped_steps", "max_skipped_in_a_row", "watchdog_seconds"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{path}.{name}={getattr(self, name)} must not be negative")
-        for name in ("grace_seconds", "heartbeat_seconds"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{path}.{name}={getattr(self, name)} must be positive")
-        if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
-            raise UserError(
-                f"{path}.ema_decay={self.ema_decay} must lie in (0, 1), or be null for no average"
-            )
+        check(
+            self,
+            path,
+            OFF_OR_POSITIVE,
+            "activation_norms_every",
+            "metrics_every",
+            "samples_every",
+            "keep_every",
+        )
+        check(self, path, AT_LEAST_1, "sample_count", "checkpoint_every", "keep_last")
+        check(self, path, NOT_NEGATIVE, "max_skipped_steps", "max_skipped_in_a_row", "watchdog_seconds")
+        check(self, path, POSITIVE, "grace_seconds", "heartbeat_seconds")
+        decay = (lambda value: 0.0 < value < 1.0, "must lie in (0, 1), or be null for no EMA")
+        check(self, path, decay, "ema_decay")

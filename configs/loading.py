@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.foreign_names import FOREIGN
-from configs.schema import LINKS, RunConfig
+from configs.schema import LINKS, RunConfig, get
 from configs.settings import Setting, walk
 from switti.environment import masked, take
 from switti.errors import UserError, first_line
@@ -104,14 +104,6 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 def shown(config: RunConfig, name: str) -> Any:
     """The value of a setting as it may be stored and shown: with `${oc.env:…}` if it was given so."""
     return config.interpolated.get(name, get(config, name))
-
-
-def get(config: RunConfig, name: str) -> Any:
-    """The value of a setting by its dotted name."""
-    value: Any = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def find(config: str | Path, folder: Path = CONFIGS, kind: str = "config") -> Path:
@@ -203,7 +195,7 @@ def check_name(name: str, source: str = "") -> str:
     elif not hint and group in _GROUPS:
         members = [other.removeprefix(f"{group}.") for other in SETTINGS if other.startswith(f"{group}.")]
         hint = f"; {group} has {', '.join(members)}"
-    every = "; `python -m experiments.train CONFIG --show` prints all settings"
+    every = "; `python -m experiments.train CONFIG --show` prints all settings with their meaning"
     raise UserError(f"{source}unknown setting {shortened(name)!r}{hint or every}")
 
 

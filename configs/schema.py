@@ -1,7 +1,8 @@
-"""Every setting of a run, composed from the dataclasses that live beside what they configure. Imports no torch."""
+"""Schema of a run's settings, composed of the dataclasses beside what they configure. Imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, cast
@@ -18,38 +19,58 @@ from switti.sampling.config import SamplingConfig
 from switti.text.config import TextConfig
 from switti.tokenizer.config import RQVAEConfig
 
-_SEEDS = 1 << 32  # what NumPy's generators take
+# NumPy's generators take no larger ones.
+_SEEDS = 1 << 32
 
 
 @dataclass
 class RunConfig:
-    """One run. name: its folder (empty: the config file's name). study: the folder above it (null: "single").
-
-    tokenizer_weights: file of the frozen tokenizer, or "embedded:demo". init_from: checkpoint whose weights are
-    loaded before step 0 (a later training stage); resuming needs no setting.
-    """
+    """All settings of one run."""
 
     task: Literal["generator", "tokenizer", "decoder"] = "generator"
+    """What is trained: the scale transformer, the RQ-VAE, or the RQ-VAE's decoder alone (Section 4.3)."""
     name: str = ""
+    """Name of the run and of its folder. Empty: the config file's name."""
     study: str | None = None
+    """Name of the folder that holds the run and those that it is compared with. Null: `single`."""
     runs_dir: str = "runs"
+    """Folder of all studies."""
     seed: int = 0
+    """Seed of initial weights, data order, caption dropout and noise, in [0, 2^32). Runs of one seed that differ in
+    model.visibility share all of these."""
     init_from: str | None = None
+    """Weights that a generator starts from, for a later training stage: a run, a checkpoint, an exported folder, a file
+    or a hub id. Null: random weights. Resuming an interrupted run needs no setting."""
     tokenizer: RQVAEConfig = field(default_factory=RQVAEConfig)
+    """The RQ-VAE: images to token maps and back."""
     tokenizer_weights: str | None = None
+    """Weights of the frozen tokenizer of a generator, or of the one whose decoder is tuned: a file, a folder, a hub id,
+    or `embedded:demo` for the small one that ships with the library."""
     model: GeneratorConfig = field(default_factory=GeneratorConfig)
+    """The scale transformer: the variant, its size, and what it is conditioned on."""
     text: TextConfig = field(default_factory=TextConfig)
+    """The frozen text encoder."""
     data: DataConfig = field(default_factory=DataConfig)
+    """Shards, batches, captions and embeddings."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """AdamW and its learning-rate schedule."""
     loss: LossConfig = field(default_factory=LossConfig)
+    """The generator's cross-entropy."""
     tokenizer_loss: TokenizerLossConfig = field(default_factory=TokenizerLossConfig)
+    """Losses and codebook of RQ-VAE pretraining (task=tokenizer)."""
     decoder: DecoderTuningConfig = field(default_factory=DecoderTuningConfig)
+    """Losses of the RQ-VAE decoder's tuning (task=decoder)."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Guidance and filters of the sampler."""
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    """Metrics of generated images."""
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
+    """What is measured, drawn and saved during a run, and when it stops."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """Length, precision, devices and validation."""
 
-    # Not a setting: what refers to the environment, as it was given. It is stored and shown in place of the values.
+    # Not a setting: values that refer to environment variables, as given. They are saved and shown instead of the
+    # resolved ones.
     interpolated = cast(Mapping[str, Any], MappingProxyType({}))
 
     @property
@@ -58,7 +79,7 @@ class RunConfig:
         return Path(self.runs_dir) / (self.study or "single") / self.name
 
     def validate(self) -> None:
-        """What concerns more than one group. Raises UserError naming both settings."""
+        """Check settings of different groups against each other. Raises UserError naming both."""
         if not 0 <= self.seed < _SEEDS:
             raise UserError(f"seed={self.seed} must lie in [0, {_SEEDS})")
         for ours, theirs in (
@@ -69,13 +90,13 @@ class RunConfig:
             ("model.pooled_width", "text.pooled_width"),
             ("model.crop_base", "data.crop_base"),
         ):
-            mine, other = _get(self, ours), _get(self, theirs)
+            mine, other = get(self, ours), get(self, theirs)
             if self.task == "generator" and mine != other:
                 raise UserError(f"{ours}={mine} must equal {theirs}={other}")
         if self.data.resolution not in (None, self.tokenizer.resolution):
             raise UserError(
                 f"data.resolution={self.data.resolution} must be null or {self.tokenizer.resolution} px, the finest of "
-                f"tokenizer.scales={self.tokenizer.scales} times its down-sampling by {self.tokenizer.downsampling}"
+                f"tokenizer.scales={self.tokenizer.scales} times its downsampling by {self.tokenizer.downsampling}"
             )
         if self.data.streamed and self.callbacks.metrics_every and self.metrics.captions == "train":
             raise UserError(
@@ -86,13 +107,13 @@ class RunConfig:
         if self.data.batch_size % parts:
             raise UserError(
                 f"data.batch_size={self.data.batch_size} must be a multiple of "
-                f"trainer.devices·num_nodes·accumulate={parts}: it is the batch of one optimiser step"
+                f"trainer.devices·num_nodes·accumulate={parts}: it is the batch of one optimizer step"
             )
 
 
-def _get(config: RunConfig, name: str) -> Any:
-    group, setting = name.split(".")
-    return getattr(getattr(config, group), setting)
+def get(config: RunConfig, name: str) -> Any:
+    """The value of a setting by its dotted name."""
+    return reduce(getattr, name.split("."), config)
 
 
 # Settings that follow others unless a file or the command line sets them. Applied over the dataclass defaults.

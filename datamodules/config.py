@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from switti.config_values import MAX_CROP_BASE
+from switti.config_values import AT_LEAST_1, FRACTION, MAX_CROP_BASE, NOT_NEGATIVE, POSITIVE, check
 from switti.errors import UserError
 
 STREAMS = ("pipe:", "http:", "https:")
@@ -12,60 +12,61 @@ MAX_PIXELS = 178_956_970  # Pillow refuses more
 
 @dataclass(frozen=True)
 class Limits:
-    """What an image's header may announce: width · height, and the longer side over the shorter one.
+    """Limits on the size in an image's header.
 
-    A WebP may have a third of the pixels, for its decoder holds it several times: decoding what is accepted takes at
+    A WebP may have a third of the pixels, because its decoder holds several copies: decoding an accepted image takes at
     most four times the bytes of the RGB image and 200 MB.
     """
 
     max_pixels: int = 128_000_000
+    """Most pixels, width · height."""
     max_aspect_ratio: float = 32.0
+    """Largest ratio of the longer side to the shorter one."""
 
 
 @dataclass
 class DataConfig:
-    """Which shards, how pictures become squares, how batches are made. The order's seed is the run's.
-
-    train, validation: shards of WebDataset, each a path, a glob (`data/train-*.tar`), a brace range
-      (`train-{000000..000009}.tar`) or a stream (`pipe:…`, `http(s)://…`: resampled, not exactly resumable).
-    resolution: side of the square pictures in px (None: the tokenizer's).
-    crop: of the training pictures; validation pictures are always cropped in the centre.
-    crop_base: the crop condition counts in pixels of an image whose shorter side has this length; model.crop_base
-      follows it, so that sampling and exports know it.
-    batch_size: samples of one optimizer step, over all ranks and accumulated batches. A rank reads
-      batch_size / (world size · trainer.accumulate) at a time.
-    workers: reading processes a rank; 0 reads in the training process.
-    embeddings: folder(s) made by `experiments.embed`: one store, or the `embeddings` folder that holds several, of
-      which the run's text encoder picks its own. Null, or a stream without embeddings of its own: captions are encoded
-      while training.
-    captions: which caption of a sample that has several (`captions` in its json) is trained on: first, or one drawn
-      anew in each epoch. With embeddings, drawn needs `experiments.embed --all-captions`. Validation takes the first.
-    caption_dropout: probability of the empty caption in training, which guidance needs.
-    shuffle_window_shards: so many shards are shuffled together; more is a better shuffle, fewer keep reads local.
-    max_bad_fraction: a larger share of samples that cannot be read (damaged pictures, missing captions or embeddings,
-      truncated or missing shards) stops the run; up to it, others stand in for them.
-    max_pixels, max_aspect_ratio: images of more pixels (WebP: a third), or with a longer side of more than so many
-      times the shorter one, are not decoded; they count as samples that cannot be read.
-    stream_timeout: seconds without a byte after which a stream has failed. stream_retries: further attempts to open it,
-      after pauses of 1, 2, 4, … s, before another shard is taken.
-    """
+    """Which shards are read, how images become squares, and how batches are made. The order follows the run's seed."""
 
     train: str | list[str] = "data/emoji64/train-*.tar"
+    """WebDataset shards of the training split: paths, globs (`data/train-*.tar`), brace ranges
+    (`train-{000000..000009}.tar`) or streams (`pipe:…`, `http(s)://…`), which cannot be resumed exactly."""
     validation: str | list[str] = "data/emoji64/validation-*.tar"
+    """WebDataset shards of the validation split, on disk."""
     resolution: int | None = None
+    """Side of the square images in px; must be the tokenizer's. Null: the tokenizer's."""
     crop: Literal["center", "random"] = "random"
+    """Position of the square crop of training images; validation images are always cropped in the center."""
     crop_base: int = 512
+    """Length of an image's shorter side in px in whose units the crop condition is given; the released models have 512.
+    model.crop_base follows it, so that sampling and exports use the same."""
     batch_size: int = 64
+    """Samples of one optimizer step, over all ranks and accumulated micro-batches: a multiple of trainer.devices ·
+    trainer.num_nodes · trainer.accumulate."""
     workers: int = 2
+    """Processes per rank that read and decode. 0: the training process does it."""
     embeddings: str | list[str] | None = None
+    """Folders of text embeddings made by experiments.embed: one store, or the `embeddings` folder around several, of
+    which the run's text encoder selects its own. Null, or a stream that carries none: captions are encoded during
+    training."""
     captions: Literal["first", "drawn"] = "first"
+    """Caption of a training sample that has several: the first one, or one drawn at random in each epoch. With
+    embeddings, drawn needs `experiments.embed --all-captions`. Validation takes the first one."""
     caption_dropout: float = 0.1
+    """Probability in [0, 1] of the empty caption in training, which guidance needs; the paper has 0.1."""
     shuffle_window_shards: int = 4
+    """Number of shards that are shuffled together. More shuffles better, fewer keep reads local."""
     max_bad_fraction: float = 0.01
+    """Largest share of samples in [0, 1] that may be unreadable (corrupt images, missing captions or embeddings,
+    truncated or missing shards) and are replaced by others; more stops the run."""
     max_pixels: int = Limits.max_pixels
+    """Images with more pixels than this are not decoded and count as unreadable; a WebP may have a third of it."""
     max_aspect_ratio: float = Limits.max_aspect_ratio
+    """Images whose longer side is more than this many times the shorter one count as unreadable. At least 1."""
     stream_timeout: float = 60.0
+    """Seconds without a byte after which a stream has failed."""
     stream_retries: int = 5
+    """Further attempts to open a failed stream, after pauses of 1, 2, 4, … s, before the next shard is taken."""
 
     @property
     def streamed(self) -> bool:
@@ -76,31 +77,18 @@ class DataConfig:
         for name in ("train", "validation"):
             if not as_list(getattr(self, name)):
                 raise UserError(f"{path}.{name} names no shards")
-        for name in ("crop_base", "batch_size", "shuffle_window_shards"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{path}.{name}={getattr(self, name)} must be positive")
-        if self.crop_base > MAX_CROP_BASE:
-            raise UserError(f"{path}.crop_base={self.crop_base} must be at most {MAX_CROP_BASE}")
-        if self.resolution is not None and self.resolution < 1:
-            raise UserError(
-                f"{path}.resolution={self.resolution} must be positive, or null for the tokenizer's"
-            )
-        if self.workers < 0:
-            raise UserError(f"{path}.workers={self.workers} must not be negative")
-        if not 1 <= self.max_pixels <= MAX_PIXELS:
-            raise UserError(f"{path}.max_pixels={self.max_pixels} must lie in [1, {MAX_PIXELS}]")
-        if not self.max_aspect_ratio >= 1.0:
-            raise UserError(f"{path}.max_aspect_ratio={self.max_aspect_ratio} must be at least 1")
-        if self.stream_timeout <= 0:
-            raise UserError(f"{path}.stream_timeout={self.stream_timeout} must be positive")
-        if self.stream_retries < 0:
-            raise UserError(f"{path}.stream_retries={self.stream_retries} must not be negative")
-        for name in ("caption_dropout", "max_bad_fraction"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise UserError(f"{path}.{name}={getattr(self, name)} must lie in [0, 1]")
+        check(self, path, POSITIVE, "crop_base", "batch_size", "shuffle_window_shards", "stream_timeout")
+        check(self, path, (lambda px: px <= MAX_CROP_BASE, f"must be at most {MAX_CROP_BASE}"), "crop_base")
+        resolution = (lambda px: px >= 1, "must be positive, or null for the tokenizer's")
+        check(self, path, resolution, "resolution")
+        check(self, path, NOT_NEGATIVE, "workers", "stream_retries")
+        pixels = (lambda value: 1 <= value <= MAX_PIXELS, f"must lie in [1, {MAX_PIXELS}]")
+        check(self, path, pixels, "max_pixels")
+        check(self, path, AT_LEAST_1, "max_aspect_ratio")
+        check(self, path, FRACTION, "caption_dropout", "max_bad_fraction")
 
 
 def as_list(value: str | list[str] | None) -> list[str]:
-    """One or several, as a list without empty entries."""
+    """One entry or several as a list, without empty ones."""
     entries = [value] if isinstance(value, str) else list(value or [])
     return [entry for entry in entries if entry]

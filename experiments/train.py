@@ -1,17 +1,21 @@
-"""python -m experiments.train CONFIG [key=value …] [--show]
+"""python -m experiments.train CONFIG [key=value …] [--show] [--explain SETTING]
 
-Trains one run. CONFIG is a YAML file, a name below configs/ such as generator/demo, or the folder of a run, wherever it
-was moved. The run folder is runs/<study or "single">/<name>/. The same command again resumes an interrupted run exactly
-where it was and does nothing for a finished one. Several processes are started by torchrun or srun
-(experiments/launch_scripts), such as
-torchrun --nproc-per-node=8 -m experiments.train CONFIG trainer.devices=8 trainer.strategy=fsdp.
---show prints all settings with parameter and token counts, and trains nothing.
+Train one run. CONFIG is a YAML file, a name below configs/ such as generator/demo, or a run folder. The run folder is
+runs/<study or "single">/<name>/. The same command again resumes an interrupted run exactly where it stopped, and does
+nothing for a finished one.
+
+    python -m experiments.train generator/demo                                      # a laptop, no GPU
+    python -m experiments.train generator/demo model.visibility=causal trainer.compile=true
+    torchrun --nproc-per-node=8 -m experiments.train CONFIG trainer.devices=8 trainer.strategy=fsdp
+
+For several nodes see experiments/launch_scripts.
 """
 
 import logging
 import warnings
 
 from configs.loading import load, to_yaml
+from configs.reference import annotated_yaml, explain, group_list
 from configs.resume_rules import check_resumable
 from configs.schema import RunConfig
 from experiments.cli import argument_parser, run
@@ -23,19 +27,27 @@ from switti.run_folder import CONFIG, clear_leftovers, read_record
 
 
 def main(argv: list[str]) -> int:
-    parser = argument_parser(__doc__)
-    parser.add_argument("config", help="YAML file, or a name below configs/")
-    parser.add_argument("settings", nargs="*", metavar="key=value")
-    parser.add_argument("--show", action="store_true", help="print the resolved settings and counts")
+    parser = argument_parser(__doc__, epilog=group_list())
+    parser.add_argument("config", help="YAML file, name below configs/, or run folder")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings over those of the config")
+    parser.add_argument(
+        "--show", action="store_true", help="print all settings as annotated YAML, and counts"
+    )
+    parser.add_argument(
+        "--explain", metavar="SETTING", help="print the meaning of a setting, or of a group of them"
+    )
     options = parser.parse_intermixed_args(argv)
     config = load(options.config, options.settings)
+    if options.explain is not None:
+        print(explain(config, options.explain))
+        return 0
     if options.show:
         return show(config)
     record = read_record(config.run_dir) or {}
     if record.get("status") == "finished" and record.get("step", 0) >= config.trainer.max_steps:
         print(
             f"{config.run_dir} is finished at step {record['step']}; nothing to do "
-            "(raise trainer.max_steps to go on, choose another name=… for a new run)"
+            "(raise trainer.max_steps to continue it, choose another name=… for a new run)"
         )
         return 0
     train(config)
@@ -43,8 +55,8 @@ def main(argv: list[str]) -> int:
 
 
 def show(config: RunConfig) -> int:
-    """All settings, then what they amount to."""
-    print(to_yaml(config), end="")
+    """Print the settings, then the counts of parameters, tokens and samples that follow from them."""
+    print(annotated_yaml(config), flush=True)
     import torch
 
     from switti.scales import Pyramid
@@ -57,7 +69,7 @@ def show(config: RunConfig) -> int:
     print(f"# tokenizer: {tokenizer:,} parameters, {config.tokenizer.resolution} px")
     if config.task == "generator":
         print(f"# generator: {count_parameters(config.model):,} parameters")
-    print(f"# tokens a picture: {pyramid.length:,} in {pyramid.count} scales")
+    print(f"# tokens per image: {pyramid.length:,} in {pyramid.count} scales")
     print(
         f"# samples: {config.trainer.max_steps * config.data.batch_size:,} in {config.trainer.max_steps:,} steps"
     )
@@ -65,7 +77,7 @@ def show(config: RunConfig) -> int:
 
 
 def train(config: RunConfig) -> None:
-    """Fit from the start or from the newest whole checkpoint."""
+    """Fit from the start, or from the newest intact checkpoint."""
     folder = config.run_dir
     check_launch(config.trainer)
     if (folder / CONFIG).is_file():
@@ -80,10 +92,10 @@ def train(config: RunConfig) -> None:
 
 
 def fit(config: RunConfig) -> None:
-    """The part that needs torch. The first rank holds the run's lock."""
+    """Build data, model, callbacks and trainer, and fit. The first rank holds the run's lock."""
     folder = config.run_dir
 
-    _tell(f"{folder}: importing torch and lightning")
+    _print_once(f"{folder}: importing torch and lightning")
     from lightning.pytorch import seed_everything
 
     from callbacks.checkpointing import find_resume
@@ -91,9 +103,9 @@ def fit(config: RunConfig) -> None:
     from datamodules.workers import worker_failure
     from switti.text.build import build_text_encoder
 
-    _tell(f"{folder}: loading data and models")
+    _print_once(f"{folder}: loading data and models")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    quieten()
+    silence_libraries()
     seed_everything(config.seed, verbose=False)
     encoder = build_text_encoder(config.text) if config.task == "generator" else None
     datamodule = build_datamodule(config, encoder)
@@ -113,30 +125,35 @@ def fit(config: RunConfig) -> None:
         raise
 
 
-def _tell(text: str) -> None:
-    """What takes long, said by one of the ranks, which do not know each other yet."""
+def _print_once(text: str) -> None:
+    """Print on the first rank only, before the ranks are connected."""
     if is_first_rank():
         print(text, flush=True)
 
 
-def quieten() -> None:
-    """Hides remarks of libraries that a user of this command can do nothing about, and secrets in all of them."""
+def silence_libraries() -> None:
+    """Hide warnings of libraries that a user of this command cannot act on, and secrets in all log lines."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(_mask)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for words in (
+    for pattern in (
         ".*does not have many workers.*",
-        ".*in eval mode at the start of training.*",  # the average
+        # The EMA is always in evaluation mode.
+        ".*in eval mode at the start of training.*",
         ".*LeafSpec.*",
-        ".*FSDP2-wrapped module .* returned a view tensor.*",  # nothing changes the logits in place
+        # Nothing changes the logits in place.
+        ".*FSDP2-wrapped module .* returned a view tensor.*",
         ".*litlogger.*",
         ".*weights_only.*",
-        ".*nn.functional.all_gather is deprecated.*",  # Lightning's own call
-        ".*sync_dist=True.*",  # what is logged at the end of a validation has been added up over the ranks
+        # Lightning's own call.
+        ".*nn.functional.all_gather is deprecated.*",
+        # Validation sums are already reduced over the ranks.
+        ".*sync_dist=True.*",
         ".*broadcast_buffers.*",
-        ".*srun. command is available.*",  # check_launch has looked
+        # check_launch has checked it.
+        ".*srun. command is available.*",
     ):
-        warnings.filterwarnings("ignore", words)
+        warnings.filterwarnings("ignore", pattern)
 
 
 def _mask(record: logging.LogRecord) -> bool:

@@ -1,79 +1,91 @@
-"""Settings of training: optimiser, loss and trainer. Imports no torch."""
+"""Settings of training: optimizer, loss and trainer. Imports no torch."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from switti.config_values import AT_LEAST_1, NOT_NEGATIVE, OFF_OR_POSITIVE, check
 from switti.errors import UserError
 
 
 @dataclass
 class OptimizerConfig:
-    """AdamW with warm-up and decay; defaults are the paper's first pretraining stage.
-
-    final_learning_rate is reached at the last step. weight_decay applies to matrices only: biases, gains,
-    embeddings of levels and positions, and the crop scales are never decayed.
-    """
+    """AdamW with warm-up and decay; the defaults are the paper's first pretraining stage."""
 
     learning_rate: float = 1e-4
+    """Peak learning rate, reached after the warm-up; positive. The paper: 1e-4 at 256 px, 1e-5 at 512 px."""
     final_learning_rate: float = 1e-5
+    """Learning rate of the last step, for the linear and the cosine schedule."""
     warmup_steps: int = 0
+    """Optimizer steps in which the learning rate rises linearly from 0.5 % of its peak."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Decay of the learning rate after the warm-up, until trainer.max_steps."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    """AdamW's decay rates of the gradient's mean and of its square, two numbers in [0, 1)."""
     weight_decay: float = 0.05
+    """Weight decay of matrices and convolution kernels; biases, gains, embeddings of levels and positions, and the crop
+    scales are not decayed. The release uses 0 to 0.05."""
     eps: float = 1e-8
+    """AdamW's term that keeps the denominator from vanishing."""
 
     def validate(self, path: str) -> None:
         if self.learning_rate <= 0 or self.final_learning_rate < 0:
             raise UserError(f"{path}.learning_rate={self.learning_rate} must be positive")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"{path}.betas={self.betas} must be two numbers in [0, 1)")
-        if self.warmup_steps < 0:
-            raise UserError(f"{path}.warmup_steps={self.warmup_steps} must not be negative")
+        check(self, path, NOT_NEGATIVE, "warmup_steps")
 
 
 @dataclass
 class LossConfig:
-    """Cross-entropy over all tokens of all scales, each token weighing 1/L.
-
-    latent_noise: σ of z ← √(1−σ²)·z + σ·ε before quantisation, an augmentation of the tokens.
-    """
+    """Cross-entropy over all tokens of all scales, each token weighing 1/L."""
 
     label_smoothing: float = 0.0
+    """Probability in [0, 1) that is spread evenly over the codebook instead of the target code."""
     latent_noise: float = 0.01
+    """σ of the noise on the latent before quantization, z ← √(1 − σ²) · z + σ · ε: an augmentation of the tokens that
+    leaves the image almost unchanged. In [0, 1); the paper has 0.01."""
 
     def validate(self, path: str) -> None:
-        for name in ("label_smoothing", "latent_noise"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise UserError(f"{path}.{name}={getattr(self, name)} must lie in [0, 1)")
+        below_1 = (lambda value: 0.0 <= value < 1.0, "must lie in [0, 1)")
+        check(self, path, below_1, "label_smoothing", "latent_noise")
 
 
 @dataclass
 class TrainerConfig:
-    """How long, how precise, on what.
-
-    accumulate: micro-batches per optimiser step; the global batch is data.batch_size in any case.
-    checkpointing: recompute each block's activations in the backward pass. compile: torch.compile per block.
-    strategy: auto is one device, or DDP where devices × num_nodes is more than one. fsdp shards weights, gradients,
-      optimiser and average; those of a tokenizer's or decoder's training are whole while a step is computed.
-    sharding_size: ranks among which fsdp divides one copy of the model; devices × num_nodes is a multiple of it (null:
-      all of them). One node's devices are the usual choice: then only gradients cross between nodes.
-    """
+    """Length, precision and hardware of a run."""
 
     max_steps: int = 1000
+    """Optimizer steps of the run. With another value a resumed run follows another learning-rate schedule, too."""
     precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
+    """`32-true`: everything in float32. `bf16-mixed`: float32 weights, matrix products in bfloat16."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Kind of device; auto is a GPU if there is one."""
     devices: int = 1
+    """Devices of a node, one process each."""
     num_nodes: int = 1
+    """Number of nodes."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """auto: one device, or DDP on several. fsdp: weights, gradients, optimizer state and EMA are sharded; those of a
+    tokenizer or decoder run are unsharded for the duration of a step."""
     sharding_size: int | None = None
+    """Ranks that share one copy of the model under fsdp (hybrid sharding); must divide devices · num_nodes. The devices
+    of one node are the usual choice: only gradients then cross between nodes. Null: all ranks."""
     accumulate: int = 1
+    """Micro-batches per optimizer step; data.batch_size is the batch of all of them together."""
     gradient_clip: float = 1.0
+    """Largest norm of the gradient over all parameters; a larger one is scaled down to it. 0: no clipping."""
     checkpointing: bool = False
+    """Recompute the activations of each block in the backward pass: less memory, about a third more computation."""
     compile: bool = False
+    """torch.compile for each block."""
     validate_every: int = 200
+    """Optimizer steps between validations."""
     validate_batches: int | None = None
+    """Batches that each rank reads in a validation. Null: the whole split."""
     log_every: int = 10
+    """Optimizer steps between rows of metrics.csv and points in TensorBoard."""
     deterministic: bool = True
+    """Use deterministic kernels where there are any, and warn elsewhere: a run can be repeated bit by bit."""
 
     @property
     def world_size(self) -> int:
@@ -81,11 +93,18 @@ class TrainerConfig:
         return self.devices * self.num_nodes
 
     def validate(self, path: str) -> None:
-        for name in ("max_steps", "devices", "num_nodes", "accumulate", "validate_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{path}.{name}={getattr(self, name)} must be at least 1")
-        if self.gradient_clip < 0:
-            raise UserError(f"{path}.gradient_clip={self.gradient_clip} must be 0 (off) or positive")
+        check(
+            self,
+            path,
+            AT_LEAST_1,
+            "max_steps",
+            "devices",
+            "num_nodes",
+            "accumulate",
+            "validate_every",
+            "log_every",
+        )
+        check(self, path, OFF_OR_POSITIVE, "gradient_clip")
         if self.sharding_size is None:
             return
         if self.strategy != "fsdp":

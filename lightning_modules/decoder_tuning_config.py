@@ -7,4 +7,4 @@ from lightning_modules.tokenizer_config import ReconstructionLossConfig
 
 @dataclass
 class DecoderTuningConfig(ReconstructionLossConfig):
-    """Everything before the decoder is frozen, so that only the losses on pictures are left."""
+    """Tuning of the RQ-VAE's decoder (Section 4.3): the losses on images; everything before the decoder is frozen."""

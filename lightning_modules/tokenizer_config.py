@@ -1,88 +1,82 @@
-"""Settings of RQ-VAE training: the losses on pictures, and the care of the codebook. Imports no torch."""
+"""Settings of RQ-VAE training: the reconstruction losses and the upkeep of the codebook. Imports no torch."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from switti.config_values import AT_LEAST_1, FRACTION, NOT_NEGATIVE, OFF_OR_POSITIVE, check
 from switti.errors import UserError
 from switti.scales import check_scales
 
 
 @dataclass
 class ReconstructionLossConfig:
-    """Weights of the loss terms on pictures, and the discriminator.
-
-    l1, mse: on pictures in [-1, 1]. lpips: 0 leaves the perceptual network out altogether.
-    adversarial: 0 leaves the discriminator out altogether; 0.1 is the weight of Real-ESRGAN, from which the
-      discriminator comes (the paper gives none).
-    start_step: the discriminator and the adversarial term begin after so many steps.
-    gan: loss on its logits. r1: weight of the gradient penalty on real pictures, computed in float32; 0: none.
-    adaptive: scale the adversarial term so that it pulls at the decoder's last layer as hard as the others, judged by
-      each rank on its own pictures.
-    """
+    """Weights of the loss terms on reconstructed images, and the discriminator."""
 
     l1: float = 1.0
+    """Weight of the mean absolute error, on images in [-1, 1]."""
     mse: float = 0.0
+    """Weight of the mean squared error, on images in [-1, 1]."""
     lpips: float = 1.0
+    """Weight of the perceptual distance LPIPS. 0: its network is not loaded."""
     lpips_net: Literal["vgg", "alex"] = "vgg"
+    """Network of LPIPS: VGG16 or AlexNet."""
     adversarial: float = 0.1
+    """Weight of the adversarial term. 0: no discriminator. 0.1 is Real-ESRGAN's, whose discriminator this is; the paper
+    gives none."""
     start_step: int = 0
+    """Optimizer step at which the discriminator and the adversarial term begin."""
     gan: Literal["bce", "hinge"] = "bce"
+    """Loss on the discriminator's logits: binary cross-entropy, or hinge."""
     r1: float = 0.0
+    """Weight of the R1 gradient penalty on real images, computed in float32. 0: none."""
     adaptive: bool = False
+    """Scale the adversarial term so that its gradient at the decoder's last layer is as large as that of the other
+    terms, measured by each rank on its own images."""
     discriminator_features: int = 64
+    """Channels of the discriminator's first convolution."""
 
     def validate(self, path: str) -> None:
-        for name in ("l1", "mse", "lpips", "adversarial", "start_step", "r1"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{path}.{name}={getattr(self, name)} must not be negative")
+        check(self, path, NOT_NEGATIVE, "l1", "mse", "lpips", "adversarial", "start_step", "r1")
         if self.l1 + self.mse + self.lpips == 0:
             raise UserError(f"{path}.l1, .mse and .lpips are all 0: nothing would be reconstructed")
-        if self.discriminator_features < 1:
-            raise UserError(f"{path}.discriminator_features={self.discriminator_features} must be at least 1")
+        check(self, path, AT_LEAST_1, "discriminator_features")
 
 
 @dataclass
 class TokenizerLossConfig(ReconstructionLossConfig):
-    """Pretraining: the terms on pictures, the quantiser's, and the care of the codebook.
-
-    vq: weight of the quantiser's loss, which holds the commitment.
-    codebook_update: gradient moves the codes by the quantiser's loss; ema makes each the moving average, with
-      codebook_decay, of the residual rows that chose it, on all ranks.
-    init_codebook: first codes from the encoder's rows of the first batch, drawn at random (data) or their k-means
-      centres; random keeps the normal initialisation.
-    init_batches: the codes are made anew before each of so many first steps, from all pictures seen by then.
-    restart_dead_every: steps after which codes that no rank has chosen in the meantime move to random rows of the
-      current batch; 0: never. restart_until: share of the run after which that ends, so that codes settle.
-    pyramids: more pyramids; each step takes tokenizer.scales or one of these, all equally often. Their last sides may
-      be smaller: the pictures are then made smaller, so that one training covers several resolutions.
-    flip: mirror half of the training pictures.
-    """
+    """RQ-VAE pretraining: the terms on images, the quantizer's loss, and the upkeep of the codebook."""
 
     lpips_net: Literal["vgg", "alex"] = "alex"
     adversarial: float = 0.0
     vq: float = 1.0
+    """Weight of the quantizer's loss, which includes the commitment term (tokenizer.commitment)."""
     codebook_update: Literal["gradient", "ema"] = "gradient"
+    """How codes learn: by the gradient of the quantizer's loss, or each as the moving average of the residual vectors
+    that chose it, over all ranks."""
     codebook_decay: float = 0.99
+    """Decay of that moving average per step, in (0, 1)."""
     init_codebook: Literal["data", "kmeans", "random"] = "data"
+    """First codes: residual vectors of the first batch drawn at random (data), the k-means centers of them (kmeans), or
+    normally distributed numbers (random)."""
     init_batches: int = 1
+    """First steps before each of which the codes are initialized from all images seen so far. At least 1."""
     restart_dead_every: int = 20
+    """Steps after which codes that no rank has chosen in the meantime move to random residual vectors of the current
+    batch. 0: never."""
     restart_until: float = 0.7
+    """Share of the run in [0, 1] after which dead codes are left alone, so that the codebook settles."""
     pyramids: list[list[int]] = field(default_factory=list)
+    """Further lists of scales: each step takes tokenizer.scales or one of these, all equally often. One that ends with
+    a smaller side is trained on smaller images, so that one run covers several resolutions."""
     flip: bool = False
+    """Mirror half of the training images."""
 
     def validate(self, path: str) -> None:
         super().validate(path)
-        if self.vq < 0:
-            raise UserError(f"{path}.vq={self.vq} must not be negative")
-        if not 0.0 < self.codebook_decay < 1.0:
-            raise UserError(f"{path}.codebook_decay={self.codebook_decay} must lie in (0, 1)")
-        if self.init_batches < 1:
-            raise UserError(f"{path}.init_batches={self.init_batches} must be at least 1")
-        if self.restart_dead_every < 0:
-            raise UserError(
-                f"{path}.restart_dead_every={self.restart_dead_every} must be 0 (off) or positive"
-            )
-        if not 0.0 <= self.restart_until <= 1.0:
-            raise UserError(f"{path}.restart_until={self.restart_until} must lie in [0, 1]")
-        for sides in self.pyramids:
-            check_scales(sides, f"{path}.pyramids")
+        check(self, path, NOT_NEGATIVE, "vq")
+        check(self, path, (lambda value: 0.0 < value < 1.0, "must lie in (0, 1)"), "codebook_decay")
+        check(self, path, AT_LEAST_1, "init_batches")
+        check(self, path, OFF_OR_POSITIVE, "restart_dead_every")
+        check(self, path, FRACTION, "restart_until")
+        for scales in self.pyramids:
+            check_scales(scales, f"{path}.pyramids")

@@ -1,8 +1,8 @@
-"""Settings objects from the values of a JSON file, which may be anything. Imports no torch."""
+"""Range checks of settings, and settings objects from untrusted JSON values. Imports no torch."""
 
 import math
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -17,6 +17,14 @@ _MOST = {
     "channels": 1 << 13, "residual_blocks": 64, "phi_count": 256,
 }  # fmt: skip
 
+# (whether a value is valid, the end of the message about one that is not)
+Rule = tuple[Callable[[Any], bool], str]
+AT_LEAST_1: Rule = (lambda value: value >= 1, "must be at least 1")
+POSITIVE: Rule = (lambda value: value > 0, "must be positive")
+NOT_NEGATIVE: Rule = (lambda value: value >= 0, "must not be negative")
+OFF_OR_POSITIVE: Rule = (lambda value: value >= 0, "must be 0 (off) or positive")
+FRACTION: Rule = (lambda value: 0.0 <= value <= 1.0, "must lie in [0, 1]")
+
 
 class _Config(Protocol):
     def validate(self, path: str) -> None: ...
@@ -26,7 +34,7 @@ Config = TypeVar("Config", bound=_Config)
 
 
 def from_values(kind: type[Config], values: Mapping[str, Any], path: str) -> Config:
-    """A settings object of the dataclass `kind`; what `values` leaves out keeps its default.
+    """A settings object of the dataclass `kind`; settings that `values` lacks keep their defaults.
 
     path: the group that messages name. Raises UserError for an unknown name, a value of another type or out of range.
     """
@@ -38,14 +46,14 @@ def from_values(kind: type[Config], values: Mapping[str, Any], path: str) -> Con
         if name not in known:
             raise UserError(f"unknown setting {path}.{printable(name)}; known are {', '.join(known)}")
         if not _fits(value, hints[name]):
-            raise UserError(f"{path}.{name}={printable(value)} is not {_words(hints[name])}")
+            raise UserError(f"{path}.{name}={printable(value)} is not {_describe(hints[name])}")
     config = kind(**values)
     config.validate(path)
     return config
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a JSON value is of an annotated type; a whole number is a float, a truth value is not a number."""
+    """Whether a JSON value is of an annotated type; an integer is a float, a boolean is not a number."""
     origin = get_origin(hint)
     if origin is Literal:
         return value in get_args(hint) if isinstance(value, str) else False
@@ -60,16 +68,25 @@ def _fits(value: Any, hint: Any) -> bool:
     return value is None if hint is type(None) else type(value) is hint
 
 
-def _words(hint: Any) -> str:
+def _describe(hint: Any) -> str:
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Literal:
         return f"one of {', '.join(parts)}"
     if origin in (Union, types.UnionType):
-        return " or ".join(_words(part) for part in parts)
+        return " or ".join(_describe(part) for part in parts)
     if origin is list:
-        return f"a list, each {_words(parts[0])}"
-    known = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+        return f"a list, each {_describe(parts[0])}"
+    known = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     return known.get(hint, str(hint))
+
+
+def check(config: object, path: str, rule: Rule, *names: str) -> None:
+    """UserError if one of these settings is neither None nor valid: "<path>.<name>=<value> <words of the rule>"."""
+    valid, words = rule
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not valid(value):
+            raise UserError(f"{path}.{name}={shortened(value)} {words}")
 
 
 def check_sizes(config: object, names: Iterable[str], path: str) -> None:

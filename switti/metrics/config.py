@@ -1,8 +1,9 @@
-"""Settings of the picture metrics. Imports no torch: configs are composed before torch is loaded."""
+"""Settings of the image metrics. Imports no torch: configs are composed before torch is loaded."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from switti.config_values import AT_LEAST_1, check
 from switti.errors import UserError
 from switti.files import kind_of
 
@@ -15,32 +16,29 @@ EMBEDDED = "embedded"
 
 @dataclass
 class MetricsConfig:
-    """Which metrics are measured on generated pictures, and with which networks.
-
-    names: out of METRICS. The first three need no download: Fréchet and kernel distance on AlexNet features (never
-    comparable with Inception FID), and the similarity of the small embedded dual encoder. The last three are the
-    paper's and read their networks from the settings below.
-    captions: the split whose captions are generated from. train asks how well concepts that were seen are drawn,
-      validation how well new ones are.
-    prompts: number of captions, spread evenly over that split; their real pictures are compared with.
-    batch: pictures generated and scored at once per process.
-    inception: file of torch-fidelity's Inception weights (weights-inception-2015-12-05-6726825d.pth). fid_inception
-      follows torchmetrics' convention (antialiased resize to 299 px) and is not the paper's protocol: do not compare it
-      with published numbers.
-    clip_model, clip_weights: open_clip architecture, and a weights file or a pretrained tag known to open_clip.
-    pick_score: hub id or local folder of PickScore v1 in transformers format.
-    mini_clip: "embedded", or a folder written by `python -m experiments.tools.train_mini_clip`.
-    """
+    """Which metrics are measured on generated images, on how many, and with which networks."""
 
     names: list[str] = field(default_factory=lambda: ["fid_alexnet", "kid_alexnet", "mini_clip_score"])
+    """Metrics out of fid_alexnet, kid_alexnet, mini_clip_score, fid_inception, clip_score and pick_score. The first
+    three need no download; the distances on AlexNet features cannot be compared with Inception FID."""
     captions: Literal["train", "validation"] = "validation"
+    """Split whose captions are generated from: train measures concepts that were seen, validation new ones."""
     prompts: int = 64
+    """Number of captions, spread evenly over the split; the generated images are compared with the real images of the
+    same captions. At least 2."""
     batch: int = 16
+    """Images that a process generates and scores at once."""
     inception: str | None = None
+    """File of torch-fidelity's Inception weights (weights-inception-2015-12-05-6726825d.pth), for fid_inception. That
+    metric resizes as torchmetrics does, to 299 px with antialiasing, and is not comparable with published numbers."""
     clip_model: str = "ViT-H-14"
+    """Architecture of clip_score by its open_clip name; the paper has ViT-H-14."""
     clip_weights: str = "laion2b_s32b_b79k"
+    """Weights of clip_score: a file, or a pretrained tag known to open_clip."""
     pick_score: str = "yuvalkirstain/PickScore_v1"
+    """Hub id or local folder of PickScore v1 in transformers format."""
     mini_clip: str = EMBEDDED
+    """Dual encoder of mini_clip_score: `embedded`, or a folder written by experiments.tools.train_mini_clip."""
 
     def validate(self, path: str) -> None:
         for name in self.names:
@@ -48,12 +46,9 @@ class MetricsConfig:
                 raise UserError(f"{path}.names: no metric {name!r}; there are {', '.join(METRICS)}")
         if len(set(self.names)) != len(self.names):
             raise UserError(f"{path}.names={self.names} names a metric twice")
-        if self.prompts < 2:
-            raise UserError(
-                f"{path}.prompts={self.prompts} must be at least 2 (a covariance needs two pictures)"
-            )
-        if self.batch < 1:
-            raise UserError(f"{path}.batch={self.batch} must be at least 1")
+        several = (lambda value: value >= 2, "must be at least 2 (a covariance needs two images)")
+        check(self, path, several, "prompts")
+        check(self, path, AT_LEAST_1, "batch")
         if "fid_inception" in self.names and self.inception is None:
             raise UserError(
                 f"{path}.names has fid_inception: set {path}.inception to the file of Inception weights"
@@ -61,9 +56,6 @@ class MetricsConfig:
         for name in ("clip_model", "clip_weights", "pick_score", "mini_clip"):
             if not getattr(self, name):
                 raise UserError(f"{path}.{name} must not be empty")
-        if (
-            self.mini_clip != EMBEDDED
-            and "mini_clip_score" in self.names
-            and kind_of(self.mini_clip) != "folder"
-        ):
+        wanted = self.mini_clip != EMBEDDED and "mini_clip_score" in self.names
+        if wanted and kind_of(self.mini_clip) != "folder":
             raise UserError(f"{path}.mini_clip={self.mini_clip}: no such folder; give one or {EMBEDDED!r}")

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from switti.errors import UserError
+from switti.config_values import FRACTION, NOT_NEGATIVE, check
 
 _ONE_STEP_A_SCALE = (
-    "an image takes one step a scale, so that the number of steps follows from the model's scales"
+    "an image takes one step per scale, so that the number of steps follows from the model's scales"
 )
 _SIZE = "images have the size that belongs to the model's finest scale"
 # What these settings are called in diffusers' pipelines and in the published implementation → the name here, or a
@@ -32,40 +32,33 @@ TEMPERATURES = (1e-6, 1e6)
 
 @dataclass
 class SamplingConfig:
-    """How logits become tokens. N scales are counted from 0; r = k / (N - 1).
-
-    guidance: strength c; at scale k logits are (1 + c·r)·conditional − c·r·unconditional.
-    guidance_start, guidance_stop: first scale with guidance, first scale without it again (None: never stopped).
-    late_temperature: divisor of the logits from guidance_stop on (released: 0.1; None: 1).
-    top_k: keep that many largest logits (0: all). top_p: nucleus mass (0: no cut).
-    gumbel, gumbel_start: from that scale on, while guidance is on, mix the codebook softly instead of a hard draw.
-    """
+    """How logits become tokens. The N scales are counted from 0, and r = k / (N − 1) at scale k."""
 
     guidance: float = 4.0
+    """Strength c of classifier-free guidance, which grows with the scale: (1 + c·r) · conditional − c·r ·
+    unconditional logits. 0: none. The paper: 4 or 6 (Section 3.5)."""
     guidance_start: int = 0
+    """First scale with guidance."""
     guidance_stop: int | None = None
+    """First scale without guidance again; the unconditional half is not computed from there on (Section 3.4). Null:
+    guidance at all scales."""
     late_temperature: float | None = None
+    """Divisor of the logits at the scales from guidance_stop on; the released pipeline has 0.1. Null: 1."""
     top_k: int = 400
+    """Draw from the k most probable tokens only. 0: from all."""
     top_p: float = 0.95
+    """Draw from the most probable tokens that together reach this probability, in [0, 1]. 0: no cut."""
     gumbel: bool = True
+    """From scale gumbel_start to guidance_stop, mix codes by a Gumbel softmax instead of drawing one (Section 3.5)."""
     gumbel_start: int = 2
+    """First scale with the Gumbel softmax."""
 
     def validate(self, path: str) -> None:
-        if not abs(self.guidance) <= LARGEST_GUIDANCE:
-            raise UserError(
-                f"{path}.guidance={self.guidance} must lie in [-{LARGEST_GUIDANCE:g}, {LARGEST_GUIDANCE:g}]"
-            )
-        if self.top_k < 0:
-            raise UserError(f"{path}.top_k={self.top_k} must be 0 (all) or positive")
-        if not 0.0 <= self.top_p <= 1.0:
-            raise UserError(f"{path}.top_p={self.top_p} must lie in [0, 1]")
-        low, high = TEMPERATURES
-        if self.late_temperature is not None and not low <= self.late_temperature <= high:
-            raise UserError(
-                f"{path}.late_temperature={self.late_temperature} must lie in [{low:g}, {high:g}], or be null for none"
-            )
-        for name in ("guidance_start", "gumbel_start"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{path}.{name}={getattr(self, name)} must not be negative")
-        if self.guidance_stop is not None and self.guidance_stop < 0:
-            raise UserError(f"{path}.guidance_stop={self.guidance_stop} must not be negative")
+        limit, (low, high) = LARGEST_GUIDANCE, TEMPERATURES
+        guidance = (lambda value: abs(value) <= limit, f"must lie in [-{limit:g}, {limit:g}]")
+        check(self, path, guidance, "guidance")
+        check(self, path, (lambda value: value >= 0, "must be 0 (all) or positive"), "top_k")
+        check(self, path, FRACTION, "top_p")
+        words = f"must lie in [{low:g}, {high:g}], or be null for none"
+        check(self, path, (lambda value: low <= value <= high, words), "late_temperature")
+        check(self, path, NOT_NEGATIVE, "guidance_start", "guidance_stop", "gumbel_start")

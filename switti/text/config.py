@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from switti.config_values import check
 from switti.errors import UserError
-from switti.suggestions import printable, shortened
+from switti.suggestions import printable
 
 MINILM_WIDTH = 384
 MINILM_POSITIONS = 512
@@ -15,32 +16,29 @@ Encoder = Literal["minilm", "clip_pair"]
 
 @dataclass
 class TextConfig:
-    """Which frozen network turns captions into conditions, and how long a caption may be.
-
-    minilm: the sentence encoder that ships in a pip package; 384 channels, pooled by a masked mean.
-    clip_pair: the paper's pair, CLIP ViT-L/14 and OpenCLIP ViT-bigG/14: 768 + 1280 channels, pooled 1280, 77 tokens.
-
-    width, pooled_width: channels of the token states and of the pooled state; must fit the loaded networks.
-    max_length: tokens per caption, special tokens included; longer captions are cut, shorter ones padded.
-    clip_l, big_g: hub id or local folder in transformers format; read by clip_pair only.
-    """
+    """The frozen network that turns captions into conditions."""
 
     encoder: Encoder = "minilm"
+    """`minilm`: the sentence encoder that ships in a pip package, 384 channels. `clip_pair`: the paper's CLIP ViT-L/14
+    and OpenCLIP ViT-bigG/14 side by side, 768 + 1280 channels, pooled 1280."""
     width: int = MINILM_WIDTH
+    """Channels of a caption's token states; must be those of the encoder (384, or 2048 for the paper's pair)."""
     pooled_width: int = MINILM_WIDTH
+    """Channels of the pooled caption; must be those of the encoder (384, or 1280 for the paper's pair)."""
     max_length: int = 32
+    """Tokens of a caption, special tokens included: longer captions are cut, shorter ones padded. 3 to 512 for minilm,
+    3 to 77 for clip_pair (the paper: 77)."""
     clip_l: str = "openai/clip-vit-large-patch14"
+    """Hub id or local folder of CLIP ViT-L/14 in transformers format; read by clip_pair only."""
     big_g: str = "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"
+    """Hub id or local folder of OpenCLIP ViT-bigG/14 in transformers format; read by clip_pair only."""
 
     def validate(self, path: str) -> None:
         if self.encoder not in get_args(Encoder):
             known = ", ".join(get_args(Encoder))
             raise UserError(f"{path}.encoder={printable(self.encoder)} is not one of {known}")
-        for name in ("width", "pooled_width"):
-            if not 1 <= getattr(self, name) <= MAX_WIDTH:
-                raise UserError(
-                    f"{path}.{name}={shortened(getattr(self, name))} must lie in [1, {MAX_WIDTH}]"
-                )
+        limits = (lambda value: 1 <= value <= MAX_WIDTH, f"must lie in [1, {MAX_WIDTH}]")
+        check(self, path, limits, "width", "pooled_width")
         positions = MINILM_POSITIONS if self.encoder == "minilm" else CLIP_POSITIONS
         if not 3 <= self.max_length <= positions:
             raise UserError(
@@ -48,11 +46,7 @@ class TextConfig:
                 f"for {path}.encoder={self.encoder}"
             )
         if self.encoder == "minilm":
-            for name in ("width", "pooled_width"):
-                if getattr(self, name) != MINILM_WIDTH:
-                    raise UserError(
-                        f"{path}.{name}={getattr(self, name)} must be {MINILM_WIDTH} "
-                        f"for {path}.encoder=minilm"
-                    )
+            words = f"must be {MINILM_WIDTH} for {path}.encoder=minilm"
+            check(self, path, (lambda value: value == MINILM_WIDTH, words), "width", "pooled_width")
         elif not (self.clip_l and self.big_g):
             raise UserError(f"{path}.clip_l and {path}.big_g must name a hub id or a local folder")

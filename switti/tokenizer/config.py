@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from switti.config_values import check_sizes
+from switti.config_values import FRACTION, check, check_sizes
 from switti.errors import UserError
 from switti.scales import PYRAMIDS, check_scales
 from switti.suggestions import shortened
@@ -12,26 +12,36 @@ MAX_LEVELS, MAX_MULTIPLIER = 8, 64
 
 @dataclass
 class RQVAEConfig:
-    """Multi-scale residual-quantised autoencoder (Section 3.1). Defaults are the released 512 px tokenizer's."""
+    """Multi-scale residual-quantized autoencoder (Section 3.1); the defaults are the released 512 px tokenizer's."""
 
     scales: list[int] = field(default_factory=lambda: list(PYRAMIDS[512]))
+    """Side lengths of the token maps, from coarse to fine, strictly increasing. The last one times the downsampling is
+    the side of the images in px."""
     codebook_size: int = 4096
+    """Number of codes, shared by all scales."""
     code_width: int = 32
+    """Channels of a code and of the latent."""
     channels: int = 160
+    """Channels of the first convolution; a multiple of 32 (GroupNorm has 32 groups)."""
     multipliers: list[int] = field(default_factory=lambda: [1, 1, 2, 2, 4])
+    """Channels of each resolution level as multiples of `channels`. n levels downsample by 2^(n − 1); 1 to 8 levels."""
     residual_blocks: int = 2
+    """Residual blocks of each level of the encoder; the decoder has one more."""
     phi_count: int = 4
+    """Number of 3×3 convolutions φ that refine a scale's upsampled codes; scales share the one nearest in progress."""
     phi_ratio: float = 0.5
+    """Share of the convolved map in the output of φ, (1 − ratio) · h + ratio · conv(h), in [0, 1]."""
     commitment: float = 0.25
+    """Weight β of the commitment term, which pulls the encoder's output towards the codes."""
 
     @property
     def downsampling(self) -> int:
-        """Picture pixels per latent position and side."""
+        """Image pixels per latent position and side."""
         return 2 ** (len(self.multipliers) - 1)
 
     @property
     def resolution(self) -> int:
-        """Side of the square picture in pixels that the last scale stands for."""
+        """Side in px of the square image that belongs to the last scale."""
         return self.scales[-1] * self.downsampling
 
     def validate(self, path: str) -> None:
@@ -43,8 +53,7 @@ class RQVAEConfig:
                 f"{path}.multipliers={shortened(self.multipliers)} must be 1 to {MAX_LEVELS} numbers in "
                 f"[1, {MAX_MULTIPLIER}]"
             )
-        if not 0.0 <= self.phi_ratio <= 1.0:
-            raise UserError(f"{path}.phi_ratio={self.phi_ratio} must lie in [0, 1]")
+        check(self, path, FRACTION, "phi_ratio")
         if self.channels % 32:
             raise UserError(
                 f"{path}.channels={self.channels} must be a multiple of 32 (GroupNorm has 32 groups)"

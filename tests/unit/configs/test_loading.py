@@ -110,7 +110,7 @@ def test_values_are_typed_and_text_stays_text(small: Path) -> None:
         ("seed=010", "seed=010 would be 8: write a decimal number without leading zeros"),
         ("sampling.top_k=1:30", "sampling.top_k=1:30 would be 90: write a decimal number without leading zeros"),
         ("name=caf\udce9", r"'name=caf\udce9' is not text in UTF-8"),
-        ("callbacks.ema_decay=1", "callbacks.ema_decay=1.0 must lie in (0, 1), or be null for no average"),
+        ("callbacks.ema_decay=1", "callbacks.ema_decay=1.0 must lie in (0, 1), or be null for no EMA"),
         ("callbacks.keep_last=0", "callbacks.keep_last=0 must be at least 1"),
     ],
 )  # fmt: skip
