@@ -47,7 +47,7 @@ class CallbacksConfig:
     max_skipped_in_a_row: int = 5
     """Most such steps in a row; one more stops the run."""
     heartbeat_seconds: float = 5.0
-    """Seconds between two updates of heartbeat/rank_<r>.json, from which experiments.status reads."""
+    """Seconds between two updates of `heartbeat/rank_<r>.json`, which experiments.status reads."""
     watchdog_seconds: float = 1800.0
     """Seconds without progress after which every rank prints its stack and the run ends; more than the longest
     validation, sampling or saving takes. 0: never."""

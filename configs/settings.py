@@ -1,4 +1,4 @@
-"""The names and types of all settings, read off the dataclasses, and the words in which errors speak of them."""
+"""Names and types of settings, read from their dataclasses, and how messages describe a type."""
 
 import types
 from collections.abc import Iterator
@@ -10,13 +10,14 @@ _LISTS = {
     int: "integers, such as [1, 2]",
     float: "numbers, such as [0.9, 0.95]",
     str: "texts, such as [a, b]",
+    list[int]: "lists of integers, such as [[1, 2], [1, 3]]",
 }
 _UNIONS = (Union, types.UnionType)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One leaf of the configuration tree. `kind` is its type with `| None` taken off."""
+    """One leaf of the configuration tree. `kind` is its type without `| None`."""
 
     name: str
     kind: Any
@@ -34,7 +35,7 @@ class Setting:
 
     @property
     def words(self) -> str:
-        """What a value must be, as the end of a sentence: "an integer"."""
+        """The type, as the end of a sentence: "an integer"."""
         text = _describe(self.kind)
         return f"{text} (or null)" if self.optional else text
 
@@ -44,6 +45,8 @@ def _describe(kind: Any) -> str:
         return "one of " + ", ".join(str(choice) for choice in get_args(kind))
     if get_origin(kind) is list:
         return f"a list of {_LISTS.get(get_args(kind)[0], 'values')}"
+    if get_origin(kind) is dict:
+        return "a mapping"
     if get_origin(kind) in _UNIONS:
         return " or ".join(_describe(part) for part in get_args(kind) if part is not type(None))
     return _SINGULAR.get(kind, str(kind))

@@ -3,20 +3,11 @@
 search:
   space:
     optimizer.learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}
-    model.depth: {low: 2, high: 6, step: 2}     # whole numbers give whole numbers
-    model.norms: [sandwich, pre]                # one of these
-  metric: validation/loss                       # of metrics.csv; a trial's value is the last one logged
-  direction: minimize                           # or maximize
-  trials: 20                                    # of the whole study, by all drivers together
-  sampler: tpe                                  # or random, grid
-  seed: 0                                       # of the sampler
-  pruner: median                                # or none, successive_halving, hyperband
-  startup_trials: 5                             # whole trials before the median pruner, random ones before TPE
-  warmup_steps: 0                               # before which no trial is given up by the median
-  storage: null                                 # null: a journal in the study's folder; or a URL such as
-                                                # sqlite:///runs/search.db, postgresql+psycopg://user@host/database
-                                                # (the password in ~/.pgpass or PGPASSWORD, the driver by
-                                                # pip install -e '.[postgresql]')
+    model.depth: {low: 2, high: 6, step: 2}
+    model.norms: [sandwich, pre]
+  metric: validation/loss
+  trials: 20
+  pruner: median
 """
 
 import itertools
@@ -56,13 +47,18 @@ _RANGE_KEYS = ("low", "high", "step", "log")
 
 @dataclass(frozen=True)
 class Axis:
-    """What a setting may be: one of `choices`, or a number from low to high. Whole ends: whole numbers."""
+    """Values of one setting: a list of choices, or a range of numbers."""
 
     choices: list[Any] | None = None
+    """One of these values; written as a plain list."""
     low: float | None = None
+    """Smallest number of a range. An integer setting takes integers only."""
     high: float | None = None
+    """Largest number of a range."""
     step: float | None = None
+    """Distance between the numbers of a range. Null: any number, or any integer of an integer setting."""
     log: bool = False
+    """Draw from the range on a logarithmic scale; needs a positive low and no step."""
 
     def ends(self) -> list[Any]:
         """The values at which a combination is most likely to be wrong."""
@@ -92,18 +88,29 @@ class Axis:
 
 @dataclass(frozen=True)
 class Search:
-    """See the head of this file."""
+    """The `search` part of a study's file."""
 
     space: dict[str, Axis]
+    """Settings that are searched over: each a list of choices, or {low: …, high: …} with step: … or log: true."""
     metric: str = "validation/loss"
+    """Column of metrics.csv that is optimized; the value of a trial is the last one logged."""
     direction: Direction = "minimize"
+    """Whether small or large values of the metric are better."""
     trials: int = 20
+    """Number of trials of the study, by all its drivers together."""
     sampler: Sampler = "tpe"
+    """How Optuna proposes values: the tree-structured Parzen estimator, at random, or all points of a grid."""
     seed: int = 0
+    """Seed of the sampler."""
     pruner: Pruner = "none"
+    """Optuna's rule by which hopeless trials are stopped early."""
     startup_trials: int = 5
+    """Complete trials before the median pruner begins, and random trials before TPE does."""
     warmup_steps: int = 0
+    """Optimizer steps before which the median pruner stops no trial."""
     storage: str | None = None
+    """URL of a database, such as sqlite:///runs/search.db or postgresql+psycopg://user@host/database (password in
+    ~/.pgpass or PGPASSWORD; driver: pip install -e '.[postgresql]'). Null: a journal in the study's folder."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain containers, for study.json; without a password."""

@@ -32,7 +32,7 @@ from switti.errors import UserError
 from switti.suggestions import did_you_mean, shortened
 
 FORMAT = 1  # of study.json
-_KEYS = ("name", "base", "vary", "pair_by", "overrides", "runs", "search")
+KEYS = ("name", "base", "vary", "pair_by", "overrides", "runs", "search")
 _FOREIGN = {  # what other sweepers call these keys
     **dict.fromkeys(("grid", "matrix", "parameters", "params", "sweep", "sweeps", "product"), "vary"),
     **dict.fromkeys(("config", "defaults", "program", "from"), "base"),
@@ -58,21 +58,28 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Study:
-    """A study with all its runs; those of a search are planned one by one. folder: runs/<study>.
-
-    source: what `experiments.train` takes for `base`; shared: settings of all runs.
-    """
+    """A study with all its runs; those of a search are planned one by one."""
 
     name: str
+    """Folder of the runs below runs/."""
     base: str
+    """Config of all runs, as `experiments.train` takes it."""
     vary: dict[str, list[Any]]
+    """Settings with the values that they take: every combination is a run."""
     pair_by: str | None
+    """Varied setting by which runs are compared in pairs; runs of one seed share data order and noise."""
     points: dict[str, dict[str, Any]]
+    """Named points, {name: …, set: {setting: value}}: alone, or combined with every point of the grid."""
     runs: list[PlannedRun]
+    """All runs of the grid; none of a search."""
     folder: Path
+    """The study's folder, runs/<study>."""
     source: str
+    """`base` as `experiments.train` takes it from any working directory."""
     shared: list[str]
+    """Settings of all runs, from the file and the command line."""
     search: Search | None = None
+    """The search that takes the place of `vary` and `runs`."""
 
     def as_dict(self) -> dict[str, Any]:
         """For study.json, from which reports learn what was varied and how runs pair."""
@@ -143,8 +150,8 @@ def load_study(study: str | Path | None, overrides: Sequence[str] = ()) -> Study
 def _check_head(content: dict[str, Any], overrides: list[str], path: Path | str) -> tuple[str, str]:
     """(base as `experiments.train` takes it from anywhere, name of the study or "" if an override gives it)."""
     for key in content:
-        if key not in _KEYS:
-            hint = did_you_mean(str(key), _KEYS, _FOREIGN) or f"; a study has {', '.join(_KEYS)}"
+        if key not in KEYS:
+            hint = did_you_mean(str(key), KEYS, _FOREIGN) or f"; a study has {', '.join(KEYS)}"
             raise UserError(f"{path}: unknown key {shortened(key)!r}{hint}")
     base = content.get("base")
     if not isinstance(base, str):
