@@ -327,7 +327,7 @@ def _resolve(tree: DictConfig) -> dict[str, Any]:
                 missing = f"the environment variable {_environment.missing[0]} is not set"
                 raise UserError(f"{setting.name}={shortened(_show(raw))}: {missing}") from error
             reason = masked(first_line(error))
-            raise UserError(f"{setting.name} cannot be worked out: {reason}") from error
+            raise UserError(f"{setting.name} cannot be resolved: {reason}") from error
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise UserError(f"{setting.name}={_show(value)} is not a finite number")
         if _environment.asked or "${" in str(value):

@@ -144,10 +144,10 @@ def test_a_group_is_not_a_setting(small: Path, tmp_path: Path) -> None:
 
 
 def test_an_interpolation_that_leads_nowhere_names_its_setting(small: Path) -> None:
-    assert refusal(small, "model.width=${nope}").startswith("model.width cannot be worked out")
-    assert refusal(small, "model.scales=['${nope}']").startswith("model.scales cannot be worked out")
-    assert refusal(small, "model.depth=${model.depth}").startswith("model.depth cannot be worked out")
-    assert refusal(small, "model.width=${name}").startswith("model.width cannot be worked out")
+    assert refusal(small, "model.width=${nope}").startswith("model.width cannot be resolved")
+    assert refusal(small, "model.scales=['${nope}']").startswith("model.scales cannot be resolved")
+    assert refusal(small, "model.depth=${model.depth}").startswith("model.depth cannot be resolved")
+    assert refusal(small, "model.width=${name}").startswith("model.width cannot be resolved")
 
 
 def test_batch_and_resolution_must_fit(small: Path) -> None:

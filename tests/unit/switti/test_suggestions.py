@@ -10,7 +10,7 @@ from experiments import cli as command
 from experiments import embed, train
 from sweeps.search_space import FOREIGN as SEARCH
 from sweeps.search_space import Search
-from sweeps.study import _FOREIGN, _KEYS
+from sweeps.study import _FOREIGN, KEYS
 from switti.sampling.config import FOREIGN as SAMPLING
 from switti.sampling.config import SamplingConfig
 from switti.suggestions import did_you_mean, nearest, not_found, shortened
@@ -41,7 +41,7 @@ def hint(name: str) -> str:
         # diffusers, transformers
         ("guidance_scale", "'sampling.guidance'"),
         ("sampling.guidance_scale", "'sampling.guidance'"),
-        ("num_inference_steps", "one step a scale"),
+        ("num_inference_steps", "one step per scale"),
         ("output_dir", "'runs_dir'"),
         ("learning_rate", "'optimizer.learning_rate'"),
         ("lr", "'optimizer.learning_rate'"),
@@ -102,7 +102,7 @@ def test_equally_near_names_are_all_given() -> None:
         (FOREIGN, set(SETTINGS)),
         (SAMPLING, set(SamplingConfig.__dataclass_fields__)),
         (SEARCH, set(Search.__dataclass_fields__)),
-        (_FOREIGN, set(_KEYS)),
+        (_FOREIGN, set(KEYS)),
     ],
 )
 def test_the_tables_name_settings_that_exist_and_hide_none(table: dict[str, str], known: set[str]) -> None:

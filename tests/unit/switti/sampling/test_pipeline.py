@@ -210,13 +210,13 @@ def test_a_causal_switch_keeps_what_was_seen() -> None:
         ({"crop": (1, 2, 3)}, "crop=.* must be .height, width, top, left."),
         ({"crop": (1, 2, 3, -1)}, "crop=-1 must be an integer"),
         ({"sampling": {"top_k": 3}}, "must be a SamplingConfig"),
-        ({"sampling": SamplingConfig(top_k=2.5)}, "sampling.top_k=2.5 is not a whole number"),  # type: ignore[arg-type]
+        ({"sampling": SamplingConfig(top_k=2.5)}, "sampling.top_k=2.5 is not an integer"),  # type: ignore[arg-type]
         ({"guidance": 1e39}, r"sampling.guidance=1e\+39 must lie in"),
         ({"guidance": float("nan")}, "sampling.guidance=nan"),
         ({"guidance": "4"}, "sampling.guidance=.*4.* is not a number"),
         ({"guidance": None}, "sampling.guidance=None is not a number"),
         ({"top_k": -1}, "sampling.top_k=-1 must be 0"),
-        ({"top_k": True}, "sampling.top_k=True is not a whole number"),
+        ({"top_k": True}, "sampling.top_k=True is not an integer"),
         ({"top_p": float("nan")}, "sampling.top_p=nan"),
         ({"top_p": -0.1}, "sampling.top_p=-0.1 must lie in"),
         ({"late_temperature": 0}, "sampling.late_temperature=0 must lie in"),
@@ -224,7 +224,7 @@ def test_a_causal_switch_keeps_what_was_seen() -> None:
         ({"late_temperature": float("inf")}, "sampling.late_temperature=inf"),
         ({"late_temperature": 1e-300}, "sampling.late_temperature=1e-300 must lie in"),
         ({"guidance_stop": -1}, "sampling.guidance_stop=-1"),
-        ({"gumbel_start": 0.5}, "sampling.gumbel_start=0.5 is not a whole number"),
+        ({"gumbel_start": 0.5}, "sampling.gumbel_start=0.5 is not an integer"),
         ({"gumbel": 1}, "sampling.gumbel=1 is not true or false"),
     ],
 )
