@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from callbacks.checkpointing import checkpoints_of, damage, find_resume
-from configs.loading import SETTINGS, from_run, get, load
-from configs.schema import RunConfig
+from configs.loading import SETTINGS, from_run, load
+from configs.schema import RunConfig, get
 from switti.distributed.sharded_checkpoint import STATE, is_sharded, read_tensors
 from switti.errors import UserError
 from switti.files import kind_of

@@ -1,44 +1,41 @@
-"""YAML and `key=value` → a typed, checked RunConfig. Imports no torch, so that a command can show a config at once.
+"""Composition of a run's settings from YAML files and `key=value` into a typed, checked RunConfig. Imports no torch.
 
-A file holds only its differences: `base: other.yaml` (or a list) names what it starts from, relative to itself. It
-opens with a comment: what it is, the command that runs it, what it costs (measured, on what), what to expect.
+A file holds only what differs from its base: `base: other.yaml` (or a list) names files relative to itself. It opens
+with a comment: what it is, the command that runs it, its cost (measured, on what), what to expect.
 Later sources win: defaults, bases in order, the file, the command line. `${tokenizer.scales}` refers to a setting.
 """
 
 import copy
-import io
-import json
 import math
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache, reduce
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from configs.environment_resolver import environment
 from configs.foreign_names import FOREIGN
 from configs.schema import LINKS, RunConfig, get
 from configs.settings import Setting, walk
-from switti.environment import masked, take
+from configs.yaml_values import is_64_bit, parse_yaml, read_yaml, text_of
+from switti.environment import masked
 from switti.errors import UserError, first_line
-from switti.files import kind_of, read_bytes
+from switti.files import kind_of
 from switti.run_folder import CONFIG, RECORD
 from switti.run_folder import check_name as check_run_name
 from switti.suggestions import did_you_mean, not_found, shortened
 
 CONFIGS = Path(__file__).parent
 SETTINGS: dict[str, Setting] = {setting.name: setting for setting in walk(RunConfig)}
-PLACE = ("name", "study", "runs_dir")  # where a run's folder is, which is not what the run computes
+# The place of a run's folder, which does not affect what the run computes.
+PLACE = ("name", "study", "runs_dir")
 _GROUPS = {name.rpartition(".")[0] for name in SETTINGS} - {""}
 _OTHER_BASES = re.compile(r"[+-]?(0[0-9_]+|[0-9_]+(:[0-9_]+)+)")
-MAX_YAML_BYTES = 1 << 18  # a file of all settings takes 5 KB; YAML is read at some 100 KB a second
-_LARGEST = 1 << 63  # no setting needs an integer of more bits
 
 
 def load(config: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -52,16 +49,16 @@ def load(config: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     composed = _compose([*_chain(path, ()), changes], default_name=path.stem)
     if path.name == CONFIG and (path.parent / RECORD).exists():
         _place(composed, path.parent, {name for name, _, _ in changes})
-    for what in ("name", "study"):
-        if (value := getattr(composed, what)) is not None:
-            check_run_name(value, what)
+    for setting in ("name", "study"):
+        if (value := getattr(composed, setting)) is not None:
+            check_run_name(value, setting)
     return composed
 
 
 def from_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The settings saved in a run folder's config.yaml; name, study and runs_dir are where the folder is now.
 
-    An environment variable that a text refers to and that is not set stays `$NAME`: whoever needs the value says so.
+    A reference to an environment variable that is not set becomes `$NAME`; an error follows only where it is used.
     """
     path = Path(run_dir) / CONFIG
     if kind_of(path) is None:
@@ -73,19 +70,19 @@ def from_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def _place(config: RunConfig, folder: Path, given: set[str]) -> None:
-    """Take name, study and runs_dir of a run folder from where it is, as far as they are not `given`."""
+    """Set name, study and runs_dir from the location of a run folder, except those that are `given`."""
     here = Path(os.path.abspath(folder))
     if Path(os.path.abspath(config.run_dir)) == here:
         return
     study = here.parent.name
-    found = {"name": here.name, "study": None if study == "single" else study, "runs_dir": here.parents[1]}
-    for name, value in found.items():
+    actual = {"name": here.name, "study": None if study == "single" else study, "runs_dir": here.parents[1]}
+    for name, value in actual.items():
         if name not in given:
             setattr(config, name, None if value is None else str(value))
 
 
 def to_yaml(config: RunConfig) -> str:
-    """All settings, in the form that `load` and `from_run` read; resolved, but for what the environment says."""
+    """All settings in the form that `load` and `from_run` read; resolved, except references to the environment."""
     tree = OmegaConf.structured(config)
     for name, value in config.interpolated.items():
         OmegaConf.update(tree, name, value, merge=False)
@@ -93,7 +90,7 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """The same as plain containers."""
+    """All settings as plain containers, otherwise as in `to_yaml`."""
     content = asdict(config)
     for name, value in config.interpolated.items():
         *groups, last = name.split(".")
@@ -102,14 +99,14 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 
 def shown(config: RunConfig, name: str) -> Any:
-    """The value of a setting as it may be stored and shown: with `${oc.env:…}` if it was given so."""
+    """The value of a setting as it may be saved and shown: with `${oc.env:…}` where it was given so."""
     return config.interpolated.get(name, get(config, name))
 
 
 def find(config: str | Path, folder: Path = CONFIGS, kind: str = "config") -> Path:
-    """The file meant by a path or by a name below `folder`; `.yaml` may be left out. kind: what a message calls it.
+    """The file that a path, or a name below `folder`, refers to; `.yaml` may be omitted. kind: its name in messages.
 
-    A run folder means the settings that it was started with.
+    A run folder refers to the settings that it was started with.
     """
     tried = [
         Path(config),
@@ -119,7 +116,8 @@ def find(config: str | Path, folder: Path = CONFIGS, kind: str = "config") -> Pa
         Path(config, CONFIG),
     ]
     for path in tried:
-        if os.path.isfile(path):  # false for what cannot be the name of a file, too
+        # Unlike Path.is_file, this is False for text that cannot be a file name.
+        if os.path.isfile(path):
             return path
     raise UserError(
         not_found(kind, str(config).removesuffix(".yaml"), f"below {_shown(folder)}/", names_below(folder))
@@ -132,30 +130,8 @@ def names_below(folder: Path) -> list[str]:
 
 
 def _shown(folder: Path) -> str:
-    """A folder of the checkout as a user of it would write it."""
+    """A folder of the checkout, relative to the checkout."""
     return str(folder.relative_to(CONFIGS.parent)) if folder.is_relative_to(CONFIGS.parent) else str(folder)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """One file as plain containers, interpolations untouched. Duplicate keys and broken YAML are UserErrors."""
-    try:
-        text = read_bytes(path, MAX_YAML_BYTES).decode()
-        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
-    except (
-        yaml.YAMLError,
-        OmegaConfBaseException,
-        ValueError,
-    ) as error:  # ValueError: no UTF-8, or endless digits
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    except RecursionError as error:
-        raise UserError(f"{path} is nested too deeply") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold `key: value` settings")
-    if _is_too_large(content):
-        raise UserError(f"{path} holds an integer of more than 64 bits")
-    return content
 
 
 def _chain(path: Path, above: tuple[Path, ...]) -> Iterator[list[tuple[str, Any, str]]]:
@@ -213,49 +189,30 @@ def _parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Any, str]]:
     return leaves
 
 
-def parse_yaml(text: str) -> Any:
-    """The value that `text` stands for on the command line; text that is no YAML, or too much, stands for itself."""
-    try:
-        value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)["value"]  # type: ignore[index, call-overload]
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError):
-        return text
-    return text if _is_too_large(value) else value
-
-
-def _is_too_large(value: Any) -> bool:
-    """Whether an integer in it is larger than any setting can use: Python would not even print some of them."""
-    if isinstance(value, dict):
-        return any(map(_is_too_large, (*value, *value.values())))
-    if isinstance(value, list):
-        return any(map(_is_too_large, value))
-    return isinstance(value, int) and abs(value) >= _LARGEST
-
-
-def text_of(value: Any) -> str:
-    """A value as it is written on the command line; JSON is YAML."""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def _parse_value(text: str, setting: Setting, item: str) -> Any:
-    value = parse_yaml(text)
+    try:
+        value = parse_yaml(text)
+    except ValueError:
+        if setting.takes_text:
+            return text
+        raise UserError(_not_a(setting, text)) from None
     if type(value) is int and setting.kind in (int, float) and _OTHER_BASES.fullmatch(text.strip()):
-        # 010 is 8 and 1:30 is 90 in YAML, which nobody means here.
+        # In YAML, 010 is 8 and 1:30 is 90.
         raise UserError(f"{shortened(item)} would be {value}: write a decimal number without leading zeros")
     if setting.kind is str and value is not None and not isinstance(value, str):
-        return text  # `name=007` and `name=2e5` mean what is written, not a number
+        # `name=007` and `name=2e5` are names, not numbers.
+        return text
     if value is None and not text and not setting.optional:
         if setting.takes_text:
             return ""
         raise UserError(
             f"{item} has no value: {setting.name} is {setting.words}, such as {_example(setting)}"
         )
-    if value is text and not setting.takes_text:
-        raise UserError(_not_a(setting, text))
     return value
 
 
 def _example(setting: Setting) -> str:
-    """The setting with the value that it has by default."""
+    """The setting with its default value."""
     return f"{setting.name}={text_of(get(RunConfig(), setting.name))}"
 
 
@@ -265,12 +222,12 @@ def _not_a(setting: Setting, value: Any) -> str:
 
 
 def _meant(setting: Setting, value: Any) -> str:
-    """What may have been meant by it, as the end of the message."""
+    """The likely intention behind it, as the end of the message."""
     several = value if isinstance(value, list) else str(value).split(",")
     if setting.kind in (int, float, bool) and len(several) > 1:
         values = ", ".join(str(part).strip() for part in several)
         return f"; for a run of each: experiments.sweep base=… vary.{setting.name}=[{shortened(values)}]"
-    if setting.kind is int and isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST:
+    if setting.kind is int and isinstance(value, float) and value.is_integer() and is_64_bit(value):
         return f"; write {int(value)}"
     if setting.kind is int and str(value).lstrip("+-").isdigit():
         return " of 64 bits"
@@ -281,7 +238,7 @@ def _meant(setting: Setting, value: Any) -> str:
 
 @cache
 def _defaults() -> DictConfig:
-    """The settings before any file. To be copied: to build them takes five times as long."""
+    """The settings before any file. Copy them: building them takes five times as long."""
     tree: DictConfig = OmegaConf.structured(RunConfig)
     for name, link in LINKS.items():
         OmegaConf.update(tree, name, link, merge=False)
@@ -297,7 +254,7 @@ def _compose(
             OmegaConf.update(tree, name, value, merge=False)
         except OmegaConfBaseException as error:
             raise UserError(source + _not_a(SETTINGS[name], value)) from error
-    with _environment.lenient_if(lenient):
+    with environment.lenient_if(lenient):
         kept = _resolve(tree)
         config = cast(RunConfig, OmegaConf.to_object(tree))
     config.interpolated = {name: value for name, value in kept.items() if name not in PLACE}
@@ -307,70 +264,32 @@ def _compose(
 
 
 def _resolve(tree: DictConfig) -> dict[str, Any]:
-    """Follow every interpolation, so that a wrong one is reported under the name of the setting that holds it.
+    """Resolve every interpolation, so that a wrong one is reported under the name of its setting.
 
     Returns the settings that depend on the environment, each as it was given.
     """
     kept, given = {}, OmegaConf.to_container(tree, resolve=False)
     for setting in SETTINGS.values():
-        _environment.begin()
+        environment.begin()
         raw = reduce(lambda tree, part: tree[part], setting.name.split("."), cast(Any, given))
         try:
             if isinstance(raw, list) and setting.takes_text and "${" in str(raw):
-                # OmegaConf follows what is in a list only where the list's type is not one of several.
+                # OmegaConf resolves the entries of a list only if the setting is not a union of types.
                 values = OmegaConf.select(OmegaConf.create(given), setting.name)
                 OmegaConf.update(tree, setting.name, list(values), merge=False)
             value = OmegaConf.select(tree, setting.name)
             numbers = list(value) if OmegaConf.is_list(value) else [value]
         except OmegaConfBaseException as error:
-            if _environment.missing:
-                missing = f"the environment variable {_environment.missing[0]} is not set"
+            if environment.missing:
+                missing = f"the environment variable {environment.missing[0]} is not set"
                 raise UserError(f"{setting.name}={shortened(_show(raw))}: {missing}") from error
             reason = masked(first_line(error))
             raise UserError(f"{setting.name} cannot be resolved: {reason}") from error
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise UserError(f"{setting.name}={_show(value)} is not a finite number")
-        if _environment.asked or "${" in str(value):
+        if environment.asked or "${" in str(value):
             kept[setting.name] = raw
     return kept
-
-
-class _Environment:
-    """OmegaConf's `oc.env`, which notes that it was asked.
-
-    lenient: a variable that is not set is `$NAME` instead of an error.
-    """
-
-    def __init__(self) -> None:
-        self.asked, self.lenient = False, False
-        self.missing: list[str] = []
-
-    def begin(self) -> None:
-        self.asked, self.missing = False, []
-
-    @contextmanager
-    def lenient_if(self, lenient: bool) -> Iterator[None]:
-        self.lenient = lenient
-        try:
-            yield
-        finally:
-            self.lenient = False
-
-    def __call__(self, name: str, *default: Any) -> Any:
-        self.asked = True
-        try:
-            return take(name)
-        except KeyError:
-            if default:
-                return None if default[0] is None else str(default[0])
-            self.missing.append(name)
-            if self.lenient:
-                return f"${name}"
-            raise
-
-
-_environment = _Environment()
-OmegaConf.register_resolver("oc.env", _environment, replace=True, annotation_validation="off")
 
 
 def _validate(config: Any, path: str) -> None:

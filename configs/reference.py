@@ -8,8 +8,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from configs.field_docs import setting_docs
-from configs.loading import SETTINGS, get, shown
-from configs.schema import LINKS, RunConfig
+from configs.loading import SETTINGS, shown
+from configs.schema import LINKS, RunConfig, get
 from switti.errors import UserError
 from switti.suggestions import did_you_mean
 

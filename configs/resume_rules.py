@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from configs.loading import PLACE, SETTINGS, from_run, get, shown
-from configs.schema import RunConfig
+from configs.loading import PLACE, SETTINGS, from_run, shown
+from configs.schema import RunConfig, get
 from switti.errors import UserError
 
 # What may change when a run is resumed: where and how fast it runs, what is watched, and the end. With another

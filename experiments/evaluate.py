@@ -141,8 +141,8 @@ def open_system(target: Path, settings: list[str], data: list[str] | None, resul
 
     if is_run(target):
         pipeline, config, step = load_pipeline(target, settings)
-        module = build_datamodule(config, None)
-        module.config.embeddings = None  # the pipeline encodes the captions itself
+        # The pipeline encodes the captions itself.
+        module = build_datamodule(replace(config, data=replace(config.data, embeddings=None)), None)
         return System(name_of(target), result, pipeline, config.metrics, module, step)
     pipeline, _ = open_pipeline(target, settings)
     shards = [split_pattern(entry) for entry in data or []]

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from configs.loading import text_of
+from configs.yaml_values import text_of
 from switti.run_folder import LONGEST_NAME
 
 _HEAD, _DIGITS = 24, 8  # characters that stay of a value that is shortened, and of its digest

@@ -5,7 +5,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from configs.loading import text_of
+from configs.yaml_values import text_of
 from sweeps.search_space import Axis, Search, without_password
 from sweeps.storage import open_storage, reason
 from sweeps.study import Study

@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from configs.loading import SETTINGS, check_name, load, text_of
+from configs.loading import SETTINGS, check_name, load
+from configs.yaml_values import text_of
 from switti.errors import UserError
 from switti.suggestions import did_you_mean, shortened
 

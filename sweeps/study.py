@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.loading import CONFIGS, check_name, find, get, load, parse_yaml, read_yaml, text_of
-from configs.schema import RunConfig
+from configs.loading import CONFIGS, check_name, find, load
+from configs.schema import RunConfig, get
+from configs.yaml_values import parse_yaml_or_text, read_yaml, text_of
 from sweeps.run_names import folder_text, run_name
 from sweeps.search_space import MOST_RUNS, Search, check_variable, read_search
 from switti.errors import UserError
@@ -186,7 +187,7 @@ def _define(content: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str
             inner = content.get(group) or {}
             if not isinstance(inner, dict):
                 raise UserError(f"{item}: the study's {group} does not hold `key: value`")
-            content[group] = inner | {name: parse_yaml(text)}
+            content[group] = inner | {name: parse_yaml_or_text(text)}
         elif group in _GROUPS:
             raise UserError(f"{item}: say which, {group}.<{'setting' if group == 'vary' else 'key'}>=…")
         else:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from configs.loading import SETTINGS, find, from_run, get, load, shown, to_dict, to_yaml
+from configs.loading import SETTINGS, find, from_run, load, shown, to_dict, to_yaml
 from configs.resume_rules import check_resumable
-from configs.schema import RunConfig
+from configs.schema import RunConfig, get
 from switti.environment import masked
 from switti.errors import UserError
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from configs.loading import CONFIGS, get, load
-from configs.schema import RunConfig
+from configs.loading import CONFIGS, load
+from configs.schema import RunConfig, get
 from sweeps.study import load_study
 from switti.errors import UserError
 from switti.models.config import GeneratorConfig

@@ -13,7 +13,8 @@ import synthetic_runs as maker
 from matplotlib.figure import Figure as Canvas
 from stand_in import prepare
 
-from configs.loading import SETTINGS, get, load, to_yaml
+from configs.loading import SETTINGS, load, to_yaml
+from configs.schema import get
 from experiments import compare, sweep
 from reports.data.importance import importance
 from reports.data.runs import find_runs, read_run
