@@ -16,8 +16,17 @@ from switti.models.transformer import ScaleTransformer
 from switti.sampling.config import SamplingConfig
 from switti.sampling.guidance import GuidancePlan
 from switti.sampling.sampler import Noise
+from switti.scales import Pyramid
 from switti.text.base import TextEmbedding
 from switti.tokenizer.rqvae import RQVAE
+
+
+def dense_mask(pyramid: Pyramid, visibility: str) -> Tensor:
+    """Boolean [L, L], True where query (row) sees key (column)."""
+    levels_L = pyramid.levels()
+    if visibility == "causal":
+        return levels_L[:, None] >= levels_L[None, :]
+    return levels_L[:, None] == levels_L[None, :]
 
 
 class GrowingCache(KeyValueCache):
@@ -65,7 +74,7 @@ class DenseTransformer(ScaleTransformer):
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__(config)
-        allowed = self.pyramid.dense_mask(config.visibility)
+        allowed = dense_mask(self.pyramid, config.visibility)
         mask = torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf)
         self.register_buffer("mask_LL", mask, persistent=False)
         for block in self.typed_blocks:

@@ -29,7 +29,7 @@ from switti.sampling.guidance import GuidancePlan
 from switti.scales import PYRAMIDS
 from switti.tokenizer.config import RQVAEConfig
 from switti.tokenizer.rqvae import RQVAE
-from switti.weights.state_dict import build_empty, random_weights
+from switti.weights.fill import build_empty, random_weights
 
 
 def default_device() -> torch.device:

@@ -22,7 +22,8 @@ from switti.distributed.sharded_checkpoint import (
 )
 from switti.errors import UserError
 from switti.files import free_space, sync_file, temporary_beside
-from switti.weights.state_dict import check_run, weights_in
+from switti.weights.describe import check_run
+from switti.weights.read import weights_in
 from switti.weights.torch_files import read_torch
 
 

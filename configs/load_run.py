@@ -20,10 +20,13 @@ from switti.sampling.pipeline import SwittiPipeline, changed
 from switti.suggestions import printable
 from switti.text.build import build_text_encoder
 from switti.tokenizer.rqvae import RQVAE, check_codes
+from switti.weights.describe import describe_generator
+from switti.weights.fill import fill_generator
+from switti.weights.fit import fit_generator, resize_levels
 from switti.weights.hub import is_hub_id
-from switti.weights.load import known_codes, load_tokenizer, read_generator
+from switti.weights.load import load_tokenizer
 from switti.weights.published import GENERATORS
-from switti.weights.state_dict import build_filled, resize_levels, sub_state, weights_in
+from switti.weights.read import read_generator, sub_state, weights_in
 from switti.weights.torch_files import read_torch
 
 # Settings that leave no trace in the shapes of weights, or in their meaning alone: they stay what they were.
@@ -124,7 +127,7 @@ def load_pipeline(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = frozen_tokenizer(config)
     check_codes(content, tokenizer, f"tokenizer_weights={config.tokenizer_weights}")
-    generator = build_filled(replace(config.model), state, str(checkpoint))
+    generator = fill_generator(replace(config.model), state, str(checkpoint))
     pipeline = SwittiPipeline(
         generator.eval().requires_grad_(False).to(device),
         tokenizer.to(device),
@@ -177,7 +180,8 @@ def _read_initial(source: str) -> tuple[GeneratorConfig, dict[str, Tensor], Mapp
         plain = path.is_file() and not path.with_name("config.json").is_file()
         if plain and path.suffix == ".ckpt":
             raise UserError(f"init_from={source} lies in no run folder, whose {CONFIG} says what it is")
-        return *read_generator(source), known_codes(source)
+        description = describe_generator(read_generator(source))
+        return *fit_generator(description), description.codes
     folder, checkpoint = find_run(path)
     before = from_run(folder)
     if before.task != "generator":

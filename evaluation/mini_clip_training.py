@@ -27,7 +27,7 @@ from switti.metrics.mini_clip import (
 )
 from switti.metrics.scores import pair_auc
 from switti.text.minilm import MiniLMEncoder
-from switti.weights.state_dict import write_weights
+from switti.weights.save import write_weights
 
 CHUNK = 64
 

@@ -61,7 +61,7 @@ def show(config: RunConfig) -> int:
 
     from switti.scales import Pyramid
     from switti.tokenizer.rqvae import RQVAE
-    from switti.weights.state_dict import count_parameters
+    from switti.weights.fill import count_parameters
 
     with torch.device("meta"):
         tokenizer = sum(p.numel() for p in RQVAE(config.tokenizer).parameters())

@@ -31,8 +31,8 @@ from switti.metrics.image_quality import ReconstructionQuality
 from switti.tokenizer.config import RQVAEConfig
 from switti.tokenizer.discriminator import UNetDiscriminator, check_sides
 from switti.tokenizer.rqvae import RQVAE
+from switti.weights.fill import fill_tokenizer
 from switti.weights.save import save_tokenizer
-from switti.weights.state_dict import fill
 
 WEIGHTS_FILE = "tokenizer.safetensors"
 Figures = dict[str, Tensor]
@@ -45,10 +45,7 @@ def single(x: Tensor) -> Tensor:
 
 def from_state(config: RQVAEConfig, state: Mapping[str, Tensor]) -> RQVAE:
     """An RQ-VAE with copies of these weights, frozen."""
-    with torch.device("meta"):
-        model = RQVAE(config)
-    fill(model, {name: value.clone() for name, value in state.items()}, "the trained tokenizer")
-    return model.eval().requires_grad_(False)
+    return fill_tokenizer(config, state, "the trained tokenizer").eval().requires_grad_(False)
 
 
 class Reconstructed(NamedTuple):

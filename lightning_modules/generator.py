@@ -25,7 +25,7 @@ from switti.sampling.config import SamplingConfig
 from switti.sampling.sampler import PictureNoise, sample_latent
 from switti.text.base import TextEmbedding
 from switti.tokenizer.rqvae import CODES, RQVAE, check_codes
-from switti.weights.state_dict import build_empty, fill
+from switti.weights.fill import build_empty, fill
 
 Batch = dict[str, Any]
 
@@ -103,7 +103,7 @@ class GeneratorModule(LightningModule):
         self.ema_generator = build_empty(self.model_config).eval().requires_grad_(False)
         shard(self.ema_generator, self.ema_generator.blocks, mesh, half)
         self.ema_generator.to_empty(device=strategy.root_device)
-        self.ema_generator._add_tables(strategy.root_device)
+        self.ema_generator.build_tables(strategy.root_device)
         with torch.no_grad():
             for average, source in zip(
                 self.ema_generator.parameters(), self.generator.parameters(), strict=True

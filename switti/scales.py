@@ -91,10 +91,3 @@ class Pyramid:
     def split(self, values_BL: Tensor) -> tuple[Tensor, ...]:
         """Views of each scale along dimension 1, which must have length L."""
         return values_BL.split(self.sizes, dim=1)
-
-    def dense_mask(self, visibility: str) -> Tensor:
-        """Boolean [L, L], True where query (row) sees key (column). For tests and benchmarks only (Section 3.3)."""
-        levels = self.levels()
-        if visibility == "causal":
-            return levels[:, None] >= levels[None, :]
-        return levels[:, None] == levels[None, :]

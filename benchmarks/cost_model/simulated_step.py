@@ -31,7 +31,7 @@ from switti.distributed.optimizer_state import local_part
 from switti.models.kernels import kernels_of_gpus
 from switti.models.transformer import ScaleTransformer
 from switti.tokenizer.rqvae import RQVAE
-from switti.weights.state_dict import build_empty
+from switti.weights.fill import build_empty
 
 WEIGHTS, TOKENIZER, AVERAGE, OPTIMIZER = "weights", "frozen tokenizer", "average", "optimizer"
 ACTIVATIONS, WORKING = "activations", "working memory"

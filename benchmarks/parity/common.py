@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from switti.errors import UserError
 from switti.files import check_regular, read_json_object
-from switti.weights.state_dict import mismatches
+from switti.weights.fill import mismatches
 
 # In float32, see the data's own description; [-1, 1] images amplify the latent's rounding about tenfold.
 FEATURE_TOLERANCE = 1e-4

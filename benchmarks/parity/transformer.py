@@ -19,6 +19,7 @@ from benchmarks.parity.common import (
     gradient_norms,
     scales_of,
 )
+from benchmarks.reference_model import dense_mask
 from switti.losses.cross_entropy import token_losses
 from switti.models.config import GeneratorConfig
 from switti.models.crop_embedding import center_crop_condition
@@ -136,7 +137,7 @@ def _record_outputs(model: ScaleTransformer) -> tuple[dict[str, Tensor], list[An
 
 
 def _check_buffers(model: ScaleTransformer, io: TensorFile) -> None:
-    dense = model.pyramid.dense_mask(model.config.visibility)
+    dense = dense_mask(model.pyramid, model.config.visibility)
     bias = torch.zeros(dense.shape).masked_fill(~dense, -torch.inf)
     io.equal("buffer.attn_bias_for_masking", bias[None, None])
     io.equal("buffer.lvl_1L", model.level_L[None])

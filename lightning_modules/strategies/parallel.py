@@ -28,7 +28,7 @@ from lightning_modules.config import TrainerConfig
 from lightning_modules.strategies.launch_environment import find_launcher
 from switti.distributed.optimizer_state import named_state
 from switti.distributed.sharded_checkpoint import load_into
-from switti.weights.state_dict import check_run
+from switti.weights.describe import check_run
 
 MESH_NAMES = ("replicas", "shards")
 

@@ -53,7 +53,8 @@ from switti.files import (
     write_json,
 )
 from switti.suggestions import printable
-from switti.weights.state_dict import WeightsError, mismatches, weights_in
+from switti.weights.fill import WeightsError, mismatches
+from switti.weights.read import weights_in
 from switti.weights.torch_files import TorchFileError, load_tensor, read_torch
 
 MANIFEST, STATE = "manifest.json", "state.pt"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from switti.errors import UserError, first_line
-from switti.weights.state_dict import TORCH_FILES
+from switti.weights.read import TORCH_FILES
 from switti.weights.torch_files import check_torch_file
 
 _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")

@@ -21,7 +21,8 @@ from switti.losses.perceptual import AlexNetTrunk
 from switti.metrics.config import EMBEDDED
 from switti.text.config import MAX_WIDTH, MINILM_POSITIONS
 from switti.text.minilm import MiniLMEncoder
-from switti.weights.state_dict import fill, read_weights
+from switti.weights.fill import fill
+from switti.weights.read import read_weights
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _MAP_CHANNELS = (64, 192, 384, 256, 256)

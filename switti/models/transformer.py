@@ -92,10 +92,10 @@ class ScaleTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head_nm = AdaLNBeforeHead(width)
         self.head = nn.Linear(width, config.codebook_size)
-        self._add_tables(self.pos_start.device)
+        self.build_tables(self.pos_start.device)
         self.reset_parameters()
 
-    def _add_tables(self, device: torch.device) -> None:
+    def build_tables(self, device: torch.device) -> None:
         """Level numbers and rotary tables: recomputed, never stored."""
         config = self.config
         self.register_buffer("level_L", self.pyramid.levels(device), persistent=False)
@@ -112,7 +112,7 @@ class ScaleTransformer(nn.Module):
         super()._apply(fn, recurse)
         half = self.config.rope and self.cosine_LK.dtype in (torch.bfloat16, torch.float16)
         if half or (was_meta and not self.level_L.is_meta):
-            self._add_tables(self.level_L.device)
+            self.build_tables(self.level_L.device)
         return self
 
     @torch.no_grad()

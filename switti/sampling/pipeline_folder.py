@@ -32,9 +32,10 @@ from switti.suggestions import printable
 from switti.text.config import TextConfig
 from switti.tokenizer.rqvae import CODES, RQVAE, check_codes
 from switti.weights.hub import HUB_ID, fetch, is_hub_id
-from switti.weights.load import CONFIG, INDEX, MAX_CONFIG_BYTES, load_generator, load_tokenizer
+from switti.weights.load import load_generator, load_tokenizer
 from switti.weights.published import GENERATORS, TOKENIZER
-from switti.weights.state_dict import write_weights
+from switti.weights.read import CONFIG, INDEX, MAX_CONFIG_BYTES
+from switti.weights.save import write_weights
 
 FORMAT = 1
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -1,11 +1,17 @@
-"""Tokenizers into files: weights and settings together, complete or not at all."""
+"""Weights into safetensors files, each complete or absent."""
 
+import errno
 import json
+import os
+import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import save, save_file
+from torch import Tensor
 
 from switti.files import atomic_write
 from switti.tokenizer.rqvae import RQVAE
@@ -18,3 +24,20 @@ def save_tokenizer(model: RQVAE, path: str | Path, dtype: torch.dtype = torch.fl
     settings = {SETTINGS_KEY: json.dumps(asdict(model.config), sort_keys=True)}
     with atomic_write(Path(path)) as temporary:
         temporary.write_bytes(save(state, metadata=settings))
+
+
+def write_weights(path: str | Path, state: Mapping[str, Tensor]) -> None:
+    """A safetensors file, complete or absent. Tensors that share memory are written one by one."""
+    plain = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    with atomic_write(path) as temporary:
+        try:
+            save_file(plain, temporary, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise _system_error(error) from error
+
+
+def _system_error(error: SafetensorError) -> OSError:
+    """The operating system's error that safetensors quotes in its message."""
+    quoted = re.search(r"os error (\d+)", str(error))
+    number = int(quoted[1]) if quoted else errno.EIO
+    return OSError(number, os.strerror(number))

@@ -12,7 +12,7 @@ from sweeps.study import load_study
 from switti.errors import UserError
 from switti.models.config import GeneratorConfig
 from switti.scales import PYRAMIDS
-from switti.weights.state_dict import build_empty
+from switti.weights.fill import build_empty
 
 STAGES = sorted(
     path.stem for path in (CONFIGS / "generator" / "paper").glob("*.yaml") if path.stem != "common"

@@ -21,7 +21,7 @@ from callbacks.sample_grids import write_image
 from switti.errors import UserError
 from switti.run_folder import read_metrics, write_record
 from switti.sampling.pipeline_folder import whole_folder
-from switti.weights.state_dict import write_weights
+from switti.weights.save import write_weights
 
 
 @contextmanager

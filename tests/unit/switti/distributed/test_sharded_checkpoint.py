@@ -27,7 +27,7 @@ from switti.distributed.sharded_checkpoint import (
 )
 from switti.errors import UserError
 from switti.files import temporary_beside
-from switti.weights.state_dict import WeightsError
+from switti.weights.fill import WeightsError
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformer_cases import SCALES, inputs, model, tiny
 
+from benchmarks.reference_model import dense_mask
 from switti.errors import UserError
 from switti.models import attention
 from switti.models.attention import attend_by_scale
@@ -22,7 +23,7 @@ def test_attention_by_scale_equals_dense_mask(visibility: str) -> None:
         torch.randn(2, 3, pyramid.length, 8, generator=generator, dtype=torch.float64) for _ in range(3)
     )
     found = attend_by_scale(q, k, v, pyramid.spans, visibility)
-    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=pyramid.dense_mask(visibility))
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=dense_mask(pyramid, visibility))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from sampler_cases import build, captions
 
+from benchmarks.reference_model import dense_mask
 from experiments.analyse import heat_map, picture_row
 from switti.models.attention import Rotation
 from switti.sampling.attention_analysis import CaptionAttention, ScaleAttention, recording
@@ -55,7 +56,7 @@ def test_scale_shares_equal_the_dense_weights(monkeypatch: pytest.MonkeyPatch) -
             recorder.note(layer, (x[:, start:stop], rotation.rows(start, stop)))
         q, k, _ = layer.project(x, rotation)
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    weights = scores.masked_fill(~pyramid.dense_mask("causal"), -torch.inf).softmax(-1).mean((0, 1))
+    weights = scores.masked_fill(~dense_mask(pyramid, "causal"), -torch.inf).softmax(-1).mean((0, 1))
     level = F.one_hot(pyramid.levels()).float()
     expected = (level.T @ weights @ level) / level.sum(0)[:, None]
     torch.testing.assert_close(recorder.result(), expected, rtol=0, atol=1e-6)

@@ -203,7 +203,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path, small: RQVAE) -> None
     with pytest.raises(UserError, match="no such file"):
         load_tokenizer(path, config=SMALL)
     path.write_bytes(b"nonsense")
-    with pytest.raises(UserError, match="is not a whole safetensors file"):
+    with pytest.raises(UserError, match="is not a complete safetensors file"):
         load_tokenizer(path, config=SMALL)
     state = {key: value.contiguous() for key, value in small.state_dict().items()}
     state["extra"] = state.pop("quant_conv.bias")

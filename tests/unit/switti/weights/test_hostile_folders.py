@@ -28,9 +28,9 @@ from switti.text.build import build_text_encoder
 from switti.text.clip_pair import load_clip_text
 from switti.tokenizer.config import RQVAEConfig
 from switti.tokenizer.rqvae import RQVAE
+from switti.weights.fill import count_parameters, expected_state
 from switti.weights.load import load_generator, load_tokenizer
 from switti.weights.published import LEVELS
-from switti.weights.state_dict import count_parameters, expected_state
 
 GENERATOR, TOKENIZER, TEXT, INDEX = (
     "generator/config.json",

@@ -16,7 +16,7 @@ from payloads import payloads, text
 
 from callbacks.checkpointing import damage
 from switti.errors import UserError
-from switti.weights.state_dict import read_weights
+from switti.weights.read import read_weights
 from switti.weights.torch_files import read_torch
 
 FLOATS = b"ctorch\nFloatStorage\n"

@@ -17,24 +17,12 @@ from switti.models.transformer import ScaleTransformer
 from switti.scales import PYRAMIDS
 from switti.tokenizer.config import RQVAEConfig
 from switti.tokenizer.rqvae import RQVAE
-from switti.weights.load import config_fields, load_generator, load_tokenizer
-from switti.weights.published import (
-    GENERATORS,
-    LEVELS,
-    MASK,
-    generator_from_published,
-    generator_to_published,
-    tokenizer_fields,
-    tokenizer_from_published,
-)
-from switti.weights.state_dict import (
-    WeightsError,
-    build_empty,
-    nearest_levels,
-    random_weights,
-    read_weights,
-    resize_levels,
-)
+from switti.weights.describe import GeneratorDescription, config_fields, describe_generator, tokenizer_fields
+from switti.weights.fill import WeightsError, build_empty, random_weights
+from switti.weights.fit import nearest_levels, resize_code_use, resize_levels
+from switti.weights.load import load_generator, load_tokenizer
+from switti.weights.published import GENERATORS, LEVELS, MASK, generator_to_published
+from switti.weights.read import Contents, read_weights
 
 TABLES: dict[str, dict[str, Any]] = json.loads(
     gzip.decompress((Path(__file__).parents[3] / "data" / "released_keys" / "tables.json.gz").read_bytes())
@@ -72,6 +60,10 @@ def small_tokenizer() -> RQVAE:
         scales=SCALES, codebook_size=24, code_width=6, channels=32, multipliers=[1, 2, 2], residual_blocks=1
     )
     return RQVAE(config).eval()
+
+
+def describe(state: dict[str, torch.Tensor]) -> GeneratorDescription:
+    return describe_generator(Contents("these weights", Path("weights.safetensors"), state, {}, {}, None))
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -125,13 +117,14 @@ def test_settings_are_read_off_published_shapes(name: str) -> None:
     state[LEVELS] = torch.repeat_interleave(
         torch.arange(len(config.scales)), torch.tensor([s * s for s in config.scales])
     )[None]
-    ours, visibility, found = generator_from_published(state)
-    assert visibility is None
+    described = describe(state)
+    found = described.implied
+    assert described.masked is None
     assert found == {key: asdict(config)[key] for key in found}
     assert set(asdict(config)) - set(found) == {
         "visibility", "heads", "head_precision", "query_key_norm", "rope_theta", "rope_size", "crop_base",
     }  # fmt: skip
-    assert set(state) - set(ours) == {LEVELS}
+    assert set(state) - set(described.state) == {LEVELS}
 
 
 @pytest.mark.parametrize("name", TOKENIZER_TABLES)
@@ -153,10 +146,10 @@ KINDS = [{}, {"ffn": "gelu"}, {"crop_condition": False}, {"rope": False}]
 def test_round_trip_keeps_every_bit(visibility: str, kind: dict, tmp_path: Path) -> None:
     model = small(visibility=visibility, **kind)
     published = generator_to_published(model)
-    ours, found, shown = generator_from_published(published)
-    assert found == visibility
-    assert same(ours, model.state_dict())
-    assert shown["scales"] == SCALES and shown["rope"] == kind.get("rope", True)
+    described = describe(published)
+    assert described.masked == visibility
+    assert same(described.state, model.state_dict())
+    assert described.implied["scales"] == SCALES and described.implied["rope"] == kind.get("rope", True)
     save_file(published, tmp_path / "model.safetensors")
     loaded = load_generator(tmp_path / "model.safetensors")
     assert loaded.config == model.config
@@ -188,13 +181,13 @@ def test_buffers_by_their_definition() -> None:
         (MASK, torch.zeros(1, 1, 39, 39), "neither causal nor non-causal"),
         (MASK, torch.zeros(1, 1, 5, 5), "39 tokens"),
         (MASK, torch.full((1, 1, 39, 39), -1e9), "other values than 0 and -inf"),
-        (LEVELS, torch.tensor([[0, 1, 1]]), "no pyramid of square token maps"),
-        (LEVELS, torch.tensor([[0, 1, 1, 1, 1]]).flip(1), "no pyramid of square token maps"),
+        (LEVELS, torch.tensor([[0, 1, 1]]), "is not a pyramid of square token maps"),
+        (LEVELS, torch.tensor([[0, 1, 1, 1, 1]]).flip(1), "is not a pyramid of square token maps"),
     ],
 )
 def test_wrong_buffers_are_named(key: str, value: torch.Tensor, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        generator_from_published({**generator_to_published(small()), key: value})
+        describe({**generator_to_published(small()), key: value})
 
 
 def test_tokenizer_for_another_pyramid_keeps_weights_and_restarts_counts(tmp_path: Path) -> None:
@@ -207,7 +200,7 @@ def test_tokenizer_for_another_pyramid_keeps_weights_and_restarts_counts(tmp_pat
     assert torch.equal(finer.quantize.ema_vocab_hit_SV, torch.zeros(5, 24))
     assert torch.equal(finer.encoder.conv_in.weight, model.encoder.conv_in.weight)
     without = {k: v for k, v in model.state_dict().items() if k != "quantize.ema_vocab_hit_SV"}
-    assert tokenizer_from_published(without, SCALES).keys() == model.state_dict().keys()
+    assert resize_code_use(without, SCALES).keys() == model.state_dict().keys()
 
 
 def golden() -> Path:
@@ -403,8 +396,8 @@ def broken(kind: str, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("cut safetensors", "is not a whole safetensors file"),
-        ("text", "is not a whole safetensors file"),
+        ("cut safetensors", "is not a complete safetensors file"),
+        ("text", "is not a complete safetensors file"),
         ("cut pth", "is cut off; copy or download it again"),
         ("code", r"would run code \((posix|nt|os).getcwd\) when loaded, which is refused"),
         ("old code", "is not a readable checkpoint"),
@@ -412,7 +405,7 @@ def broken(kind: str, folder: Path) -> Path:
         ("empty", "is not a readable checkpoint"),
         ("list", "holds a list"),
         ("no tensors", "holds no weights but epoch, args"),
-        ("tokenizer", r"no scale transformer: word_embed\.weight, .* missing"),
+        ("tokenizer", r"is not a scale transformer: word_embed\.weight, .* missing"),
         ("picture", "is not a weights file"),
     ],
 )
@@ -424,7 +417,7 @@ def test_unusable_files_are_refused_in_one_line(kind: str, words: str, tmp_path:
 
 
 def test_a_generator_is_no_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no RQ-VAE"):
+    with pytest.raises(UserError, match="is not an RQ-VAE"):
         load_tokenizer(publish(tmp_path, small()), scales=SCALES)
 
 
