@@ -53,8 +53,7 @@ def build_module(config: RunConfig, fresh: bool = True) -> LightningModule:
 
     fresh: the run begins, so that `init_from` counts; a run that is resumed has its weights in its checkpoint.
     """
-    averaged = config.callbacks.ema_decay is not None
-    common: dict[str, Any] = {"seed": config.seed, "averaged": averaged}
+    common: dict[str, Any] = {"seed": config.seed, "ema": config.callbacks.ema_decay is not None}
     if config.init_from and config.task != "generator":
         raise UserError(f"init_from={config.init_from} is for generators; a {config.task} run starts anew")
     if config.task == "tokenizer":

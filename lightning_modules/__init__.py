@@ -1,1 +1,1 @@
-"""Lightning modules: generator (causal or non-causal) and RQ-VAE."""
+"""Lightning modules: generator (causal or non-causal), RQ-VAE, and tuning of its decoder."""

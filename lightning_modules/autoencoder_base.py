@@ -1,27 +1,28 @@
-"""What pretraining of a tokenizer and tuning of its decoder share: losses on pictures, a discriminator, one step count.
+"""Base of the autoencoder trainings (tokenizer, its decoder): reconstruction losses, a discriminator, one step count.
 
-Two optimisers mean manual optimisation. Lightning counts every step of an optimiser that it has wrapped, so the
-discriminator's is stepped unwrapped: `trainer.global_step` is the number of the model's steps, which is what max_steps,
-checkpoints, averages and all other callbacks go by. Gradients are accumulated, averaged over ranks and clipped here;
+Two optimizers mean manual optimization. Lightning counts every step of an optimizer that it has wrapped, so the
+discriminator's is stepped unwrapped: `trainer.global_step` is the number of the model's steps, by which max_steps,
+checkpoints, the EMA and all other callbacks count. Gradients are accumulated, averaged over ranks and clipped here;
 the trainer must be built with accumulate_grad_batches=1 and without gradient_clip_val. Under fsdp the networks and
-their averages are divided between steps (`whole_steps`), so that a step computes what it does under ddp.
+their EMA are sharded between steps (`strategies.gather_per_step`), so that a step computes the same as under ddp.
 
-Shape suffixes: B batch, H, W rows and columns of pictures.
+Shape suffixes: B batch, H, W rows and columns of images.
 """
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from lightning_modules.config import OptimizerConfig, TrainerConfig
 from lightning_modules.nonfinite_guard import NonfiniteGuard
 from lightning_modules.optimization import build_optimizer
-from lightning_modules.strategies.gather_per_step import divide_step, divide_weights, hold_whole
+from lightning_modules.strategies.gather_per_step import reshard_with_gradients, shard_between_steps, unshard
 from lightning_modules.strategies.parallel import ShardedStrategy
 from lightning_modules.tokenizer_config import ReconstructionLossConfig
 from switti.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss, r1_penalty
@@ -35,11 +36,12 @@ from switti.weights.fill import fill_tokenizer
 from switti.weights.save import save_tokenizer
 
 WEIGHTS_FILE = "tokenizer.safetensors"
-Figures = dict[str, Tensor]
+Values = dict[str, Tensor]
+Trained = TypeVar("Trained", bound=nn.Module)
 
 
-def single(x: Tensor) -> Tensor:
-    """Half precision → float32, in which losses are computed."""
+def to_float32(x: Tensor) -> Tensor:
+    """bfloat16 → float32, in which losses are computed; float64 stays."""
     return x.float() if x.dtype.itemsize < 4 else x
 
 
@@ -49,24 +51,27 @@ def from_state(config: RQVAEConfig, state: Mapping[str, Tensor]) -> RQVAE:
 
 
 class Reconstructed(NamedTuple):
-    """One training pass: reconstructions and their pictures [B, 3, H, W] in [-1, 1]; a loss besides those on pictures.
+    """A micro-batch's reconstructions and their targets [B, 3, H, W] in [-1, 1]; a loss besides those on images.
 
-    figures: what the pass adds to the log.
+    values: further values for the log.
     """
 
-    found: Tensor
+    output: Tensor
     target: Tensor
     extra_loss: Tensor | None = None
-    figures: Figures = {}  # noqa: RUF012 (only read)
+    values: Values = {}  # noqa: RUF012 (only read)
 
 
-class ReconstructionModule(pl.LightningModule):
-    """Base of the tokenizer's trainings. Subclasses give `trained_module`, `last_layer`, `exported`, `reconstruct`.
+class AutoencoderModule(pl.LightningModule, Generic[Trained]):
+    """Base of the autoencoder trainings. Subclasses define `trained_module`, `ema_module`, `exported`, `reconstruct`.
 
-    sides: of the square pictures in px that will be seen. seed: of the discriminator's initial weights.
-    Batches need `image` [B, 3, H, W] in [-1, 1]; with `enlarged` bool [B] the share of pictures that were smaller than
+    Batches need `image` [B, 3, H, W] in [-1, 1]; with `enlarged` bool [B] the share of images that were smaller than
     the crop, and were enlarged to it, is logged. At the end of training the run folder gets `tokenizer.safetensors`,
-    which `tokenizer_weights` accepts. A step with a loss that is no finite number is left out by both optimisers.
+    which `tokenizer_weights` accepts. A step with a loss that is not finite is skipped by both optimizers.
+
+    Args:
+        sizes: heights, which are also the widths, of the images that will be seen, in px.
+        seed: of the discriminator's initial weights.
     """
 
     def __init__(
@@ -75,70 +80,79 @@ class ReconstructionModule(pl.LightningModule):
         optimizer: OptimizerConfig,
         trainer: TrainerConfig,
         *,
-        sides: Sequence[int],
+        sizes: Sequence[int],
         seed: int,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.loss_config, self.optimizer_config, self.trainer_config = loss, optimizer, trainer
-        # In a tuple, where nn.Module does not look: frozen, no part of the saved state.
+        # In a tuple, which nn.Module does not register: frozen, not part of the saved state.
         self._perceptual = (build_lpips(loss.lpips_net) if loss.lpips > 0 else None,)
         self.discriminator = None
         if loss.adversarial > 0:
-            for side in sides:
-                check_sides(side, side)
+            for size in sizes:
+                check_sides(size, size)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 self.discriminator = UNetDiscriminator(loss.discriminator_features)
         self.nonfinite_guard = NonfiniteGuard()
         self._micro_batches = 0
-        self._figures: Figures = {}
+        self._values: Values = {}
 
-    # ---- what subclasses give -----------------------------------------------------------------------------------
+    # ---- for subclasses -----------------------------------------------------------------------------------------
 
     @property
-    def trained_module(self) -> nn.Module:
-        """What the first optimiser trains."""
+    def trained_module(self) -> Trained:
+        """The network that the first optimizer trains."""
         raise NotImplementedError
 
     @property
-    def last_layer(self) -> Tensor:
-        """The decoder's last weight, on which the adaptive weight is judged."""
-        raise NotImplementedError
-
-    def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        """(average, source) of what an average is kept of."""
+    def ema_module(self) -> Trained | None:
+        """The EMA copy of `trained_module`; None if no EMA is kept."""
         raise NotImplementedError
 
     def exported(self) -> RQVAE:
-        """The tokenizer to be saved at the end, whole. Under fsdp every rank must ask for it."""
+        """The tokenizer to be saved at the end, unsharded. Under fsdp every rank must call it."""
         raise NotImplementedError
 
     def reconstruct(self, batch: Mapping[str, Any]) -> Reconstructed:
-        """The training pass, with gradients."""
+        """The forward pass of a micro-batch, with gradients."""
         raise NotImplementedError
 
     def after_step(self, finite: bool) -> None:
-        """After each step of the first optimiser; for what is not trained by gradients. finite: it was not left out."""
+        """After each step of the first optimizer; for updates without gradients. finite: it was not skipped."""
 
     # ---- set-up -------------------------------------------------------------------------------------------------
 
+    def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Pairs of (EMA copy, live module)."""
+        return [] if self.ema_module is None else [(self.ema_module, self.trained_module)]
+
+    @property
+    def evaluated(self) -> Trained:
+        """The EMA copy if there is one, else the live module."""
+        return self.trained_module if self.ema_module is None else self.ema_module
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The decoder's last weight, by whose gradients the adaptive weight is computed."""
+        return self.trained_module.get_parameter("decoder.conv_out.weight")
+
     @property
     def perceptual(self) -> nn.Module | None:
-        """LPIPS, or None if it has no weight."""
+        """LPIPS, or None if its weight is 0."""
         return self._perceptual[0]
 
     def configure_model(self) -> None:
-        """Under fsdp: every rank has made the same whole weights and keeps its part."""
+        """Under fsdp: every rank has initialized the same unsharded weights and keeps its shard."""
         if self.trainer_config.strategy != "fsdp":
             return
         strategy = self.trainer.strategy
-        assert isinstance(strategy, ShardedStrategy)  # `build_strategy` has made it
+        assert isinstance(strategy, ShardedStrategy)  # from `build_strategy`
         mesh = strategy.build_mesh()
-        averages = [average for average, _ in self.ema_pairs()]
-        for module in (self.trained_module, *averages, self.discriminator):
+        for module in (self.trained_module, self.ema_module, self.discriminator):
             if module is not None:
-                divide_weights(module, mesh)
+                shard_between_steps(module, mesh)
 
     def on_fit_start(self) -> None:
         if self.perceptual is not None:
@@ -160,80 +174,83 @@ class ReconstructionModule(pl.LightningModule):
         critic = self.discriminator if self.global_step >= self.loss_config.start_step else None
         for module in (self.trained_module, critic):
             if module is not None:
-                hold_whole(module)
-        with self._unsynchronised():
-            done = self.reconstruct(batch)
-            figures = dict(done.figures) | self._train_model(done, critic)
+                unshard(module)
+        with self._without_gradient_sync():
+            result = self.reconstruct(batch)
+            values = dict(result.values) | self._train_model(result, critic)
             if critic is not None:
-                figures |= self._train_discriminator(done.found.detach(), done.target, critic)
+                values |= self._train_discriminator(result.output.detach(), result.target, critic)
         if "enlarged" in batch:
-            figures["enlarged_share"] = batch["enlarged"].float().mean()
+            values["enlarged_share"] = batch["enlarged"].float().mean()
         share = 1 / self.trainer_config.accumulate
-        for name, value in figures.items():
-            self._figures[name] = self._figures.get(name, 0) + share * value.detach()
+        for name, value in values.items():
+            self._values[name] = self._values.get(name, 0) + share * value.detach()
         self._micro_batches += 1
         if self._micro_batches == self.trainer_config.accumulate:
             self._step(critic)
 
-    def _unsynchronised(self) -> AbstractContextManager[None]:
-        """No exchange in the backward passes: DDP's own supposes one of them per step, over all parameters."""
+    def _without_gradient_sync(self) -> AbstractContextManager[None]:
+        """No reduction in the backward passes: DDP's own assumes one of them per step, over all parameters."""
         strategy = self.trainer.strategy
-        if self.trainer.world_size == 1 or isinstance(strategy, ShardedStrategy):  # `hold_whole` sees to it
+        # Of sharded networks `unshard` has switched it off.
+        if self.trainer.world_size == 1 or isinstance(strategy, ShardedStrategy):
             return nullcontext()
+        assert isinstance(strategy, DDPStrategy)
         return strategy.block_backward_sync()
 
     def _backward(self, loss: Tensor) -> None:
         self.manual_backward(loss / self.trainer_config.accumulate)
 
-    def _train_model(self, done: Reconstructed, critic: UNetDiscriminator | None) -> Figures:
+    def _train_model(self, result: Reconstructed, critic: UNetDiscriminator | None) -> Values:
         weights = self.loss_config
-        found_B3HW = single(done.found)
-        terms = reconstruction_losses(found_B3HW, done.target, self.perceptual)
+        output_B3HW = to_float32(result.output)
+        terms = reconstruction_losses(output_B3HW, result.target, self.perceptual)
         loss = weights.l1 * terms.l1 + weights.mse * terms.mse + weights.lpips * terms.lpips
-        figures = {"l1": terms.l1, "mse": terms.mse}
+        values = {"l1": terms.l1, "mse": terms.mse}
         if self.perceptual is not None:
-            figures["lpips"] = terms.lpips
+            values["lpips"] = terms.lpips
         if critic is not None:
-            critic.requires_grad_(False)  # it judges here and learns below
-            adversarial = generator_loss(single(critic(found_B3HW)), weights.gan)
-            figures["adversarial"] = adversarial
+            critic.requires_grad_(False)  # trained below, not here
+            adversarial = generator_loss(to_float32(critic(output_B3HW)), weights.gan)
+            values["adversarial"] = adversarial
             if weights.adaptive:
                 factor = adaptive_weight(loss, adversarial, self.last_layer)
-                figures["adaptive_weight"] = factor
+                values["adaptive_weight"] = factor
                 adversarial = factor * adversarial
             loss = loss + weights.adversarial * adversarial
-        if done.extra_loss is not None:
-            loss = loss + done.extra_loss
+        if result.extra_loss is not None:
+            loss = loss + result.extra_loss
         self._backward(loss)
         if critic is not None:
             critic.requires_grad_(True)
-        return figures | {"loss": loss}
+        return values | {"loss": loss}
 
     def _train_discriminator(
-        self, found_B3HW: Tensor, target_B3HW: Tensor, critic: UNetDiscriminator
-    ) -> Figures:
+        self, output_B3HW: Tensor, target_B3HW: Tensor, critic: UNetDiscriminator
+    ) -> Values:
         weights = self.loss_config
-        real, fake = single(critic(target_B3HW)), single(critic(single(found_B3HW)))
+        real, fake = to_float32(critic(target_B3HW)), to_float32(critic(to_float32(output_B3HW)))
         loss = discriminator_loss(real, fake, weights.gan)
-        figures = {"discriminator_loss": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
+        values = {"discriminator_loss": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
         if weights.r1 > 0:
             with torch.autocast(self.device.type, enabled=False):
                 real_B3HW = target_B3HW.detach().clone().requires_grad_()
-                figures["r1"] = r1_penalty(critic(real_B3HW), real_B3HW)
-            loss = loss + weights.r1 * figures["r1"]
+                values["r1"] = r1_penalty(critic(real_B3HW), real_B3HW)
+            loss = loss + weights.r1 * values["r1"]
         self._backward(loss)
-        return figures
+        return values
 
     def _step(self, critic: UNetDiscriminator | None) -> None:
-        """One step of the model and, once it has begun, of the discriminator; then the schedules and the log."""
-        schedulers = self.lr_schedulers()
+        """Steps the model and, once its training has begun, the discriminator; then the schedules; then logs."""
+        plain: list[torch.optim.Optimizer] = self.trainer.optimizers
+        schedulers: Any = self.lr_schedulers()
         schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
-        wrapped, plain = self.optimizers(), self.trainer.optimizers
+        wrapped: Any = self.optimizers()
         counted = wrapped[0] if isinstance(wrapped, list) else wrapped
-        self._figures["learning_rate"] = torch.tensor(plain[0].param_groups[0]["lr"], device=self.device)
-        self._figures["gradient_norm"] = self._settle_gradients(self.trained_module)
+        self._values["learning_rate"] = torch.tensor(plain[0].param_groups[0]["lr"], device=self.device)
+        self._values["gradient_norm"] = self._settle_gradients(self.trained_module)
         if critic is not None:
-            self._figures["discriminator_gradient_norm"] = self._settle_gradients(critic)
+            self._values["discriminator_gradient_norm"] = self._settle_gradients(critic)
         finite = self._settle_step()
         for optimizer, scheduler in zip([counted, *plain[1:]], schedulers, strict=True):
             if optimizer is counted or critic is not None:
@@ -243,58 +260,62 @@ class ReconstructionModule(pl.LightningModule):
         self.after_step(finite)
         if finite:
             self._log_step()
-        self._micro_batches, self._figures = 0, {}
+        self._micro_batches, self._values = 0, {}
 
     def _settle_gradients(self, module: nn.Module) -> Tensor:
-        """Averages the gradients over ranks, clips and divides them; their norm before clipping."""
+        """Averages the gradients over ranks, clips and reshards them; their norm before clipping."""
         parameters = [p for p in module.parameters() if p.grad is not None]
         if self.trainer.world_size > 1:
-            flat = torch.cat([p.grad.flatten() for p in parameters])
-            flat = self.trainer.strategy.reduce(flat, reduce_op="mean")
+            flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+            flat = self._reduce(flat, "mean")
             for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
                 p.grad = part.view_as(p)
         norm = nn.utils.clip_grad_norm_(parameters, self.trainer_config.gradient_clip or float("inf"))
-        divide_step(module)
+        reshard_with_gradients(module)
         return norm
 
     def _settle_step(self) -> bool:
-        """Whether both steps may be taken, on all ranks alike; if not, they are left out."""
-        figures = torch.stack([value.float() for value in self._figures.values()])
+        """Whether both steps may be taken, on all ranks alike; if not, they are skipped."""
+        values = torch.stack([value.float() for value in self._values.values()])
         modules = [module for module in (self.trained_module, self.discriminator) if module is not None]
-        return self.nonfinite_guard.settle(figures, [p for module in modules for p in module.parameters()])
+        return self.nonfinite_guard.settle(values, [p for module in modules for p in module.parameters()])
 
     def _log_step(self) -> None:
-        """Straight to the loggers: Lightning's own interval and axis would count accumulated batches."""
-        self.log("train/loss", self._figures["loss"], prog_bar=True, logger=False)
+        """Straight to the loggers: Lightning's own interval and axis would count micro-batches."""
+        self.log("train/loss", self._values["loss"], prog_bar=True, logger=False)
         if self.global_step % self.trainer_config.log_every:
             return
-        values = torch.stack([value.float() for value in self._figures.values()])
-        values = self.trainer.strategy.reduce(values, reduce_op="mean").tolist()
-        self.write_log({f"train/{name}": value for name, value in zip(self._figures, values, strict=True)})
+        values = torch.stack([value.float() for value in self._values.values()])
+        means = self._reduce(values, "mean").tolist()
+        self.log_now({f"train/{name}": mean for name, mean in zip(self._values, means, strict=True)})
 
-    def write_log(self, values: Mapping[str, float]) -> None:
-        """Now, at the present step."""
+    def _reduce(self, values: Tensor, operation: Literal["mean", "sum"]) -> Tensor:
+        """Over all ranks."""
+        return self.trainer.strategy.reduce(values, reduce_op=operation)
+
+    def log_now(self, values: Mapping[str, float]) -> None:
+        """Write values to all loggers at the current step."""
         for logger in self.loggers:
             logger.log_metrics(dict(values), step=self.global_step)
 
     # ---- validation and the result ------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        # in a tuple: its perceptual network must not be saved
+        # In a tuple, which nn.Module does not register: its perceptual network must not be saved.
         self._quality = (ReconstructionQuality(self.perceptual, "lpips").to(self.device),)
 
-    def validate_pictures(self, found_B3HW: Tensor, target_B3HW: Tensor) -> None:
-        """Adds reconstructions to the epoch's figures; pictures in [-1, 1]."""
-        self._quality[0].update((single(found_B3HW) + 1) / 2, (target_B3HW + 1) / 2)
+    def validate_images(self, output_B3HW: Tensor, target_B3HW: Tensor) -> None:
+        """Adds reconstructions to the epoch's quality metrics; images in [-1, 1]."""
+        self._quality[0].update((to_float32(output_B3HW) + 1) / 2, (target_B3HW + 1) / 2)
 
     def on_validation_epoch_end(self) -> None:
         values = {name: float(value) for name, value in self._quality[0].compute().items()}
         values = {f"validation/{name}": value for name, value in (values | self.more_validation()).items()}
-        self.write_log(values)
+        self.log_now(values)
         self.log_dict(values, logger=False)  # for callbacks that monitor a value
 
     def more_validation(self) -> dict[str, float]:
-        """Figures of the split besides those on pictures."""
+        """Values of the split besides the quality of images."""
         return {}
 
     def on_train_end(self) -> None:

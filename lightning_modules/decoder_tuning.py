@@ -1,6 +1,6 @@
 """Tuning of the RQ-VAE's decoder with everything before it frozen (Section 4.3): L1, LPIPS and an adversarial loss.
 
-Shape suffixes: B batch, C code width, HH the square latent, H, W rows and columns of pictures.
+Shape suffixes: B batch, C code width, HH the square latent, H, W rows and columns of images.
 """
 
 import copy
@@ -10,27 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.autoencoder_base import Reconstructed, ReconstructionModule, from_state, single
+from lightning_modules.autoencoder_base import AutoencoderModule, Reconstructed, from_state, to_float32
 from lightning_modules.config import OptimizerConfig, TrainerConfig
 from lightning_modules.decoder_tuning_config import DecoderTuningConfig
-from lightning_modules.strategies.gather_per_step import whole_state
+from lightning_modules.strategies.gather_per_step import full_state
 from switti.tokenizer.rqvae import RQVAE
 
 PARTS = ("post_quant_conv", "decoder")
 
 
 def decode(parts: nn.ModuleDict, f_hat_BCHH: Tensor) -> Tensor:
-    """Quantised latent → picture, unclamped."""
+    """Quantized latent → image, unclamped."""
     for name in PARTS:
         f_hat_BCHH = parts[name](f_hat_BCHH)
-    return single(f_hat_BCHH)
+    return to_float32(f_hat_BCHH)
 
 
-class DecoderTuningModule(ReconstructionModule):
-    """Trains the decoder and post_quant_conv of `rqvae`; its encoder, quantiser and codebook keep every bit.
+class DecoderTuningModule(AutoencoderModule[nn.ModuleDict]):
+    """Trains the decoder and post_quant_conv of `rqvae`; its encoder, quantizer and codebook keep every bit.
 
-    averaged: keep an exponential moving average (`ema_trained`), which validation and the exported weights then use.
-    The result makes the same tokens as `rqvae` did and can take its place.
+    ema: keep an exponential moving average (`ema_trained`), which validation and the exported weights then use.
+    The result makes the same tokens as `rqvae` did and can replace it.
     """
 
     def __init__(
@@ -41,41 +41,31 @@ class DecoderTuningModule(ReconstructionModule):
         trainer: TrainerConfig,
         *,
         seed: int,
-        averaged: bool,
+        ema: bool,
     ) -> None:
-        sides = [rqvae.config.resolution]
-        super().__init__(decoder, optimizer, trainer, sides=sides, seed=seed)
+        super().__init__(decoder, optimizer, trainer, sizes=[rqvae.config.resolution], seed=seed)
         self.trained = nn.ModuleDict({name: rqvae.get_submodule(name) for name in PARTS})
-        # In a tuple, where nn.Module does not look: frozen, no part of the saved state.
+        # In a tuple, which nn.Module does not register: frozen, not part of the saved state.
         self._frozen = (rqvae.eval().requires_grad_(False),)
         self.trained.train().requires_grad_(True)
-        self.ema_trained = copy.deepcopy(self.trained).requires_grad_(False) if averaged else None
+        self.ema_trained = copy.deepcopy(self.trained).requires_grad_(False) if ema else None
 
     @property
     def tokenizer(self) -> RQVAE:
-        """The whole RQ-VAE with the decoder as it is trained."""
+        """The complete RQ-VAE, with the decoder that is being trained."""
         return self._frozen[0]
 
     @property
-    def trained_module(self) -> nn.Module:
+    def trained_module(self) -> nn.ModuleDict:
         return self.trained
 
     @property
-    def last_layer(self) -> Tensor:
-        return self.tokenizer.decoder.conv_out.weight
-
-    def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        """(average, source) of what an average is kept of."""
-        return [] if self.ema_trained is None else [(self.ema_trained, self.trained)]
-
-    @property
-    def evaluated(self) -> nn.ModuleDict:
-        """The averaged parts if there are any, else what is being trained."""
-        return self.trained if self.ema_trained is None else self.ema_trained
+    def ema_module(self) -> nn.ModuleDict | None:
+        return self.ema_trained
 
     def exported(self) -> RQVAE:
-        """A copy of the RQ-VAE with the averaged decoder, or the trained one if no average is kept."""
-        return from_state(self.tokenizer.config, whole_state(self.tokenizer) | whole_state(self.evaluated))
+        """A copy of the RQ-VAE with the EMA of the decoder, or the live one if no EMA is kept."""
+        return from_state(self.tokenizer.config, full_state(self.tokenizer) | full_state(self.evaluated))
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
@@ -91,4 +81,4 @@ class DecoderTuningModule(ReconstructionModule):
         return Reconstructed(decode(self.trained, self._latent(batch["image"])), batch["image"])
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        self.validate_pictures(decode(self.evaluated, self._latent(batch["image"])), batch["image"])
+        self.validate_images(decode(self.evaluated, self._latent(batch["image"])), batch["image"])

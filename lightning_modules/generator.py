@@ -1,6 +1,6 @@
 """Training of the scale transformer, causal or non-causal (Sections 3 and 4).
 
-Shape suffixes: B pictures, L tokens of all scales, T caption tokens, C code or caption width, P pooled width.
+Shape suffixes: B images, L tokens of all scales, T caption tokens, C code or caption width, P pooled width.
 """
 
 import copy
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from lightning_modules.config import LossConfig, OptimizerConfig, TrainerConfig
 from lightning_modules.nonfinite_guard import NonfiniteGuard
 from lightning_modules.optimization import build_optimizer
-from lightning_modules.strategies.gather_per_step import whole
-from lightning_modules.strategies.parallel import ShardedStrategy, gathered, shard
+from lightning_modules.strategies.gather_per_step import full_tensor
+from lightning_modules.strategies.parallel import ShardedStrategy, shard, unsharded
+from switti.distributed.optimizer_state import local_part
 from switti.errors import UserError
 from switti.losses.cross_entropy import by_scale, token_losses
 from switti.metrics.generator_statistics import GeneratorStatistics
@@ -33,10 +34,11 @@ Batch = dict[str, Any]
 class GeneratorModule(LightningModule):
     """Next-scale prediction with a frozen tokenizer and precomputed text embeddings.
 
-    tokenizer: frozen; it is no submodule, so that it is neither saved nor sharded nor averaged.
-    averaged: keep an exponential moving average of the transformer (`ema_generator`), which sampling then uses.
-    seed: of the initial weights, so that variants of one seed start from the same ones. initial_state: weights to start
-    from instead, those of `init_from`.
+    Args:
+        tokenizer: frozen; not a registered submodule, so that it is not saved and not sharded, and has no EMA.
+        seed: of the initial weights, so that variants of one seed start from the same ones.
+        ema: keep an exponential moving average of the transformer (`ema_generator`), which sampling then uses.
+        initial_state: weights to start from instead, those of `init_from`.
     """
 
     generator: ScaleTransformer | None
@@ -51,7 +53,7 @@ class GeneratorModule(LightningModule):
         trainer: TrainerConfig,
         *,
         seed: int,
-        averaged: bool,
+        ema: bool,
         initial_state: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
@@ -60,17 +62,22 @@ class GeneratorModule(LightningModule):
         self.loss_config = loss
         self.trainer_config = trainer
         self.seed = seed
-        self.averaged = averaged
+        self.ema = ema
         self._initial_state = initial_state
         self.generator = None
         self.ema_generator = None
         self.nonfinite_guard = NonfiniteGuard()
         self._frozen = (tokenizer.eval().requires_grad_(False),)
-        self._noted: dict[str, list[Tensor]] = {}
+        self._values: dict[str, list[Tensor]] = {}
 
     @property
     def tokenizer(self) -> RQVAE:
         return self._frozen[0]
+
+    @property
+    def _bfloat16(self) -> bool:
+        """Whether blocks compute in bfloat16."""
+        return self.trainer_config.precision == "bf16-mixed"
 
     # ---- building and moving ------------------------------------------------------------------------------------
 
@@ -85,33 +92,33 @@ class GeneratorModule(LightningModule):
             self._initial_state = None
         self.generator.checkpointing = self.trainer_config.checkpointing
         if self.trainer_config.strategy == "fsdp":
+            assert isinstance(self.trainer.strategy, ShardedStrategy)  # from `build_strategy`
             self._shard(self.trainer.strategy)
-        elif self.averaged:
+        elif self.ema:
             self.ema_generator = copy.deepcopy(self.generator).eval().requires_grad_(False)
         if self.trainer_config.compile:
             for block in self.generator.blocks:
-                # What is around it, the exchange of a sharded block among it, stays as it is.
+                # Hooks around it, those that gather a sharded block among them, are not compiled.
                 block.forward = torch.compile(block.forward)
 
     def _shard(self, strategy: ShardedStrategy) -> None:
-        """Every rank has the same whole weights and keeps its part; the average begins as a copy of that part."""
+        """Every rank has the same unsharded weights and keeps its shard; the EMA begins as a copy of that shard."""
         assert self.generator is not None  # made just now
-        mesh, half = strategy.build_mesh(), self.trainer_config.precision == "bf16-mixed"
-        shard(self.generator, self.generator.blocks, mesh, half)
-        if not self.averaged:
+        mesh = strategy.build_mesh()
+        shard(self.generator, self.generator.blocks, mesh, self._bfloat16)
+        if not self.ema:
             return
         self.ema_generator = build_empty(self.model_config).eval().requires_grad_(False)
-        shard(self.ema_generator, self.ema_generator.blocks, mesh, half)
+        shard(self.ema_generator, self.ema_generator.blocks, mesh, self._bfloat16)
         self.ema_generator.to_empty(device=strategy.root_device)
         self.ema_generator.build_tables(strategy.root_device)
         with torch.no_grad():
-            for average, source in zip(
-                self.ema_generator.parameters(), self.generator.parameters(), strict=True
-            ):
-                average.to_local().copy_(source.to_local())  # type: ignore[attr-defined]
+            parameters = zip(self.ema_generator.parameters(), self.generator.parameters(), strict=True)
+            for ema, source in parameters:
+                local_part(ema).copy_(local_part(source))
 
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        """(average, source) for the callback that updates the average."""
+        """Pairs of (EMA copy, live module)."""
         if self.ema_generator is None or self.generator is None:
             return []
         return [(self.ema_generator, self.generator)]
@@ -150,17 +157,18 @@ class GeneratorModule(LightningModule):
         return token_losses(logits, tokens, smoothing), logits, tokens
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        assert self.generator is not None
         losses, logits, tokens = self.compute_token_losses(
             batch, self.generator, self.loss_config.latent_noise
         )
         loss = losses.mean()
         self.nonfinite_guard.watch(loss)
-        self._note({"train/loss": loss})
+        self._collect({"train/loss": loss})
         if (self.global_step + 1) % self.trainer_config.log_every == 0:
-            self._note_by_scale(losses, logits, tokens)
+            self._collect_by_scale(losses, logits, tokens)
         return loss
 
-    def _note_by_scale(self, losses: Tensor, logits: Tensor, tokens: Tensor) -> None:
+    def _collect_by_scale(self, losses: Tensor, logits: Tensor, tokens: Tensor) -> None:
         pyramid = self.tokenizer.pyramid
         correct = (logits.argmax(dim=-1) == tokens).float()
         values: dict[str, Tensor] = {}
@@ -169,21 +177,23 @@ class GeneratorModule(LightningModule):
             ("accuracy", by_scale(correct, pyramid)),
         ):
             values |= {f"train/{name}_by_scale/{k}": value for k, value in enumerate(per_scale)}
-        self._note(values)
+        self._collect(values)
         used_V = losses.new_zeros(self.model_config.codebook_size)
-        self._note({"used": used_V.index_fill(0, tokens.unique(), 1.0)})
+        self._collect({"used": used_V.index_fill(0, tokens.unique(), 1.0)})
 
-    def _note(self, values: Mapping[str, Tensor]) -> None:
-        """Keeps values of a micro-batch until the optimiser step, when their means are logged."""
+    def _collect(self, values: Mapping[str, Tensor]) -> None:
+        """Keeps values of a micro-batch until the optimizer step, when their means are logged."""
         for name, value in values.items():
-            self._noted.setdefault(name, []).append(value.detach())
+            self._values.setdefault(name, []).append(value.detach())
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        noted, self._noted = self._noted, {}
-        if "used" in noted:  # codes that any rank has seen in any micro-batch
-            used_V = self.trainer.strategy.reduce(torch.stack(noted.pop("used")).amax(dim=0), reduce_op="max")
+        collected, self._values = self._values, {}
+        if "used" in collected:  # codebook entries that any rank has seen in any micro-batch
+            used_V = self.trainer.strategy.reduce(
+                torch.stack(collected.pop("used")).amax(dim=0), reduce_op="max"
+            )
             self.log("train/codebook_use", used_V.mean())
-        for name, values in noted.items():
+        for name, values in collected.items():
             self.log(name, torch.stack(values).mean(), prog_bar=name == "train/loss", sync_dist=True)
 
     def configure_gradient_clipping(
@@ -192,10 +202,10 @@ class GeneratorModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips by the global norm over all ranks and logs the norm before. If it is not finite, no step is taken."""
+        """Clips by the global norm over all ranks and logs the norm before clipping. If it is not finite, the step is
+        skipped."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val or float("inf"))
-        norm = whole(norm)
+        norm = full_tensor(nn.utils.clip_grad_norm_(parameters, gradient_clip_val or float("inf")))
         self.nonfinite_guard.settle(norm, parameters)
         self.log("train/gradient_norm", norm)
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
@@ -208,6 +218,7 @@ class GeneratorModule(LightningModule):
         )
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
+        assert self.generator is not None
         losses, logits, tokens = self.compute_token_losses(batch, self.generator, 0.0)
         self._statistics.update(tokens, losses, logits.argmax(dim=-1) == tokens)
 
@@ -225,16 +236,17 @@ class GeneratorModule(LightningModule):
         null: TextEmbedding,
         seeds: list[int],
         sampling: SamplingConfig,
-        averaged: bool = True,
     ) -> Tensor:
-        """Pictures [B, 3, H, W] in [0, 1]: one caption and one seed each; null has one row for all or one each."""
-        model = self.ema_generator if averaged and self.ema_generator is not None else self.generator
+        """Images [B, 3, H, W] in [0, 1], by the EMA if there is one: one per row of `text` and seed.
+
+        null: the null caption, one row for all or one each.
+        """
+        model = self.generator if self.ema_generator is None else self.ema_generator
         assert model is not None
         was_training = model.training
         model.eval()
-        half = self.trainer_config.precision == "bf16-mixed"
         try:
-            with gathered(model), torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            with unsharded(model), torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
                 latent = sample_latent(
                     model,
                     self.tokenizer,

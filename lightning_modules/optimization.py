@@ -8,7 +8,7 @@ from torch import nn
 from lightning_modules.config import OptimizerConfig
 from lightning_modules.schedule import warmup_decay
 
-# Parameters of two or more dimensions that are no matrices of a linear map: embeddings and gates.
+# Parameters of two or more dimensions that are not matrices of a linear map: embeddings and gates.
 UNDECAYED = ("pos_start", "lvl_embed", "pos_1LC", "crop_cond_scales")
 
 

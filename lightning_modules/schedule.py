@@ -17,7 +17,7 @@ def warmup_decay(
     knee: float = 0.0,
     knee_value: float = 1.0,
 ) -> float:
-    """Factor on the peak learning rate at optimiser step `step` (0-based) out of `total`.
+    """Factor on the peak learning rate at optimizer step `step` (0-based) out of `total`.
 
     During the first `warmup` steps the factor rises linearly from `initial` to 1. After that, with progress
     p in [0, 1]: "linear" goes from 1 to `knee_value` at p = `knee` and on to `final` at p = 1; "exponential"

@@ -226,7 +226,7 @@ def run_step(
 ) -> None:
     """Forward and backward passes of made-up pictures, with gradients left in the parameters."""
     module = GeneratorModule(
-        config.model, tokenizer, config.optimizer, config.loss, config.trainer, seed=0, averaged=False
+        config.model, tokenizer, config.optimizer, config.loss, config.trainer, seed=0, ema=False
     )
     half = _half(config)
     for i in range(micro_batches):

@@ -1,9 +1,9 @@
-"""Sharding of networks that are trained by hand: divided between steps, whole within one.
+"""FSDP2 for manual optimization: parameters are sharded between steps and gathered for the duration of a step.
 
-Between steps each rank holds its part of the weights, the average and the optimiser's state. From the first pass of a
-step to the last, weights and gradients are whole on every rank, and nothing is exchanged: any number of losses and
-passes, gradients with respect to one layer and second derivatives work as in a single process. Gradients are averaged
-whole, once a step, before each rank keeps its part of them.
+Between steps each rank holds its shard of the weights, the EMA and the optimizer's state. From the first micro-batch of
+a step to the last, weights and gradients are unsharded on every rank, and nothing is communicated: any number of losses
+and backward passes, gradients with respect to one layer and second derivatives work as in a single process. Gradients
+are averaged once a step, unsharded, before each rank keeps its shard of them.
 """
 
 import torch
@@ -16,15 +16,15 @@ from lightning_modules.strategies.parallel import sharded_units
 from switti.distributed.optimizer_state import part_of
 
 
-def divide_weights(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Divide a network among the mesh as a single unit; of a ModuleDict, which has no pass of its own, each entry."""
+def shard_between_steps(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Shard a network over the mesh as a single unit; of a ModuleDict, which has no forward pass, each entry."""
     for unit in module.values() if isinstance(module, nn.ModuleDict) else (module,):
         if not isinstance(unit, FSDPModule):
             fully_shard(unit, mesh=mesh, reshard_after_forward=True)
 
 
-def hold_whole(module: nn.Module) -> None:
-    """Before each pass of a step: whole weights on every rank, until `divide_step`. Nothing if they are not divided."""
+def unshard(module: nn.Module) -> None:
+    """Before each micro-batch: unsharded weights on every rank until `reshard_with_gradients`. No-op if not sharded."""
     for unit in sharded_units(module):
         unit.set_requires_gradient_sync(False, recurse=False)
         unit.set_reshard_after_backward(False, recurse=False)
@@ -32,8 +32,8 @@ def hold_whole(module: nn.Module) -> None:
         unit.unshard()
 
 
-def divide_step(module: nn.Module) -> None:
-    """After the passes of a step: each rank keeps its part of weights and gradients, which all ranks have alike."""
+def reshard_with_gradients(module: nn.Module) -> None:
+    """After the last micro-batch: each rank keeps its shard of weights and gradients, which are equal on all ranks."""
     units = sharded_units(module)
     if not units:
         return
@@ -46,18 +46,18 @@ def divide_step(module: nn.Module) -> None:
         parameter.grad = None if gradient is None else part_of(gradient, parameter)
 
 
-def whole(value: Tensor) -> Tensor:
-    """A tensor, divided or not, whole and without gradient; all ranks must ask if it is divided."""
+def full_tensor(value: Tensor) -> Tensor:
+    """A tensor, sharded or not, unsharded and without gradient; a collective if it is sharded."""
     value = value.detach()
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def whole_state(module: nn.Module) -> dict[str, Tensor]:
-    """The state of a module, whole on every rank."""
-    return {name: whole(value) for name, value in module.state_dict().items()}
+def full_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a module, unsharded on every rank."""
+    return {name: full_tensor(value) for name, value in module.state_dict().items()}
 
 
 @torch.no_grad()
 def assign(parameter: Tensor, value: Tensor) -> None:
-    """Give a parameter, divided or not, a value that every rank has."""
+    """Give a parameter, sharded or not, a value that every rank has."""
     parameter.copy_(part_of(value.to(parameter), parameter))

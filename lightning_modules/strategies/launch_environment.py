@@ -1,4 +1,4 @@
-"""Who has started the processes of a run, and whether that fits the settings. Imports no torch: it is asked first."""
+"""Detection of the launcher (torchrun, srun), and a check of its world size against the settings. Imports no torch."""
 
 import os
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from switti.errors import UserError
 
 
 def find_launcher(environment: Mapping[str, str] = os.environ) -> tuple[str, int] | None:
-    """(torchrun or srun, number of processes it has started), or None for a process that was started alone."""
+    """(torchrun or srun, number of processes that it has started), or None for a process started without one."""
     if "TORCHELASTIC_RUN_ID" in environment:
         return "torchrun", int(environment["WORLD_SIZE"])
     if "SLURM_PROCID" in environment and environment.get("SLURM_STEP_ID", "batch").isdigit():
@@ -38,7 +38,7 @@ def check_launch(config: TrainerConfig, environment: Mapping[str, str] = os.envi
 
 
 def is_first_rank(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process is, or will be, rank zero; as Lightning reads it from what a launcher has set."""
+    """Whether this process is, or will be, rank zero, by the launcher's variables that Lightning reads."""
     for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
         if name in environment:
             return environment[name] == "0"

@@ -1,8 +1,8 @@
-"""How a run is spread over processes: one device, DDP, or FSDP2 with full or hybrid sharding.
+"""Parallel strategies: one device, DDP, or FSDP2 with full or hybrid sharding.
 
-The mesh is (replicas, shards): parameters are divided among the shards of a replica and copied over the replicas, so
-that all-gathers stay among `trainer.sharding_size` neighbouring ranks, one node as a rule. The optimiser's state and
-the average are divided in the same way. Frozen networks are no submodules of what is trained and stay whole.
+The mesh is (replicas, shards): parameters are sharded within a replica and copied over the replicas, so that
+all-gathers stay among `trainer.sharding_size` neighbouring ranks, usually one node. The optimizer's state and the EMA
+are sharded in the same way. Frozen networks are not submodules of the trained ones and stay unsharded.
 """
 
 import os
@@ -37,9 +37,9 @@ class ShardedStrategy(ModelParallelStrategy):
     """Lightning's strategy for FSDP2. The module shards itself in `configure_model`, with `build_mesh`.
 
     Checkpoints go through the trainer's CheckpointIO like those of the other strategies, on every rank. Loading takes
-    sharded folders of any world size and whole files alike. Micro-batches that only accumulate neither reduce
-    gradients nor gather weights anew: weights and gradients stay whole on each rank until the step, which costs their
-    memory and saves (accumulate − 1)/accumulate of the traffic.
+    sharded folders of any world size and unsharded files alike. Micro-batches that only accumulate neither reduce
+    gradients nor gather weights again: weights and gradients stay unsharded on each rank until the step, which costs
+    their memory and saves (accumulate − 1)/accumulate of the communication.
     """
 
     def __init__(self, sharding_size: int, world_size: int) -> None:
@@ -51,7 +51,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        """Forward and backward pass of a micro-batch that is not the last one of its step."""
+        """Around the forward and backward pass of a micro-batch that is not the last one of its step."""
         assert self.model is not None  # Lightning has set it up
         set_accumulating(self.model, True)
         try:
@@ -60,19 +60,19 @@ class ShardedStrategy(ModelParallelStrategy):
             set_accumulating(self.model, False)
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> Any:
-        """With the passes of the last micro-batch, which are part of it."""
+        """The last micro-batch, whose passes are the optimizer's closure, and the step."""
         result = super().optimizer_step(*arguments, **options)
         assert self.model is not None
         end_step(self.model)
         return result
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Sharded tensors where they are: the CheckpointIO copies them off the device if it must."""
+        """Sharded tensors as they are: the CheckpointIO copies them off the device if needed."""
         assert self.model is not None
         return get_model_state_dict(self.model, options=StateDictOptions())
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """Sharded too, by the names of parameters."""
+        """Sharded as well, by parameter names."""
         assert self.model is not None
         return named_state(self.model, getattr(optimizer, "optimizer", optimizer))
 
@@ -92,7 +92,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def build_mesh(device_type: str, world_size: int, sharding_size: int | None) -> DeviceMesh:
-    """[replicas, shards] over all ranks; one dimension where there is a single replica. None: all ranks share one."""
+    """[replicas, shards] over all ranks; one dimension if there is a single replica, as with sharding_size=None."""
     size = sharding_size or world_size
     replicas = world_size // size
     shape = (size,) if replicas == 1 else (replicas, size)
@@ -100,9 +100,9 @@ def build_mesh(device_type: str, world_size: int, sharding_size: int | None) -> 
 
 
 def set_accumulating(model: nn.Module, accumulating: bool) -> None:
-    """Whether the next forward and backward pass is one of several of a step, and not the last of them.
+    """Whether the next micro-batch is one of several of a step, and not the last of them.
 
-    From the first of them on, blocks stay whole between forward and backward pass, until `end_step`.
+    From the first of them on, blocks stay unsharded between forward and backward pass, until `end_step`.
     """
     for unit in sharded_units(model):
         unit.set_requires_gradient_sync(not accumulating, recurse=False)
@@ -113,19 +113,19 @@ def set_accumulating(model: nn.Module, accumulating: bool) -> None:
 
 
 def end_step(model: nn.Module) -> None:
-    """Blocks are divided again after each forward pass; the next one may be a single pass, or a validation."""
+    """Reshard blocks after each forward pass again; the next one may be a step's only micro-batch, or a validation."""
     for unit in sharded_units(model):
         if _is_block(unit):
             unit.set_reshard_after_forward(True, recurse=False)
 
 
 def _is_block(unit: FSDPModule) -> bool:
-    """The model around the blocks stays whole after a forward pass anyway."""
+    """The model around the blocks stays unsharded after a forward pass anyway."""
     return len(sharded_units(unit)) == 1  # type: ignore[arg-type]
 
 
 def sharded_units(model: nn.Module) -> list[FSDPModule]:
-    """What is gathered at once: the model itself and each of its blocks; nothing if it is not sharded."""
+    """The modules that are gathered as one: the model itself and each of its blocks; none if it is not sharded."""
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
@@ -135,20 +135,22 @@ def build_strategy(config: TrainerConfig) -> Strategy | str:
     if config.strategy == "fsdp":
         return ShardedStrategy(config.sharding_size or world_size, world_size)
     if config.strategy == "ddp" or world_size > 1:
-        # Buffers are tables, the same everywhere, or counts, which each rank keeps of its own pictures.
+        # Buffers are tables, the same everywhere, or counts, which each rank keeps of its own images.
         return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
     return "auto"
 
 
-def shard(model: nn.Module, blocks: nn.ModuleList, mesh: DeviceMesh, half: bool) -> None:
-    """Divide `model` among the mesh, each of its blocks as a unit of its own.
+def shard(model: nn.Module, blocks: nn.ModuleList, mesh: DeviceMesh, bfloat16: bool) -> None:
+    """Shard `model` over the mesh, each of its blocks as a unit of its own.
 
-    half: blocks compute with bfloat16 weights, gathered in bfloat16; gradients are reduced in float32. What is
+    bfloat16: blocks compute with bfloat16 weights, gathered in bfloat16; gradients are reduced in float32. What is
     outside of the blocks, above all the head, is gathered and computed in float32. Activations keep their types, as
     autocast gives them on a single device.
     """
     policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+        param_dtype=torch.bfloat16 if bfloat16 else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
     )
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
@@ -157,10 +159,10 @@ def shard(model: nn.Module, blocks: nn.ModuleList, mesh: DeviceMesh, half: bool)
 
 
 @contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
-    """The whole weights of a sharded model on every rank while sampling, which calls parts of it scale by scale.
+def unsharded(model: nn.Module) -> Iterator[None]:
+    """Unsharded weights of a model on every rank while sampling, which calls parts of it scale by scale.
 
-    One all-gather instead of one a block and scale; costs the weights in the type in which blocks compute. Nothing for
+    One all-gather instead of one per block and scale; costs the weights in the type in which blocks compute. No-op for
     a model that is not sharded. Every rank must take part.
     """
     units = sharded_units(model)
@@ -174,7 +176,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 
 def cluster_environment(environment: Mapping[str, str] = os.environ) -> list[ClusterEnvironment]:
-    """Lightning's view of what has started the processes; under SLURM without its own requeueing."""
+    """Lightning's plugin for the launcher of the processes; under SLURM without its own requeueing."""
     launcher = find_launcher(environment)
     if launcher is None:
         return []

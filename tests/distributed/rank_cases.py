@@ -146,7 +146,7 @@ def build_tokenizer(case: dict[str, Any], trainer: TrainerConfig) -> LightningMo
     losses = {"lpips": 0.0, "adversarial": 0.5, "start_step": 1, "discriminator_features": 4, **case["loss"]}
     # Biases in front of a norm have a gradient of zero but for rounding, which a small eps would blow up.
     optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, eps=1e-4)
-    common: dict[str, Any] = {"seed": 3, "averaged": True}
+    common: dict[str, Any] = {"seed": 3, "ema": True}
     if case["task"] == "tokenizer":
         return TokenizerModule(LARGER, optimizer, TokenizerLossConfig(**losses), trainer, **common)
     torch.manual_seed(5)
@@ -167,7 +167,7 @@ def build(case: dict[str, Any]) -> LightningModule:
     torch.manual_seed(5)
     optimizer = OptimizerConfig(learning_rate=3e-3, final_learning_rate=1e-3, warmup_steps=2)
     return GeneratorModule(
-        model, RQVAE(TOKENIZER), optimizer, LossConfig(latent_noise=0.1), trainer, seed=3, averaged=True
+        model, RQVAE(TOKENIZER), optimizer, LossConfig(latent_noise=0.1), trainer, seed=3, ema=True
     )
 
 

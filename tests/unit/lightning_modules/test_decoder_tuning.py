@@ -85,7 +85,7 @@ def rqvae() -> RQVAE:
 
 def build(
     rqvae: RQVAE,
-    averaged: bool = False,
+    ema: bool = False,
     optimizer: dict[str, Any] | None = None,
     trainer: dict[str, Any] | None = None,
     **decoder: Any,
@@ -98,7 +98,7 @@ def build(
         DecoderTuningConfig(**settings),
         TrainerConfig(**{"max_steps": 4, "log_every": 1, "validate_every": 2, **(trainer or {})}),
         seed=0,
-        averaged=averaged,
+        ema=ema,
     )
 
 
@@ -176,7 +176,7 @@ def test_only_the_decoder_changes_and_tokens_stay(tmp_path: Path, rqvae: RQVAE) 
 
 
 def test_the_frozen_half_is_not_saved_and_gets_no_gradient(rqvae: RQVAE) -> None:
-    module = build(rqvae, averaged=True)
+    module = build(rqvae, ema=True)
     assert {key.split(".")[0] for key in module.state_dict()} == {"trained", "ema_trained", "discriminator"}
     trained = {id(p) for p in module.parameters() if p.requires_grad}
     assert not trained & {id(p) for key, p in module.tokenizer.named_parameters() if key.startswith(FROZEN)}
@@ -285,7 +285,7 @@ def test_adaptive_weight_pulls_equally(tmp_path: Path, rqvae: RQVAE) -> None:
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_resumed_run_is_the_same_run(tmp_path: Path, rqvae: RQVAE, accumulate: int) -> None:
     """Decoder, discriminator with its singular vectors, both optimisers, both schedules, the average."""
-    options: dict[str, Any] = {"averaged": True, "start_step": 1, "optimizer": {"warmup_steps": 1}}
+    options: dict[str, Any] = {"ema": True, "start_step": 1, "optimizer": {"warmup_steps": 1}}
 
     def run(folder: Path, steps: int | None, resume: Path | None) -> DecoderTuningModule:
         module = build(rqvae, trainer={"max_steps": 4, "accumulate": accumulate}, **options)
@@ -318,7 +318,7 @@ def same(a: Any, b: Any) -> bool:
 
 def test_the_average_is_exported_and_validated(tmp_path: Path, rqvae: RQVAE) -> None:
     """Nobody updates it here, so that it still holds the weights from before."""
-    module = build(rqvae, averaged=True, trainer={"max_steps": 2})
+    module = build(rqvae, ema=True, trainer={"max_steps": 2})
     fit(module, tmp_path, limit_val_batches=2)
     exported = load_tokenizer(tmp_path / "tokenizer.safetensors", config=SMALL).state_dict()
     assert all(torch.equal(exported[key], value) for key, value in rqvae.state_dict().items())

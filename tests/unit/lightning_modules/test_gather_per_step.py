@@ -1,4 +1,4 @@
-"""Networks divided between steps and whole within one, by a group of one rank: passes, gradients, values in place."""
+"""Networks sharded between steps and gathered within one, in a group of one rank: gradients, values in place."""
 
 import copy
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ from torch.distributed.tensor import DTensor
 
 from lightning_modules.strategies.gather_per_step import (
     assign,
-    divide_step,
-    divide_weights,
-    hold_whole,
-    whole,
-    whole_state,
+    full_state,
+    full_tensor,
+    reshard_with_gradients,
+    shard_between_steps,
+    unshard,
 )
 from switti.losses.adversarial import r1_penalty
 from switti.tokenizer.discriminator import UNetDiscriminator
@@ -31,76 +31,76 @@ def _group(tmp_path: Path) -> Iterator[None]:
 
 
 def networks() -> tuple[UNetDiscriminator, UNetDiscriminator]:
-    """(divided, plain), of the same weights and singular vectors."""
+    """(sharded, plain), of the same weights and singular vectors."""
     torch.manual_seed(0)
     plain = UNetDiscriminator(4)
-    divided = copy.deepcopy(plain)
-    divide_weights(divided, init_device_mesh("cpu", (1,)))
-    return divided, plain
+    sharded = copy.deepcopy(plain)
+    shard_between_steps(sharded, init_device_mesh("cpu", (1,)))
+    return sharded, plain
 
 
-def passes(critic: UNetDiscriminator) -> list[Tensor]:
+def run_step(critic: UNetDiscriminator) -> list[Tensor]:
     """Two micro-batches, each with a gradient of one layer and a second derivative; those gradients."""
-    found = []
+    gradients = []
     for seed in range(2):
         image = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
-        hold_whole(critic)
+        unshard(critic)
         loss = critic(image).square().mean() + critic(-image).mean()
-        found += torch.autograd.grad(loss, critic.last.weight, retain_graph=True)
+        gradients += torch.autograd.grad(loss, critic.last.weight, retain_graph=True)
         image.requires_grad_()
         (loss + r1_penalty(critic(image), image)).backward()
-    divide_step(critic)
-    return found
+    reshard_with_gradients(critic)
+    return gradients
 
 
-def test_passes_of_a_step_are_those_of_a_plain_network() -> None:
-    """Spectral norm included; the weights are parts before and after, and steps go on from there."""
-    divided, plain = networks()
-    optimizers = [torch.optim.AdamW(net.parameters(), lr=0.01) for net in (divided, plain)]
+def test_a_step_computes_the_same_as_of_a_plain_network() -> None:
+    """Spectral norm included; the weights are shards before and after, and further steps start from these."""
+    sharded, plain = networks()
+    optimizers = [torch.optim.AdamW(net.parameters(), lr=0.01) for net in (sharded, plain)]
     for _ in range(2):
-        for found, expected in zip(passes(divided), passes(plain), strict=True):
-            assert torch.equal(found, expected)
-        for ours, theirs in zip(divided.parameters(), plain.parameters(), strict=True):
+        for actual, expected in zip(run_step(sharded), run_step(plain), strict=True):
+            assert torch.equal(actual, expected)
+        for ours, theirs in zip(sharded.parameters(), plain.parameters(), strict=True):
             assert isinstance(ours, DTensor) and isinstance(ours.grad, DTensor) and theirs.grad is not None
             assert torch.equal(ours.grad.full_tensor(), theirs.grad)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-    state = whole_state(divided)
+    state = full_state(sharded)
     assert state.keys() == plain.state_dict().keys()
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(state[name], value, rtol=1e-6, atol=1e-7)
 
 
-def test_frozen_while_it_judges() -> None:
-    """Gradients reach the picture and not the weights, which learn again afterwards."""
-    divided, _ = networks()
-    hold_whole(divided)
-    divided.requires_grad_(False)
+def test_a_frozen_discriminator_passes_gradients_on() -> None:
+    """Gradients reach the image and not the weights, which are trained again afterwards."""
+    sharded, _ = networks()
+    unshard(sharded)
+    sharded.requires_grad_(False)
     image = torch.rand(1, 3, 16, 16, requires_grad=True)
-    divided(image).mean().backward()
-    divided.requires_grad_(True)
+    sharded(image).mean().backward()
+    sharded.requires_grad_(True)
     assert image.grad is not None and image.grad.any()
-    divide_step(divided)
-    assert all(p.grad is None and p.requires_grad for p in divided.parameters())
+    reshard_with_gradients(sharded)
+    assert all(p.grad is None and p.requires_grad for p in sharded.parameters())
 
 
-def test_a_dict_is_divided_by_entries_and_what_is_plain_stays() -> None:
+def test_a_dict_is_sharded_by_entries_and_a_plain_one_stays() -> None:
     parts = nn.ModuleDict({"a": nn.Linear(3, 2), "b": nn.Linear(2, 2)})
     before = {name: value.clone() for name, value in parts.state_dict().items()}
-    hold_whole(parts), divide_step(parts)
+    unshard(parts), reshard_with_gradients(parts)
     assert not any(isinstance(p, DTensor) for p in parts.parameters())
-    for _ in range(2):  # Lightning may ask twice
-        divide_weights(parts, init_device_mesh("cpu", (1,)))
+    for _ in range(2):  # Lightning may call it twice
+        shard_between_steps(parts, init_device_mesh("cpu", (1,)))
     assert all(isinstance(p, DTensor) for p in parts.parameters())
-    assert all(torch.equal(value, before[name]) for name, value in whole_state(parts).items())
+    assert all(torch.equal(value, before[name]) for name, value in full_state(parts).items())
 
 
 def test_values_in_place() -> None:
     layer = nn.Linear(3, 5)
     plain = nn.Parameter(torch.zeros(5, 3))
-    divide_weights(layer, init_device_mesh("cpu", (1,)))
+    shard_between_steps(layer, init_device_mesh("cpu", (1,)))
     value = torch.arange(15.0, dtype=torch.float64).reshape(5, 3)
     for parameter in (layer.weight, plain):
         assign(parameter, value)
-        assert torch.equal(whole(parameter), value.float()) and not whole(parameter).requires_grad
+        assert torch.equal(full_tensor(parameter), value.float()) and not full_tensor(parameter).requires_grad

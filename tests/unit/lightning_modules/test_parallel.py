@@ -121,7 +121,7 @@ def exchanges(accumulating: bool) -> tuple[int, int]:
     """(all-gathers, reduce-scatters) of an optimiser step with two micro-batches and four units."""
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
-    shard(model, model[:3], init_device_mesh("cpu", (2,)), half=False)
+    shard(model, model[:3], init_device_mesh("cpu", (2,)), bfloat16=False)
     with CommDebugMode() as counted:
         for last in (False, True):
             set_accumulating(model, accumulating and not last)

@@ -38,7 +38,7 @@ def samples(count: int = 8) -> list[dict[str, Any]]:
 
 def build(
     max_steps: int = 4,
-    averaged: bool = True,
+    ema: bool = True,
     accumulate: int = 1,
     tokenizer: RQVAEConfig = SMALL,
     **loss: Any,
@@ -50,7 +50,7 @@ def build(
         TokenizerLossConfig(**settings),
         TrainerConfig(max_steps=max_steps, accumulate=accumulate, log_every=1),
         seed=0,
-        averaged=averaged,
+        ema=ema,
     )
 
 
@@ -189,7 +189,7 @@ def test_average_is_evaluated_and_exported(tmp_path: Path) -> None:
 
 
 def test_without_an_average(tmp_path: Path) -> None:
-    module = build(max_steps=1, averaged=False)
+    module = build(max_steps=1, ema=False)
     assert module.ema_pairs() == [] and module.evaluated is module.rqvae
     fit(module, tmp_path)
     exported = load_tokenizer(tmp_path / "tokenizer.safetensors", config=SMALL)
@@ -206,7 +206,7 @@ def test_weights_depend_on_the_seed_alone() -> None:
 
 def test_flips_follow_the_seed_of_the_sample() -> None:
     module = build(flip=True)
-    found = module._pictures(batch(), module.rqvae.pyramid)
+    found = module._images(batch(), module.rqvae.pyramid)
     for i, image in enumerate(batch()["image"]):
         assert torch.equal(found[i], image.flip(-1) if i % 2 else image)
 
@@ -315,7 +315,7 @@ def test_adversarial_gradient_reaches_encoder_and_decoder(tmp_path: Path, adapti
     """Its weight changes what the encoder learns: it flows through the straight-through latent, not into the codes."""
     ends = []
     for weight in (0.1, 10.0):
-        module = build(max_steps=1, averaged=False, adversarial=weight, adaptive=adaptive, l1=1e-3, vq=0.0)
+        module = build(max_steps=1, ema=False, adversarial=weight, adaptive=adaptive, l1=1e-3, vq=0.0)
         fit(module, tmp_path / str(weight), limit_val_batches=0, precision="bf16-mixed")
         ends.append(module.rqvae)
     assert not torch.equal(ends[0].encoder.conv_in.weight, ends[1].encoder.conv_in.weight)
@@ -368,7 +368,7 @@ def test_codes_start_from_all_first_batches(tmp_path: Path) -> None:
     codes = module.rqvae.quantize.embedding.weight.detach()
     found = torch.cdist(coarsest, codes).amin(1) < 1e-5
     assert found[:4].any() and found[4:].any()
-    assert module._first_pictures == []
+    assert module._first_images == []
 
 
 def test_pyramids_are_drawn_by_step_and_all_are_trained(tmp_path: Path) -> None:
@@ -391,7 +391,7 @@ def test_pyramids_are_drawn_by_step_and_all_are_trained(tmp_path: Path) -> None:
 def test_smaller_pictures_for_a_smaller_pyramid() -> None:
     module = build(pyramids=[[1]])
     image = torch.full((2, 3, 16, 16), 0.5)
-    assert torch.allclose(module._pictures({"image": image}, Pyramid((1,))), torch.full((2, 3, 8, 8), 0.5))
+    assert torch.allclose(module._images({"image": image}, Pyramid((1,))), torch.full((2, 3, 8, 8), 0.5))
 
 
 def test_a_pyramid_beyond_the_tokenizers_is_refused() -> None:
