@@ -53,7 +53,7 @@ $(VENV)/bin/python:
 lint: $(READY)  ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy switti
+	$(PY) -m mypy
 
 format:  ## let ruff fix and format
 	$(PY) -m ruff check --fix .

@@ -275,7 +275,7 @@ def _resolve(tree: DictConfig) -> dict[str, Any]:
         try:
             if isinstance(raw, list) and setting.takes_text and "${" in str(raw):
                 # OmegaConf resolves the entries of a list only if the setting is not a union of types.
-                values = OmegaConf.select(OmegaConf.create(given), setting.name)
+                values = OmegaConf.select(cast(Any, OmegaConf.create(given)), setting.name)
                 OmegaConf.update(tree, setting.name, list(values), merge=False)
             value = OmegaConf.select(tree, setting.name)
             numbers = list(value) if OmegaConf.is_list(value) else [value]

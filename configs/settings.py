@@ -65,7 +65,7 @@ def walk(schema: type, prefix: str = "") -> Iterator[Setting]:
     for item in fields(schema):
         kind, optional = _strip_none(hints[item.name])
         name = f"{prefix}{item.name}"
-        if is_dataclass(kind):
+        if isinstance(kind, type) and is_dataclass(kind):
             yield from walk(kind, f"{name}.")
         else:
             yield Setting(name, kind, optional)

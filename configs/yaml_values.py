@@ -3,7 +3,7 @@
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import OmegaConf
@@ -34,7 +34,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} must hold `key: value` settings")
     if _is_too_large(content):
         raise UserError(f"{path} holds an integer of more than 64 bits")
-    return content
+    return cast(dict[str, Any], content)
 
 
 def parse_yaml(text: str) -> Any:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sweeps.launchers.jobs import Job, Outcome, count, describe, job_of
 from sweeps.run_selection import ACTIONS
@@ -88,7 +88,7 @@ class SearchSource:
     def _best(self, trials: list[FrozenTrial]) -> FrozenTrial | None:
         complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
         sign = 1 if self.search.direction == "minimize" else -1
-        return min(complete, key=lambda trial: sign * trial.value, default=None)
+        return min(complete, key=lambda trial: sign * cast(float, trial.value), default=None)
 
     def waiting(self) -> list[int]:
         """All trials that are still to be proposed, as long as the first one."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
+from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -37,7 +38,7 @@ def open_storage(study: Study) -> Any:
     url = study.search.storage
     if url is None:
         study.folder.mkdir(parents=True, exist_ok=True)
-        backend = optuna.storages.journal.JournalFileBackend(str(study.folder / JOURNAL))
+        backend = JournalFileBackend(str(study.folder / JOURNAL))
         return optuna.storages.JournalStorage(backend)
     if url.startswith("sqlite:///"):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from types import FrameType
 from typing import Protocol
 
@@ -130,9 +131,7 @@ def drive(source: Source, launcher: Launcher, screen: Screen) -> tuple[list[Outc
                 outcomes.append(outcome)
             held = [] if waiting is None else [waiting.steps]
             with _outlasting_the_terminal():
-                screen.show(
-                    launcher.running(), lambda held=held: held + source.waiting(), source.total(), pace
-                )
+                screen.show(launcher.running(), partial(_waiting, held, source), source.total(), pace)
             if not launcher.running() and (stops.asked or waiting is None):
                 more = None if stops.asked else source.next()
                 if more is None:
@@ -164,6 +163,11 @@ def _guarded(output: Output) -> Output:
             output(job, content, last)
 
     return guarded
+
+
+def _waiting(held: list[int], source: Source) -> list[int]:
+    """Steps of each run that has not begun: one that waits for a free place, and those of the source."""
+    return held + source.waiting()
 
 
 def _noted(outcome: Outcome, seconds: float) -> Outcome:
