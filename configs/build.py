@@ -23,7 +23,7 @@ from callbacks.run_record import RunRecord
 from callbacks.sample_grids import SampleGrids
 from callbacks.skipped_steps import SkippedSteps
 from callbacks.throughput import Throughput
-from configs.load_run import frozen_tokenizer, initial_state
+from configs.load_run import load_frozen_tokenizer, load_initial_state
 from configs.loading import to_dict
 from configs.schema import RunConfig
 from datamodules.datamodule import ShardDataModule
@@ -61,11 +61,11 @@ def build_module(config: RunConfig, fresh: bool = True) -> LightningModule:
             config.tokenizer, config.optimizer, config.tokenizer_loss, config.trainer, **common
         )
     if config.task == "decoder":
-        rqvae = frozen_tokenizer(config, other_scales=True)
+        rqvae = load_frozen_tokenizer(config, other_scales=True)
         return DecoderTuningModule(rqvae, config.optimizer, config.decoder, config.trainer, **common)
-    tokenizer = frozen_tokenizer(config)
+    tokenizer = load_frozen_tokenizer(config)
     if config.init_from and fresh:
-        common["initial_state"] = initial_state(config.init_from, config, tokenizer)
+        common["initial_state"] = load_initial_state(config.init_from, config, tokenizer)
     return GeneratorModule(config.model, tokenizer, config.optimizer, config.loss, config.trainer, **common)
 
 

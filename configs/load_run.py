@@ -1,4 +1,4 @@
-"""Trained runs, exported pipelines and published weights as pipelines. Not a command itself."""
+"""Sampling pipelines from trained runs, exported folders and published weights."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,8 +29,8 @@ from switti.weights.published import GENERATORS
 from switti.weights.read import read_generator, sub_state, weights_in
 from switti.weights.torch_files import read_torch
 
-# Settings that leave no trace in the shapes of weights, or in their meaning alone: they stay what they were.
-KEPT = ("visibility", "heads", "query_key_norm", "rope", "rope_theta", "rope_size")
+# Settings that weights depend on although no shape shows it: a run with init_from must keep them.
+INHERITED = ("visibility", "heads", "query_key_norm", "rope", "rope_theta", "rope_size")
 
 
 def find_run(target: Path) -> tuple[Path, Path]:
@@ -38,22 +38,22 @@ def find_run(target: Path) -> tuple[Path, Path]:
     if is_checkpoint(target):
         folder = target.parent.parent
         if kind_of(folder / CONFIG) is None:
-            raise UserError(f"{target} lies in no run folder: {folder} has no {CONFIG}")
+            raise UserError(f"{target} is not in a run folder: {folder} has no {CONFIG}")
         return folder, target
     if kind_of(target / CONFIG) is None:
         raise UserError(f"{target} is neither a checkpoint nor a run folder (no {CONFIG} in it)")
     checkpoint = find_resume(target)
     if checkpoint is None:
-        if broken := checkpoints_of(target):
+        if corrupt := checkpoints_of(target):
             raise UserError(
-                f"{target} has no checkpoint that can be used: {broken[0].name}: {damage(broken[0])}"
+                f"{target} has no checkpoint that can be used: {corrupt[0].name}: {damage(corrupt[0])}"
             )
         raise UserError(f"{target} has no checkpoint yet; train it with `python -m experiments.train`")
     return target, checkpoint
 
 
 def is_checkpoint(target: Path) -> bool:
-    """Whether `target` is a file, or a folder that all ranks of a run have written."""
+    """Whether `target` is a file or a sharded checkpoint."""
     return target.is_file() or is_sharded(target)
 
 
@@ -63,17 +63,17 @@ def is_run(target: Path) -> bool:
     return kind_of(folder / CONFIG) is not None
 
 
-def averaged_state(checkpoint: Path, averaged: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(generator's weights, what else is there) of a run's checkpoint; its moving average if asked for and kept."""
+def load_generator_state(checkpoint: Path, ema: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(generator's weights, other contents) of a run's checkpoint. ema: prefer the EMA, if the run kept one."""
     if is_sharded(checkpoint):
         rest = read_torch(checkpoint / STATE)
-        for name in ("ema_generator", "generator") if averaged else ("generator",):
+        for name in ("ema_generator", "generator") if ema else ("generator",):
             if state := read_tensors(checkpoint, f"state_dict.{name}."):
                 return state, rest
-        raise UserError(f"{checkpoint} holds no generator")
+        raise UserError(f"{checkpoint} does not contain a generator")
     content = read_torch(checkpoint)
     state = weights_in(content, checkpoint)
-    name = "ema_generator" if averaged and any(k.startswith("ema_generator.") for k in state) else "generator"
+    name = "ema_generator" if ema and any(k.startswith("ema_generator.") for k in state) else "generator"
     return sub_state(state, name), content
 
 
@@ -84,8 +84,8 @@ def _step(content: Mapping[str, Any], checkpoint: Path) -> int:
     return step
 
 
-def sampler_settings(settings: list[str], tokenizer: bool = False) -> list[str]:
-    """`key=value` as `sampling.key=value`; other groups are refused. tokenizer: tokenizer_weights may be given."""
+def sampling_overrides(settings: list[str], tokenizer: bool = False) -> list[str]:
+    """`key=value` as `sampling.key=value`; other groups are refused. tokenizer: allow tokenizer_weights, too."""
     named = [s if s.split("=")[0] in SETTINGS else f"sampling.{s}" for s in settings]
     passed = ("sampling.", "tokenizer_weights=") if tokenizer else ("sampling.",)
     foreign = [s for s in named if not s.startswith(passed)]
@@ -97,10 +97,10 @@ def sampler_settings(settings: list[str], tokenizer: bool = False) -> list[str]:
     return named
 
 
-def frozen_tokenizer(config: RunConfig, other_scales: bool = False) -> RQVAE:
-    """What `tokenizer_weights` names: a file, a folder, a hub id or embedded:demo, with the run's settings.
+def load_frozen_tokenizer(config: RunConfig, other_scales: bool = False) -> RQVAE:
+    """The tokenizer of `tokenizer_weights` (a file, a folder, a hub id or embedded:demo) with the run's settings.
 
-    Weights that hold other settings are refused; other_scales: another pyramid than theirs is meant.
+    Weights that carry other settings are refused. other_scales: allow scales other than theirs.
     """
     if config.tokenizer_weights is None:
         raise UserError("tokenizer_weights is not set; give a file, or embedded:demo for the one that ships")
@@ -112,20 +112,26 @@ def frozen_tokenizer(config: RunConfig, other_scales: bool = False) -> RQVAE:
 
 
 def load_pipeline(
-    target: Path, settings: list[str], averaged: bool = True
+    target: Path, settings: list[str], ema: bool = True
 ) -> tuple[SwittiPipeline, RunConfig, int]:
     """(pipeline, resolved settings, step) of a trained generator.
 
-    settings: `sampling.key=value` or `key=value` for the sampler, and tokenizer_weights=… for a tokenizer whose decoder
-    was tuned. averaged: the moving average if the run kept one. Raises UserError for another codebook or pyramid.
+    Args:
+        target: a run folder or one of its checkpoints.
+        settings: `sampling.key=value` or `key=value` for the sampler, and tokenizer_weights=… for a tokenizer whose
+            decoder was tuned.
+        ema: use the EMA, if the run kept one.
+
+    Raises:
+        UserError: a setting that cannot be changed, or a tokenizer with another codebook or other scales.
     """
     folder, checkpoint = find_run(target)
-    config = from_run(folder, sampler_settings(settings, tokenizer=True))
+    config = from_run(folder, sampling_overrides(settings, tokenizer=True))
     if config.task != "generator":
-        raise UserError(f"{folder} is a {config.task} run; pictures are sampled from generator runs")
-    state, content = averaged_state(checkpoint, averaged)
+        raise UserError(f"{folder} is a {config.task} run; images are sampled from generator runs")
+    state, content = load_generator_state(checkpoint, ema)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = frozen_tokenizer(config)
+    tokenizer = load_frozen_tokenizer(config)
     check_codes(content, tokenizer, f"tokenizer_weights={config.tokenizer_weights}")
     generator = fill_generator(replace(config.model), state, str(checkpoint))
     pipeline = SwittiPipeline(
@@ -140,17 +146,19 @@ def load_pipeline(
 
 
 def open_pipeline(target: Path, settings: list[str]) -> tuple[SwittiPipeline, dict[str, Any]]:
-    """(pipeline, what is known of its origin) of a run, a checkpoint, an exported folder or a hub id."""
+    """(pipeline, its origin as metadata) of a run, a checkpoint, an exported folder or a hub id."""
     if is_run(target):
         pipeline, _, step = load_pipeline(target, settings)
         return pipeline, {"run": str(target), "step": step}
     if not target.exists() and not is_hub_id(target):
         raise UserError(f"{target} is neither a run, a checkpoint, an exported folder nor a hub id")
-    named = sampler_settings(settings)
-    typed = load("generator/tiny", named)  # only to check and convert what is given here
+    named = sampling_overrides(settings)
+    # Any config will do: it only checks and converts these settings.
+    typed = load("generator/tiny", named)
     changes = {name.removeprefix("sampling."): get(typed, name) for name in (s.split("=")[0] for s in named)}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    published = str(target) in GENERATORS  # made for half precision; exported ones know their own
+    # Published weights are meant for bfloat16; exported ones carry their own type.
+    published = str(target) in GENERATORS
     pipeline = SwittiPipeline.from_pretrained(
         target, device=device, dtype=torch.bfloat16 if published else None
     )
@@ -158,16 +166,16 @@ def open_pipeline(target: Path, settings: list[str]) -> tuple[SwittiPipeline, di
     return pipeline, {"run": str(target)}
 
 
-def initial_state(source: str, config: RunConfig, tokenizer: RQVAE) -> dict[str, Tensor]:
+def load_initial_state(source: str, config: RunConfig, tokenizer: RQVAE) -> dict[str, Tensor]:
     """Weights of `init_from` for this run's generator: a run, a checkpoint, an exported folder, a file or a hub id.
 
-    Of a run that kept a moving average, the average. Another resolution is allowed (see `resize_levels`); the variant
-    and what gives the weights their meaning must be the same, and so must the codes of the run's tokenizer, if the
-    source tells its own. Raises UserError naming the setting.
+    The EMA is used if the source run kept one. Another resolution is allowed (see `resize_levels`); the settings of
+    INHERITED must agree, and so must the tokenizer's codes if the source records them. Raises UserError naming the
+    setting.
     """
     given, state, codes = _read_initial(source)
     check_codes(codes, tokenizer, f"init_from={source} with tokenizer_weights={config.tokenizer_weights}")
-    for name in KEPT:
+    for name in INHERITED:
         mine, theirs = getattr(config.model, name), getattr(given, name)
         if mine != theirs:
             raise UserError(f"model.{name}={mine}, but init_from={source} was trained with {name}={theirs}")
@@ -179,11 +187,11 @@ def _read_initial(source: str) -> tuple[GeneratorConfig, dict[str, Tensor], Mapp
     if not is_run(path):
         plain = path.is_file() and not path.with_name("config.json").is_file()
         if plain and path.suffix == ".ckpt":
-            raise UserError(f"init_from={source} lies in no run folder, whose {CONFIG} says what it is")
+            raise UserError(f"init_from={source} is not in a run folder, whose {CONFIG} would describe it")
         description = describe_generator(read_generator(source))
         return *fit_generator(description), description.codes
     folder, checkpoint = find_run(path)
     before = from_run(folder)
     if before.task != "generator":
         raise UserError(f"init_from={source} is a {before.task} run; model.* starts from generator runs")
-    return before.model, *averaged_state(checkpoint)
+    return before.model, *load_generator_state(checkpoint)

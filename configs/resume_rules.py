@@ -1,4 +1,4 @@
-"""Which settings may change when a run is resumed."""
+"""Settings that may change when a run is resumed, and the check of all others."""
 
 from pathlib import Path
 
@@ -6,8 +6,7 @@ from configs.loading import PLACE, SETTINGS, from_run, shown
 from configs.schema import RunConfig, get
 from switti.errors import UserError
 
-# What may change when a run is resumed: where and how fast it runs, what is watched, and the end. With another
-# max_steps the rest of the schedule is another one, too.
+# Place, hardware, observation and length of a run. Another max_steps changes the rest of the schedule, too.
 RESUMABLE = (
     *PLACE,
     "trainer.max_steps",
@@ -22,7 +21,7 @@ RESUMABLE = (
     "trainer.validate_every",
     "trainer.validate_batches",
 )
-# Whatever else is in RESUMABLE_GROUPS: the average is a result of the training, not a look at it.
+# Exceptions from RESUMABLE_GROUPS: the EMA is a result of training, not an observation of it.
 FIXED = ("callbacks.ema_decay",)
 RESUMABLE_GROUPS = (
     "callbacks.", "metrics.", "sampling.", "data.workers", "data.max_bad_fraction", "data.stream_",
@@ -30,9 +29,9 @@ RESUMABLE_GROUPS = (
 
 
 def check_resumable(config: RunConfig, folder: Path, remedy: str = "another name=…") -> None:
-    """Resuming with other settings would compute something else: an error that names them.
+    """UserError if a run folder was started with other settings that affect its result, naming them.
 
-    remedy: what gives the run another folder.
+    remedy: the setting that gives the run another folder.
     """
     before = from_run(folder)
     changed = [
@@ -45,5 +44,5 @@ def check_resumable(config: RunConfig, folder: Path, remedy: str = "another name
     if changed:
         raise UserError(
             f"{folder} was started with other settings: {'; '.join(changed)}. Give the old ones to resume it, "
-            f"{remedy} to start anew, or remove the folder"
+            f"{remedy} to start a new run, or remove the folder"
         )

@@ -35,7 +35,7 @@ def write(target: Path, options: argparse.Namespace) -> int:
     from switti.sampling.pipeline_folder import DTYPES, check_new
 
     check_new(options.out)
-    pipeline, config, step = load_pipeline(target, [], averaged=not options.raw)
+    pipeline, config, step = load_pipeline(target, [], ema=not options.raw)
     averaged = config.callbacks.ema_decay is not None and not options.raw
     details = {"run": config.name, "step": step, "averaged": averaged}
     pipeline.save_pretrained(options.out, dtype=DTYPES[options.dtype], details=details)

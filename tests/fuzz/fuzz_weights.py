@@ -21,7 +21,7 @@ from torch import Tensor
 
 from callbacks.checkpoint_io import AtomicCheckpointIO
 from callbacks.checkpointing import damage, find_resume
-from configs.load_run import averaged_state, find_run
+from configs.load_run import find_run, load_generator_state
 from configs.loading import load, to_yaml
 from configs.schema import RunConfig
 from switti.distributed import sharded_checkpoint as sharded
@@ -222,7 +222,7 @@ class Checkpoints(Target):
         if checkpoint is not None:
             AtomicCheckpointIO().load_checkpoint(checkpoint)
         _, checkpoint = find_run(folder / "r" / "checkpoints" / "step_000008.ckpt")
-        averaged_state(checkpoint)
+        load_generator_state(checkpoint)
 
 
 class ShardedCheckpoints(Target):
@@ -271,5 +271,5 @@ class ShardedCheckpoints(Target):
         found = sharded.read_tensors(checkpoint)
         if whole and not same(found, self.expected):
             raise SilentError("its checksums are right, its tensors are others")
-        averaged_state(checkpoint)
+        load_generator_state(checkpoint)
         sharded.read_plain(checkpoint)

@@ -17,7 +17,7 @@ from callbacks.csv_logger import MetricsCSV
 from callbacks.data_position import DataPosition
 from callbacks.ema import ExponentialMovingAverage
 from callbacks.skipped_steps import SkippedSteps
-from configs.load_run import frozen_tokenizer
+from configs.load_run import load_frozen_tokenizer
 from configs.loading import load
 from lightning_modules.config import OptimizerConfig, TrainerConfig
 from lightning_modules.decoder_tuning import DecoderTuningModule
@@ -417,16 +417,16 @@ def test_another_pyramid_is_for_tuning_only(tmp_path: Path, rqvae: RQVAE) -> Non
     save_tokenizer(rqvae, tmp_path / "weights.safetensors")
     same_shapes = [f"tokenizer.{name}={getattr(SMALL, name)}" for name in ("codebook_size", "code_width")]
     config = load("tokenizer/tiny", [*same_shapes, f"tokenizer_weights={tmp_path}/weights.safetensors"])
-    assert frozen_tokenizer(config).config.scales == [1, 2]
+    assert load_frozen_tokenizer(config).config.scales == [1, 2]
     config.tokenizer.scales = [1, 2, 3]
     with pytest.raises(UserError, match=r"tokenizer\.scales=\[1, 2, 3\] \(the weights: \[1, 2\]\)"):
-        frozen_tokenizer(config)
-    wider = frozen_tokenizer(config, other_scales=True)
+        load_frozen_tokenizer(config)
+    wider = load_frozen_tokenizer(config, other_scales=True)
     assert wider.config.resolution == 24
     assert torch.equal(wider.quantize.embedding.weight, rqvae.quantize.embedding.weight)
     config.tokenizer.codebook_size = 64
     with pytest.raises(UserError, match=r"codebook_size=64 \(the weights: 32\)"):
-        frozen_tokenizer(config, other_scales=True)
+        load_frozen_tokenizer(config, other_scales=True)
 
 
 @pytest.mark.parametrize(("resolution", "pictures"), [(512, 8), (1024, 2)])

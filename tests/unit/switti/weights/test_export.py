@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from configs.build import build_module
-from configs.load_run import frozen_tokenizer, initial_state, load_pipeline, open_pipeline
+from configs.load_run import load_frozen_tokenizer, load_initial_state, load_pipeline, open_pipeline
 from configs.loading import load, to_yaml
 from configs.schema import RunConfig
 from experiments import analyse, evaluate, export, sample
@@ -63,7 +63,7 @@ def test_an_exported_run_samples_the_same_bits(run: Path, raw: bool, tmp_path: P
     out = tmp_path / "out"
     assert export.main([str(run), "--out", str(out), *(["--raw"] if raw else [])]) == 0
     assert "step 8, float32" in capsys.readouterr().out
-    expected, config, _ = load_pipeline(run, [], averaged=not raw)
+    expected, config, _ = load_pipeline(run, [], ema=not raw)
     found = SwittiPipeline.from_pretrained(out)
     assert torch.equal(found(["cat", "dog"], output_type="pt"), expected(["cat", "dog"], output_type="pt"))
     stored = load_file(out / "generator" / "model.safetensors")
@@ -334,7 +334,7 @@ def test_progressive_resolution(kind: str, run: Path, tmp_path: Path) -> None:
     config = copy.deepcopy(config)
     config.model.scales = [1, 2, 4]
     expected = weights(settings(tmp_path), 2)
-    tokenizer = frozen_tokenizer(settings(tmp_path))
+    tokenizer = load_frozen_tokenizer(settings(tmp_path))
     source = {"run": run, "checkpoint": run / "checkpoints" / "step_000008.ckpt"}.get(kind, tmp_path / "out")
     if kind == "exported":
         export.main([str(run), "--out", str(source)])
@@ -344,11 +344,11 @@ def test_progressive_resolution(kind: str, run: Path, tmp_path: Path) -> None:
         model = load_pipeline(run, [])[0].generator
         save_file(generator_to_published(model), source.with_suffix(".safetensors"))
         with pytest.raises(UserError, match=r"model\.heads=2, but .* was trained with heads=1"):
-            initial_state(
+            load_initial_state(
                 str(source.with_suffix(".safetensors")), config, tokenizer
             )  # heads of width 64 are assumed
         return
-    state = initial_state(str(source), config, tokenizer)
+    state = load_initial_state(str(source), config, tokenizer)
     # r = 0, ½, 1 from r' = 0, 1: the tie goes to the coarser.
     assert torch.equal(state["lvl_embed.weight"], expected["lvl_embed.weight"][[0, 0, 1]])
     assert all(torch.equal(state[k], expected[k]) for k in expected if k != "lvl_embed.weight")

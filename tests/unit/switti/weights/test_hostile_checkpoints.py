@@ -20,7 +20,7 @@ from torch import nn
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex
 
 from callbacks.checkpoint_io import AtomicCheckpointIO
-from configs.load_run import initial_state
+from configs.load_run import load_initial_state
 from configs.loading import load, to_yaml
 from configs.schema import RunConfig
 from experiments import analyse, compare, consolidate, evaluate, export, sample
@@ -94,7 +94,7 @@ def settings(checkpoint: Path) -> RunConfig:
 
 def from_initial(checkpoint: Path) -> Any:
     config = settings(checkpoint)
-    return initial_state(str(checkpoint), config, RQVAE(config.tokenizer))
+    return load_initial_state(str(checkpoint), config, RQVAE(config.tokenizer))
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
