@@ -1,4 +1,4 @@
-"""Draw the two-panel figure of causal and non-causal attention over a token pyramid (docs/figures/attention.svg, .png).
+"""Draw the two-panel figure of causal and non-causal attention over a token pyramid (docs/figures/attention.png).
 
     python docs/figures/draw_attention.py
 
@@ -17,7 +17,6 @@ from matplotlib.patches import Rectangle
 
 from switti.scales import Pyramid
 
-FOLDER = Path(__file__).parent
 PYRAMID = Pyramid((1, 2, 3, 4))
 COLOURS = ("#4c78a8", "#72b7b2", "#eeca3b", "#e45756")
 EMPTY, GRID, TEXT = "#f2f2f2", "#ffffff", "#222222"
@@ -78,17 +77,16 @@ def draw_attention(axes: Axes, causal: bool) -> None:
     axes.set_title(title, fontsize=11, color=TEXT)
 
 
-def main() -> None:
-    """Write both files."""
-    plt.rcParams |= {"font.size": 10, "svg.hashsalt": "switti", "svg.fonttype": "path"}
+def main(out: Path) -> None:
+    """Write the figure."""
+    plt.rcParams |= {"font.size": 10}
     figure = plt.figure(figsize=(8.4, 6.6), layout="constrained", facecolor="white")
     layout = figure.add_gridspec(2, 2, height_ratios=(1, 2.4))
     draw_pyramid(figure.add_subplot(layout[0, :]))
     draw_attention(figure.add_subplot(layout[1, 0]), causal=True)
     draw_attention(figure.add_subplot(layout[1, 1]), causal=False)
-    figure.savefig(FOLDER / "attention.svg", metadata={"Date": None})
-    figure.savefig(FOLDER / "attention.png", dpi=110, metadata={"Software": None})
+    figure.savefig(out, dpi=110, metadata={"Software": None})
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(__file__).parent / "attention.png")

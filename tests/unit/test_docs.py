@@ -1,13 +1,16 @@
 """Documentation agrees with the tree: links, anchors, files, commands, flags, configs and settings exist."""
 
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
+import switti
 from configs.loading import SETTINGS
 
 ROOT = Path(__file__).parents[2]
@@ -174,6 +177,24 @@ def test_the_readme_is_short_and_opens_with_a_picture() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) <= 150
     assert any(line.startswith("![") for line in lines[:10])
+
+
+def test_the_figure_is_drawn_by_its_script(tmp_path: Path) -> None:
+    runpy.run_path(str(ROOT / "docs/figures/draw_attention.py"))["main"](tmp_path / "attention.png")
+    with (
+        Image.open(tmp_path / "attention.png") as drawn,
+        Image.open(ROOT / "docs/figures/attention.png") as shipped,
+    ):
+        assert drawn.size == shipped.size
+
+
+def test_the_citation_names_this_version_and_the_paper() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert (citation["cff-version"], citation["version"]) == ("1.2.0", switti.__version__)
+    paper = citation["preferred-citation"]
+    assert {"type", "title", "authors"} <= paper.keys()
+    assert all(author.keys() == {"given-names", "family-names"} for author in paper["authors"])
 
 
 def test_every_study_folder_has_a_readme() -> None:
