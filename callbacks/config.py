@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from switti.config_values import AT_LEAST_1, NOT_NEGATIVE, OFF_OR_POSITIVE, POSITIVE, check
+from switti.import_path import check_paths
 
 
 @dataclass
@@ -51,8 +52,13 @@ class CallbacksConfig:
     watchdog_seconds: float = 1800.0
     """Seconds without progress after which every rank prints its stack and the run ends; more than the longest
     validation, sampling or saving takes. 0: never."""
+    extra: list[str] = field(default_factory=list)
+    """Callbacks of your own, each `package.module:Name` of a Lightning Callback class that is built without arguments,
+    or of a function of the run's settings that returns one (docs/extending.md). They run before checkpoints are
+    written, which hold their state."""
 
     def validate(self, path: str) -> None:
+        check_paths(f"{path}.extra", self.extra)
         check(
             self,
             path,

@@ -38,7 +38,8 @@ class RunRecord(Callback):
 
     A run that ends by an exception is `failed` with the error's last line, one stopped by a signal `interrupted`; a
     process that was killed leaves `running` with its `pid` and the time of its last sign of life in `updated`.
-    tokens_per_image: length of the token pyramid, for the report's throughput.
+    tokens_per_image: length of the token pyramid, for the report's throughput. metrics: facts about metrics of the
+    user's own, by label, since reports do not import them.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class RunRecord(Callback):
         task: str,
         seed: int,
         tokens_per_image: int,
+        metrics: dict[str, Any] | None = None,
     ) -> None:
         self.run_dir = Path(run_dir)
         self.record: dict[str, Any] = {
@@ -60,6 +62,8 @@ class RunRecord(Callback):
             "seed": seed,
             "tokens_per_image": tokens_per_image,
         }
+        if metrics:
+            self.record["metrics"] = metrics
         self._previous: dict[str, Any] = read_record(run_dir) or {}
         self.record |= {key: self._previous[key] for key in _HISTORY if key in self._previous}
         self._training_since: float | None = None

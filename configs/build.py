@@ -4,14 +4,14 @@ from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 
 from callbacks.activation_norms import ActivationNorms
 from callbacks.bad_samples import BadSamples
 from callbacks.checkpointing import build_checkpoint_callback
-from callbacks.csv_logger import MetricsCSV
+from callbacks.config_file import ConfigFile
 from callbacks.data_position import DataPosition
 from callbacks.ema import ExponentialMovingAverage
-from callbacks.event_log import EventLog
 from callbacks.heartbeat import Heartbeat
 from callbacks.online_metrics import OnlineMetrics
 from callbacks.preemption import Preemption
@@ -24,7 +24,8 @@ from callbacks.sample_grids import SampleGrids
 from callbacks.skipped_steps import SkippedSteps
 from callbacks.throughput import Throughput
 from configs.load_run import load_frozen_tokenizer, load_initial_state
-from configs.loading import to_dict
+from configs.loading import to_dict, to_yaml
+from configs.loggers import build_loggers
 from configs.schema import RunConfig
 from datamodules.datamodule import ShardDataModule
 from lightning_modules.decoder_tuning import DecoderTuningModule
@@ -32,7 +33,9 @@ from lightning_modules.generator import GeneratorModule
 from lightning_modules.strategies.parallel import build_strategy, cluster_environment
 from lightning_modules.tokenizer import TokenizerModule
 from switti.errors import UserError
-from switti.metrics.collection import build_metrics
+from switti.import_path import build_object
+from switti.metrics.catalogue import to_record
+from switti.metrics.collection import build_metrics, extra_infos
 from switti.scales import Pyramid
 from switti.text.base import TextEmbedding, TextEncoder
 
@@ -113,8 +116,10 @@ def build_callbacks(
         task=config.task,
         seed=config.seed,
         tokens_per_image=pyramid.length,
+        metrics=to_record(extra_infos(config.metrics)),
     )
     callbacks: list[Callback] = [
+        ConfigFile(config.run_dir, to_yaml(config)),
         RngState(config.seed, to_dict(config)),
         Heartbeat(config.run_dir, settings.heartbeat_seconds, settings.watchdog_seconds),
         Throughput(config.trainer.log_every, config.data.batch_size),
@@ -133,9 +138,20 @@ def build_callbacks(
             callbacks.append(build_online_metrics(config, datamodule, encoder))
     if settings.prunable:
         callbacks.append(Pruning(config.run_dir))
+    callbacks += [build_object("callbacks.extra", path, Callback, config) for path in settings.extra]
     bar = StepProgress(config.trainer.log_every)
     preemption = Preemption(config.run_dir, settings.grace_seconds, settings.requeue)
     return [*callbacks, record, bar, preemption, build_checkpoint_callback(settings, config.run_dir)]
+
+
+def build_profiler(config: RunConfig) -> Profiler | None:
+    """trainer.profiler, with its output in the run folder's profile/."""
+    folder, name = config.run_dir / "profile", config.trainer.profiler
+    if name == "simple":
+        return SimpleProfiler(dirpath=folder, filename=name)
+    if name == "advanced":
+        return AdvancedProfiler(dirpath=folder, filename=name)
+    return None if name is None else PyTorchProfiler(dirpath=folder, filename=name)
 
 
 def build_trainer(config: RunConfig, callbacks: list[Callback]) -> Trainer:
@@ -153,14 +169,17 @@ def build_trainer(config: RunConfig, callbacks: list[Callback]) -> Trainer:
         gradient_clip_val=None if manual else settings.gradient_clip or None,
         val_check_interval=settings.validate_every * settings.accumulate,
         check_val_every_n_epoch=None,
+        limit_train_batches=settings.limit_train_batches,
         limit_val_batches=settings.validate_batches,
+        fast_dev_run=settings.fast_dev_run,
+        profiler=build_profiler(config),
         num_sanity_val_steps=0,
         log_every_n_steps=settings.log_every,
         deterministic="warn" if settings.deterministic else False,
         use_distributed_sampler=False,
         enable_model_summary=False,
         default_root_dir=str(folder),
-        logger=[EventLog(folder), MetricsCSV(folder)],
+        logger=build_loggers(config),
         callbacks=callbacks,
         plugins=[*cluster_environment()],
     )

@@ -10,8 +10,7 @@ _STEPS = "runs are measured in optimizer steps: trainer.max_steps"
 _RESUME = (
     "the same command resumes its run by itself; init_from=RUN starts a new run from the weights of another"
 )
-_LOGGING = "metrics.csv and TensorBoard's event files are written in any case, every trainer.log_every steps"
-_TRIAL = "for a quick trial: trainer.max_steps=2 trainer.validate_every=1 trainer.validate_batches=1"
+_TRIAL = "for a quick trial: trainer.fast_dev_run=true"
 _LAUNCH = "give trainer.devices and trainer.num_nodes, and start the ranks with torchrun or srun"
 _HYDRA = "there is no Hydra here: settings are plain key=value, grids are studies (experiments.sweep)"
 _SCHEDULE = "optimizer.schedule is linear, cosine or constant, after optimizer.warmup_steps"
@@ -119,6 +118,11 @@ _MEANT: dict[str, tuple[str, ...]] = {
     ),
     "trainer.validate_batches": ("limit_val_batches", "eval_iters", "num_val_batches", "eval_batches"),
     "trainer.log_every": ("log_every_n_steps", "logging_steps", "log_interval", "log_freq", "print_every"),
+    "trainer.loggers": (
+        "logger", "wandb", "wandb.", "use_wandb", "report_to", "tensorboard", "csv_logger", "mlflow",
+        "log_wandb",
+    ),
+    "trainer.fast_dev_run": ("debug", "dry_run"),
     "trainer.deterministic": ("benchmark", "cudnn_deterministic", "use_deterministic_algorithms", "full_determinism"),
 }  # fmt: skip
 _INSTEAD: dict[str, tuple[str, ...]] = {
@@ -128,11 +132,7 @@ _INSTEAD: dict[str, tuple[str, ...]] = {
         "ckpt_path", "resume", "resume_from_checkpoint", "resume_from", "resume_path", "auto_resume", "checkpoint",
         "checkpoint_path", "ckpt", "load_checkpoint", "restore_from",
     ),
-    _LOGGING: (
-        "logger", "loggers", "wandb", "wandb.", "use_wandb", "report_to", "tensorboard", "csv_logger", "mlflow",
-        "log_wandb",
-    ),
-    _TRIAL: ("fast_dev_run", "overfit_batches", "limit_train_batches", "debug", "dry_run", "num_sanity_val_steps"),
+    _TRIAL: ("overfit_batches", "num_sanity_val_steps"),
     _LAUNCH: ("world_size", "local_rank", "rank", "node_rank", "master_addr", "master_port", "rdzv_endpoint"),
     _HYDRA: ("hydra", "hydra.", "defaults", "multirun", "config_name", "config_path", "config_dir"),
     _SCHEDULE: ("lr_scheduler", "scheduler", "lr_scheduler_type", "lr_schedule", "sched", "lr_decay"),

@@ -20,6 +20,10 @@ RESUMABLE = (
     "trainer.log_every",
     "trainer.validate_every",
     "trainer.validate_batches",
+    "trainer.loggers",
+    "trainer.profiler",
+    "trainer.fast_dev_run",
+    "trainer.limit_train_batches",
 )
 # Exceptions from RESUMABLE_GROUPS: the EMA is a result of training, not an observation of it.
 FIXED = ("callbacks.ema_decay",)

@@ -5,8 +5,10 @@ from typing import Literal
 
 from switti.config_values import AT_LEAST_1, FRACTION, MAX_CROP_BASE, NOT_NEGATIVE, POSITIVE, check
 from switti.errors import UserError
+from switti.import_path import check_choice, is_import_path
 
 STREAMS = ("pipe:", "http:", "https:")
+SHARDS = "shards"
 MAX_PIXELS = 178_956_970  # Pillow refuses more
 
 
@@ -33,6 +35,9 @@ class DataConfig:
     (`train-{000000..000009}.tar`) or streams (`pipe:…`, `http(s)://…`), which cannot be resumed exactly."""
     validation: str | list[str] = "data/emoji64/validation-*.tar"
     """WebDataset shards of the validation split, on disk."""
+    source: str = SHARDS
+    """shards, or `package.module:Name` of a class or function that is called with the entries of data.train, or of
+    data.validation, and returns a map-style dataset of pairs (image, caption) (docs/extending.md)."""
     resolution: int | None = None
     """Side of the square images in px; must be the tokenizer's. Null: the tokenizer's."""
     crop: Literal["center", "random"] = "random"
@@ -71,9 +76,15 @@ class DataConfig:
     @property
     def streamed(self) -> bool:
         """Whether training reads streams, which cannot be resumed exactly."""
-        return any(entry.startswith(STREAMS) for entry in as_list(self.train))
+        return self.source == SHARDS and any(entry.startswith(STREAMS) for entry in as_list(self.train))
 
     def validate(self, path: str) -> None:
+        check_choice(f"{path}.source", self.source, [SHARDS])
+        if is_import_path(self.source) and as_list(self.embeddings):
+            raise UserError(
+                f"{path}.embeddings belong to shards: with {path}.source={self.source} captions are encoded during "
+                f"training; set {path}.embeddings=null"
+            )
         for name in ("train", "validation"):
             if not as_list(getattr(self, name)):
                 raise UserError(f"{path}.{name} names no shards")

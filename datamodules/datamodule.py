@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,8 +12,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from datamodules.batches import Batch, collate, pack_batch
 from datamodules.caption_encoding import CaptionEncoder
-from datamodules.config import STREAMS, DataConfig, Limits, as_list
-from datamodules.datasets import PositionBatches, ShardSamples, TrainingSet, ValidationSet
+from datamodules.config import SHARDS, STREAMS, DataConfig, Limits, as_list
+from datamodules.dataset_source import DatasetSamples, open_dataset
+from datamodules.datasets import PositionBatches, Samples, ShardSamples, TrainingSet, ValidationSet
 from datamodules.loader import CountingLoader, DamageCount
 from datamodules.shards.bad_samples import Damage
 from datamodules.shards.embeddings import EmbeddingStore
@@ -68,6 +70,7 @@ class ShardDataModule(LightningDataModule):
         self.watched = False
         self.damage: DamageCount | None = None
         self._found: dict[str, FoundShards] = {}
+        self._datasets: dict[str, DatasetSamples] = {}
         self._order: EpochOrder | None = None
         self._training: TrainingSet | None = None
         self._validation: ValidationSet | None = None
@@ -111,11 +114,12 @@ class ShardDataModule(LightningDataModule):
 
     def _order_training(self) -> None:
         samples = self._samples("train", random_crop=self.config.crop == "random", dropout=True)
-        counts = [len(shard) for shard in samples.shards]
-        self._order = EpochOrder(counts, self.config.shuffle_window_shards, self.seed)
+        self._order = EpochOrder(samples.counts, self.config.shuffle_window_shards, self.seed)
         self._training = TrainingSet(samples, self._order)
 
-    def _samples(self, split: str, random_crop: bool, dropout: bool) -> ShardSamples:
+    def _samples(self, split: str, random_crop: bool, dropout: bool) -> Samples:
+        if self.config.source != SHARDS:
+            return self._dataset(split, self._framing(random_crop, dropout))
         shards = self._shards(split).shards
         folders, limit = as_list(self.config.embeddings), self.config.max_bad_fraction
         store = None
@@ -129,6 +133,13 @@ class ShardDataModule(LightningDataModule):
                     "experiments.embed again"
                 )
         return ShardSamples(shards, self._framing(random_crop, dropout), store, self.seed)
+
+    def _dataset(self, split: str, framing: Framing) -> DatasetSamples:
+        source, entries = self.config.source, as_list(getattr(self.config, split))
+        if split not in self._datasets:
+            dataset = open_dataset(source, f"data.{split}", entries)
+            self._datasets[split] = DatasetSamples(dataset, source, split, framing, self.seed)
+        return replace(self._datasets[split], framing=framing)
 
     def _shards(self, split: str) -> FoundShards:
         if split in self._found:
@@ -151,9 +162,13 @@ class ShardDataModule(LightningDataModule):
     def contents(self) -> dict[str, dict[str, Any]]:
         """{"train": {"samples", "digest"}, "validation": …}: what the shards hold (see FoundShards.digest), so that
         runs over the same paths can be told apart when these were filled anew in between. Streams have no entry."""
-        return {
+        shards = {
             split: {"samples": sum(map(len, found.shards)), "digest": found.digest}
             for split, found in sorted(self._found.items())
+        }
+        return shards | {
+            split: {"samples": sum(samples.counts), "digest": samples.digest}
+            for split, samples in sorted(self._datasets.items())
         }
 
     def _framing(self, random_crop: bool, dropout: bool) -> Framing:
@@ -222,7 +237,7 @@ class ShardDataModule(LightningDataModule):
     def example_batches(self, split: str, count: int, size: int) -> Iterator[Batch]:
         """The same in batches of up to `size`, of which one at a time is in memory. UserError if all are damaged."""
         samples = self._samples(split, random_crop=False, dropout=False)
-        places = [(shard, row) for shard, index in enumerate(samples.shards) for row in range(len(index))]
+        places = [(shard, row) for shard, rows in enumerate(samples.counts) for row in range(rows)]
         count, found = min(count, len(places)), False
         chosen = [places[i * len(places) // count] for i in range(count)]
         for start in range(0, count, size):
@@ -262,14 +277,19 @@ class ShardDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """`consumed` is the position. `shards`, [name, samples] of each in order, keep its meaning: an order over the
         same shards with the same numbers of samples is the same order, whatever has become of them since."""
-        shards = [] if self._order is None else self._shards("train").listing
+        shards = [] if self._order is None or self._datasets else self._shards("train").listing
         samples = self._order.samples if self._order else 0
         return {"consumed": self.consumed, "samples": samples, "shards": shards}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.consumed = int(state_dict["consumed"])
         listing = state_dict.get("shards", [])
-        if listing and self._order is not None and listing != self._shards("train").listing:
+        if (
+            listing
+            and self._order is not None
+            and not self._datasets
+            and listing != self._shards("train").listing
+        ):
             self._found["train"] = as_before(self._shards("train"), listing)
             self._order_training()
         before, now = int(state_dict["samples"]), self._order.samples if self._order else 0

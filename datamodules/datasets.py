@@ -3,6 +3,7 @@
 import errno
 import resource
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from torch.utils.data import Dataset, Sampler
 
@@ -20,13 +21,26 @@ from switti.errors import UserError
 STAND_INS = 16  # so many others are tried for a sample that cannot be read
 
 
+class Samples(Protocol):
+    """Samples by (shard, row). counts: rows of each shard. store: embeddings of the captions, if there are any."""
+
+    @property
+    def counts(self) -> list[int]: ...
+
+    @property
+    def store(self) -> EmbeddingStore | None: ...
+
+    def read(self, shard: int, row: int, epoch: int) -> Sample | Damage: ...
+
+
 class ShardSamples:
-    """Reads samples by (shard, row) and joins their embeddings."""
+    """Reads samples from shards on disk and joins their embeddings."""
 
     def __init__(
         self, shards: list[ShardIndex], framing: Framing, store: EmbeddingStore | None, seed: int
     ) -> None:
         self.shards, self.framing, self.store, self.seed = shards, framing, store, seed
+        self.counts = [len(shard) for shard in shards]
         self.names = unique_names([shard.path for shard in shards])
         self.reader = ShardReader(shards)
 
@@ -83,7 +97,7 @@ class TrainingSet(Dataset[Sample | Damage]):
     position counts as consumed; the damage goes along and is counted in the main process.
     """
 
-    def __init__(self, samples: ShardSamples, order: EpochOrder) -> None:
+    def __init__(self, samples: Samples, order: EpochOrder) -> None:
         self.samples, self.order = samples, order
 
     def __getitem__(self, position: int) -> Sample | Damage:
@@ -103,9 +117,9 @@ class TrainingSet(Dataset[Sample | Damage]):
 class ValidationSet(Dataset[Sample | Damage]):
     """Item i is sample i in the order of the shards, cropped in the centre, always with the seed of epoch 0."""
 
-    def __init__(self, samples: ShardSamples) -> None:
+    def __init__(self, samples: Samples) -> None:
         self.samples = samples
-        self.order = EpochOrder([len(shard) for shard in samples.shards], window=1, seed=0)
+        self.order = EpochOrder(samples.counts, window=1, seed=0)
 
     def __len__(self) -> int:
         return self.order.samples

@@ -11,10 +11,14 @@ nothing for a finished one.
 For several nodes see experiments/launch_scripts.
 """
 
+import copy
 import logging
+import shutil
 import warnings
+from pathlib import Path
 
-from configs.loading import load, to_yaml
+from configs.extensions import check_extensions
+from configs.loading import load
 from configs.reference import annotated_yaml, explain, group_list
 from configs.resume_rules import check_resumable
 from configs.schema import RunConfig
@@ -22,7 +26,7 @@ from experiments.cli import argument_parser, run
 from lightning_modules.strategies.launch_environment import check_launch, is_first_rank
 from sweeps.run_state import training_lock
 from switti.environment import masked
-from switti.files import atomic_write, writing
+from switti.files import writing
 from switti.run_folder import CONFIG, clear_leftovers, read_record
 
 
@@ -43,6 +47,9 @@ def main(argv: list[str]) -> int:
         return 0
     if options.show:
         return show(config)
+    if config.trainer.fast_dev_run:
+        train(in_scratch_folder(config))
+        return 0
     record = read_record(config.run_dir) or {}
     if record.get("status") == "finished" and record.get("step", 0) >= config.trainer.max_steps:
         print(
@@ -80,7 +87,8 @@ def train(config: RunConfig) -> None:
     """Fit from the start, or from the newest intact checkpoint."""
     folder = config.run_dir
     check_launch(config.trainer)
-    if (folder / CONFIG).is_file():
+    check_extensions(config)
+    if (folder / CONFIG).is_file() and not config.trainer.fast_dev_run:
         check_resumable(config, folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +96,18 @@ def train(config: RunConfig) -> None:
         return fit(config)
     with training_lock(folder):
         clear_leftovers(folder)
-        return fit(config)
+        try:
+            return fit(config)
+        finally:
+            if config.trainer.fast_dev_run:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def in_scratch_folder(config: RunConfig) -> RunConfig:
+    """For trainer.fast_dev_run: the same run elsewhere, where no run is looked for and none is in the way."""
+    scratch = copy.copy(config)
+    scratch.runs_dir = str(Path(config.runs_dir) / ".fast_dev_run")
+    return scratch
 
 
 def fit(config: RunConfig) -> None:
@@ -110,12 +129,11 @@ def fit(config: RunConfig) -> None:
     encoder = build_text_encoder(config.text) if config.task == "generator" else None
     datamodule = build_datamodule(config, encoder)
     datamodule.setup("fit")
-    checkpoint = find_resume(folder, thorough=is_first_rank())
+    resumes = not config.trainer.fast_dev_run
+    checkpoint = find_resume(folder, thorough=is_first_rank()) if resumes else None
     module = build_module(config, fresh=checkpoint is None)
     trainer = build_trainer(config, build_callbacks(config, datamodule, encoder))
     if trainer.is_global_zero:
-        with atomic_write(folder / CONFIG, parents=False) as temporary:
-            temporary.write_text(to_yaml(config), encoding="utf-8")
         print(f"{folder}: " + (f"resuming from {checkpoint.name}" if checkpoint else "starting"), flush=True)
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=False)

@@ -5,6 +5,9 @@ from typing import Literal
 
 from switti.config_values import AT_LEAST_1, NOT_NEGATIVE, OFF_OR_POSITIVE, check
 from switti.errors import UserError
+from switti.import_path import check_choice
+
+LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")
 
 
 @dataclass
@@ -86,6 +89,17 @@ class TrainerConfig:
     """Optimizer steps between rows of metrics.csv and points in TensorBoard."""
     deterministic: bool = True
     """Use deterministic kernels where there are any, and warn elsewhere: a run can be repeated bit by bit."""
+    loggers: list[str] = field(default_factory=lambda: ["tensorboard", "csv"])
+    """tensorboard, csv, wandb, mlflow, or `package.module:Name` of a Lightning Logger (docs/extending.md). csv is the
+    run folder's metrics.csv, which reports read: it is written even if it is not listed."""
+    profiler: Literal["simple", "advanced", "pytorch"] | None = None
+    """Lightning's profiler of that name; it writes into the run folder's profile/."""
+    fast_dev_run: bool | int = False
+    """As in Lightning: run this many batches (true: one) of training and of validation with all callbacks, in a scratch
+    folder that is removed at the end. Nothing is resumed or logged."""
+    limit_train_batches: int | None = None
+    """As in Lightning: micro-batches in an epoch, a multiple of accumulate. Null: the training loader has no end. The
+    order of samples continues across epochs, so that losses and weights are the same with and without it."""
 
     @property
     def world_size(self) -> int:
@@ -105,6 +119,18 @@ class TrainerConfig:
             "log_every",
         )
         check(self, path, OFF_OR_POSITIVE, "gradient_clip")
+        for name in self.loggers:
+            check_choice(f"{path}.loggers", name, LOGGERS)
+        if len(set(self.loggers)) != len(self.loggers):
+            raise UserError(f"{path}.loggers={self.loggers} names one twice")
+        number = (lambda value: value >= 0, "must be true, false or a number of batches")
+        check(self, path, number, "fast_dev_run")
+        limit = (
+            lambda value: value > 0 and value % self.accumulate == 0,
+            f"must be a positive multiple of {path}.accumulate={self.accumulate}, or null: an optimizer step must not "
+            "be cut short by the end of an epoch",
+        )
+        check(self, path, limit, "limit_train_batches")
         if self.sharding_size is None:
             return
         if self.strategy != "fsdp":

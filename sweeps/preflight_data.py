@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from configs.schema import RunConfig
-from datamodules.config import STREAMS, as_list
+from datamodules.config import SHARDS, STREAMS, as_list
 from switti.errors import UserError
 from switti.files import kind_of, open_regular, read_json_object
 from switti.suggestions import shortened
@@ -39,7 +39,9 @@ def said(function: Callable[[], Any]) -> list[str]:
 
 
 def data_problems(config: RunConfig) -> list[str]:
-    """Shards of both splits, and embeddings of those that are there."""
+    """Shards of both splits, and embeddings of those that are there. Datasets of the user's own are not opened."""
+    if config.data.source != SHARDS:
+        return []
     problems: list[str] = []
     shards: list[Path] = []
     for split in ("train", "validation"):

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from PIL import Image
 
 from datamodules.config import Limits
 from datamodules.images import DEFAULT_LIMITS, decode, resized_crop, scaled_size, square_crop
@@ -54,20 +55,31 @@ class Sample:
 def make_sample(
     picture: bytes, caption: str, meta: bytes | None, key: str, seed: int, framing: Framing
 ) -> Sample:
-    """Decode, scale the shorter side to framing.side, crop. All that is random is drawn from the seed.
+    """Decode and `frame` what is stored of a sample.
 
     Raises:
         DamagedPictureError: the picture cannot be decoded, or is beyond the limits.
     """
     decoded = decode(picture, framing.limits)
+    size = original_size(meta, (decoded.height, decoded.width))
+    captions = captions_in(meta, caption) if framing.draw_captions else [caption]
+    return frame(decoded, size, captions, key, seed, framing)
+
+
+def frame(
+    decoded: Image.Image, size: tuple[int, int], captions: list[str], key: str, seed: int, framing: Framing
+) -> Sample:
+    """An RGB image as a square sample with one of its captions. All that is random is drawn from the seed.
+
+    Args:
+        size: (height, width) of the original image. captions: the one at 0, or with framing.draw_captions any of them.
+    """
     resized = scaled_size(*decoded.size, framing.side)
     where = (0.5, 0.5)
     if framing.random_crop:
         where = stable_fraction(f"{seed}/crop/top"), stable_fraction(f"{seed}/crop/left")
     box = square_crop(*resized, framing.side, where)
-    size = original_size(meta, (decoded.height, decoded.width))
     dropped = stable_fraction(f"{seed}/drop") < framing.caption_dropout
-    captions = captions_in(meta, caption) if framing.draw_captions else [caption]
     variant = int(stable_fraction(f"{seed}/caption") * len(captions))
     return Sample(
         picture=np.asarray(resized_crop(decoded, resized, box)),

@@ -3,9 +3,10 @@
 import re
 from collections.abc import Container
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-Better = Literal["lower", "higher"] | None
+from switti.metrics.catalogue import Better, MetricInfo, find_info, from_record
+
 # tokens: only in one token space and on one data set; pictures: on one data set; cost: on one machine; any: always.
 Needs = Literal["tokens", "pictures", "cost", "any"]
 # How a curve becomes one number: last value, mean of the last tenth, median, largest.
@@ -36,10 +37,6 @@ class Metric:
 
 EARLY = ", guidance stopped early"  # ends the title of a metric of pictures with guidance left out at the last scales
 ONLINE = " in training"  # ends the title of a metric that was taken during training, not by an evaluation
-_MINI = (
-    "a small dual encoder (frozen MiniLM text encoder and frozen image trunk with two learned heads) trained on the "
-    "embedded picture set; cosine. Comparable only with itself, never with a CLIPScore"
-)
 _KNOWN: dict[str, tuple[str, Better, Needs, Reduction, str]] = {
     "train/loss": (
         "training loss",
@@ -124,7 +121,6 @@ _KNOWN: dict[str, tuple[str, Better, Needs, Reduction, str]] = {
     ),
 }
 _UNITS = {
-    "psnr": "dB",
     "time/step_seconds": "s",
     "memory/peak_gib": "GiB",
     "training/seconds": "s",
@@ -134,57 +130,17 @@ _UNITS = {
     "sampling/seconds_per_picture": "s",
     "sampling/cache_mib": "MiB",
 }
-_PICTURES: dict[str, tuple[str, Better, str]] = {
-    "fid_alexnet": (
-        "FID (AlexNet)",
-        "lower",
-        "Fréchet distance of pooled AlexNet features (256 numbers, 128 px input). Never comparable with Inception FID",
-    ),
-    "kid_alexnet": (
-        "KID (AlexNet)",
-        "lower",
-        "kernel distance (unbiased, cubic polynomial kernel) of the same AlexNet features; sounder than FID for few "
-        "pictures; may be slightly negative",
-    ),
-    "fid": (
-        "FID (Inception)",
-        "lower",
-        "Fréchet distance of Inception-v3 features, 2 048 numbers; not the published protocol",
-    ),
-    "fid_inception": ("FID (Inception)", "lower", "Fréchet distance of Inception-v3 features, 2 048 numbers"),
-    "mini_clip_score": (
-        "mini CLIP score (own caption)",
-        "higher",
-        f"picture against its own caption: {_MINI}",
-    ),
-    "mini_clip_score_shuffled": (
-        "mini CLIP score (another caption)",
-        None,
-        "the same score with captions dealt to the wrong pictures: the level that knows nothing of the caption. Only "
-        "the gap to the own caption's score speaks of following the text",
-    ),
-    "pick_score_v1": ("PickScore v1", "higher", "raw cosine under PickScore v1 (the paper's convention)"),
-    "image_reward": (
-        "ImageReward",
-        "higher",
-        "(MLP(BLIP [CLS]) − 0.16717) / 1.03334, prompts cut at 35 tokens",
-    ),
-    "geneval": (
-        "GenEval",
-        "higher",
-        "unweighted mean of six task accuracies, imported from the detector's results",
-    ),
-    "psnr": ("PSNR", "higher", "reconstruction against the original"),
-    "ssim": ("SSIM", "higher", "reconstruction against the original"),
-    "lpips": ("LPIPS", "lower", "perceptual distance of reconstruction and original"),
-    "l1": ("L1", "lower", "mean absolute difference of reconstruction and original, values in [−1, 1]"),
-    "mse": ("MSE", "lower", "mean squared difference of reconstruction and original, values in [−1, 1]"),
-    "codebook_use": ("codebook use", "higher", "share of the codebook that occurs in the tokens"),
-    "clip_iqa": ("CLIP-IQA", "higher", "no-reference quality from CLIP prompts"),
-}
+# Metrics of the users' own, as the run folders that were read describe them.
+_extra: dict[str, MetricInfo] = {}
 _SCALE = re.compile(r"(train|validation)/(\w+)_by_scale/(\d+)")
 _DISTANCE = re.compile(r"(metrics|evaluation|stopped_early)/(fid|kid|fd|kd|c?mmd)(_.+)?")
 _BLOCK = re.compile(r"norms/block_(\d+)/(mean|max)")
+
+
+def learn(facts: Any) -> None:
+    """Remember what a run folder says about metrics of the user's own. Built-in ones keep their facts."""
+    for label, info in from_record(facts).items():
+        _extra.setdefault(label, info)
 
 
 def describe(name: str) -> Metric:
@@ -201,7 +157,7 @@ def describe(name: str) -> Metric:
     ):
         short = name.removeprefix(prefix)
         if name.startswith(prefix) and (
-            prefix in ("metrics/", "evaluation/", "stopped_early/") or short in _PICTURES
+            prefix in ("metrics/", "evaluation/", "stopped_early/") or find_info(short) is not None
         ):
             return _picture_metric(name, short, suffix, "tail" if prefix == "train/" else "last")
     if match := _SCALE.fullmatch(name):
@@ -218,13 +174,8 @@ def describe(name: str) -> Metric:
 
 
 def _picture_metric(name: str, short: str, suffix: str, reduction: Reduction) -> Metric:
-    if short in _PICTURES:
-        title, better, text = _PICTURES[short]
-        return Metric(name, title + suffix, better, "pictures", reduction, text, _UNITS.get(short, ""))
-    if short.startswith("clip_score_"):
-        backbone = short.removeprefix("clip_score_")
-        text = f"raw cosine of picture and caption, backbone {backbone}; other backbones and scalings do not compare"
-        return Metric(name, f"CLIPScore ({backbone}){suffix}", "higher", "pictures", reduction, text)
+    if (info := find_info(short) or _extra.get(short)) is not None:
+        return Metric(name, info.title + suffix, info.better, "pictures", reduction, info.meaning, info.unit)
     return Metric(name, short + suffix, needs="pictures")
 
 

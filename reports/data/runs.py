@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 
 from reports.data import json_fields as fields
+from reports.data.metric_catalogue import learn
 from switti.errors import UserError
 from switti.files import read_bytes, read_json_object
 from switti.run_folder import (
@@ -141,6 +142,7 @@ def read_run(path: str | Path) -> Run:
     record = read_record(path)
     if record is None:
         raise UserError(f"{path} is not a run folder: it has no {RECORD}")
+    learn(record.get("metrics"))
     return Run(
         path,
         _read_config(path / CONFIG),
@@ -216,6 +218,7 @@ def _evaluation(folder: Path) -> Evaluation | None:
     if not path.exists():
         return None
     value = read_json_object(path)
+    learn(value.get("about"))
     return Evaluation(
         fields.whole(value, "step", path),
         _numbers(value, "metrics", path),

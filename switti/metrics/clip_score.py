@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from switti.errors import UserError, first_line
+from switti.metrics.config import MetricsConfig
+from switti.metrics.scores import MeanCosine
 from switti.weights.read import TORCH_FILES
 from switti.weights.torch_files import check_torch_file
 
@@ -70,3 +72,11 @@ def load_open_clip(model: str, weights: str, device: torch.device | str = "cpu")
             "give a local weights file, or fetch the weights where there is a network"
         ) from error
     return OpenClipEncoder(network, preprocess, tokenizer, device)
+
+
+def build_clip_score(
+    config: MetricsConfig, device: torch.device | str, networks: dict[str, nn.Module]
+) -> tuple[str, MeanCosine]:
+    """As `metrics.names` builds it."""
+    encoder = load_open_clip(config.clip_model, config.clip_weights, device)
+    return clip_score_name(config.clip_model), MeanCosine(encoder)

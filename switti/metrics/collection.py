@@ -1,28 +1,28 @@
-"""The chosen metrics behind one small interface, for online measurement and for `experiments.evaluate`.
+"""Set of image metrics behind one small interface, for online measurement and for `experiments.evaluate`.
 
-Every process updates with its own share of pictures; `compute` exchanges sums, features or embeddings, never pictures.
+Each process updates with its own share of images; `compute` exchanges sums, features or embeddings, never images.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from switti.losses.perceptual import AlexNetFeatures
-from switti.metrics.clip_score import clip_score_name, load_open_clip
+from switti.errors import UserError
+from switti.import_path import build_object, load_object
+from switti.metrics.catalogue import IMAGE_METRICS, MetricInfo, find_info, info_of
 from switti.metrics.config import MetricsConfig
-from switti.metrics.fid import FrechetDistance, InceptionFeatures, KernelDistance
-from switti.metrics.mini_clip import MiniClip, load_heads
-from switti.metrics.pick_score import load_pick_score
+from switti.metrics.fid import SetDistance
 from switti.metrics.scores import MatchedAndShuffledCosine, MeanCosine
 
 CHUNK = 64  # images that go through a feature network at a time
 
 
 def to_bytes(images_B3HW: Tensor) -> Tensor:
-    """Float [0, 1] → uint8, rounded and clamped: what a saved picture would hold. uint8 stays."""
+    """Float [0, 1] → uint8, rounded and clamped: what a saved image would hold. uint8 stays."""
     if images_B3HW.dtype == torch.uint8:
         return images_B3HW
     return (images_B3HW.float().clamp(0, 1) * 255).round().to(torch.uint8)
@@ -42,18 +42,18 @@ class SetDistances:
             for metric in self.metrics.values():
                 metric.update(features, real=real)
 
-    def update_with_nothing(self, device: torch.device) -> None:
-        """Lets a process without pictures take part in the exchange with states of the right shape."""
-        nothing = torch.zeros(0, self.width, device=device)
+    def update_empty(self, device: torch.device) -> None:
+        """Lets a process without images take part in the exchange with states of the right shape."""
+        empty = torch.zeros(0, self.width, device=device)
         for metric in self.metrics.values():
-            metric.update(nothing, real=True)
-            metric.update(nothing, real=False)
+            metric.update(empty, real=True)
+            metric.update(empty, real=False)
 
 
 class MetricSet:
-    """update_real with real pictures (once: they stay over reset), update with generated ones, then compute.
+    """update_real with real images (once: they stay over reset), update with generated ones, then compute.
 
-    Pictures are float in [0, 1] or uint8, [B, 3, H, W], of any size.
+    Images are float in [0, 1] or uint8, [B, 3, H, W], of any size. extra: metrics of the user's own, by label.
     """
 
     def __init__(
@@ -61,40 +61,45 @@ class MetricSet:
         distances: list[SetDistances],
         scores: dict[str, MeanCosine | MatchedAndShuffledCosine],
         device: torch.device | str = "cpu",
+        extra: Mapping[str, Metric] | None = None,
     ) -> None:
         self.distances = distances
         self.scores = scores
+        self.extra = dict(extra or {})
         self.device = torch.device(device)
         for metric in self._all():
             metric.to(self.device)
 
     def _all(self) -> list[Metric]:
-        return [metric for group in self.distances for metric in group.metrics.values()] + list(
-            self.scores.values()
-        )
+        grouped = [metric for group in self.distances for metric in group.metrics.values()]
+        return [*grouped, *self.scores.values(), *self.extra.values()]
 
     @torch.no_grad()
     def update(self, images_B3HW: Tensor, captions: list[str]) -> None:
-        """Adds generated pictures with the caption of each."""
+        """Adds generated images with the caption of each."""
         images = to_bytes(images_B3HW.to(self.device))
         for group in self.distances:
             group.update(images, real=False)
         for score in self.scores.values():
             score.update(images, captions)
+        for metric in self.extra.values():
+            metric.update(images, captions)
 
     @torch.no_grad()
     def update_real(self, images_B3HW: Tensor) -> None:
-        """Adds real pictures, the other side of the set distances."""
+        """Adds real images, the other side of the set distances."""
         images = to_bytes(images_B3HW.to(self.device))
         for group in self.distances:
             group.update(images, real=True)
 
     def compute(self) -> dict[str, float]:
-        """Values by name, over all processes (which must all call this). What is undefined, such as the distance to
-        an empty set, is left out."""
+        """Values by label, over all processes (which must all call this).
+
+        What is undefined, such as the distance to an empty set, is skipped.
+        """
         values: dict[str, float] = {}
         for group in self.distances:
-            group.update_with_nothing(self.device)
+            group.update_empty(self.device)
             values |= {name: float(metric.compute()) for name, metric in group.metrics.items()}
         for name, score in self.scores.items():
             score.update(torch.zeros(0, 3, 1, 1, dtype=torch.uint8, device=self.device), [])
@@ -103,38 +108,60 @@ class MetricSet:
                 values |= {name: float(result[0]), f"{name}_shuffled": float(result[1])}
             else:
                 values[name] = float(result)
+        values |= {label: _to_number(label, metric) for label, metric in self.extra.items()}
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def reset(self) -> None:
-        """Forgets the generated pictures and keeps the statistics of the real ones."""
+        """Forgets the generated images and keeps the statistics of the real ones."""
         for metric in self._all():
             metric.reset()
 
 
+def _to_number(label: str, metric: Metric) -> float:
+    try:
+        return float(metric.compute())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"metrics.extra: compute() of {label} does not return one number ({error})"
+        ) from error
+
+
+def extra_infos(config: MetricsConfig) -> dict[str, MetricInfo]:
+    """Facts about the metrics of `config.extra`, by label. Imports their modules; UserError if one is not a metric."""
+    infos: dict[str, MetricInfo] = {}
+    for path in config.extra:
+        named = load_object("metrics.extra", path)
+        if not (isinstance(named, type) and issubclass(named, Metric)):
+            raise UserError(f"metrics.extra={path} is not a subclass of torchmetrics.Metric")
+        info = info_of(named)
+        if find_info(info.name) is not None or info.name in infos:
+            raise UserError(f"metrics.extra={path}: there is a metric {info.name} already; rename the class")
+        infos[info.name] = info
+    return infos
+
+
 def build_metrics(config: MetricsConfig, device: torch.device | str = "cpu") -> MetricSet:
-    """The metrics that `config.names` asks for, with their networks on `device`.
+    """The metrics that `config.names` and `config.extra` ask for, with their networks on `device`.
 
     Raises UserError if a network is missing: nothing is replaced silently.
     """
     config.validate("metrics")
-    distances: list[SetDistances] = []
-    alexnet: dict[str, Metric] = {}
-    if "fid_alexnet" in config.names:
-        alexnet["fid_alexnet"] = FrechetDistance(AlexNetFeatures.num_features)
-    if "kid_alexnet" in config.names:
-        alexnet["kid_alexnet"] = KernelDistance()
-    if alexnet:
-        distances.append(SetDistances(AlexNetFeatures().to(device), AlexNetFeatures.num_features, alexnet))
-    if "fid_inception" in config.names and config.inception is not None:
-        width = InceptionFeatures.num_features
-        network = InceptionFeatures(config.inception).to(device)
-        distances.append(SetDistances(network, width, {"fid_inception": FrechetDistance(width)}))
+    # By name, so that metrics on the same features share one network.
+    networks: dict[str, nn.Module] = {}
+    groups: dict[str, SetDistances] = {}
     scores: dict[str, MeanCosine | MatchedAndShuffledCosine] = {}
-    if "mini_clip_score" in config.names:
-        scores["mini_clip_score"] = MatchedAndShuffledCosine(MiniClip(load_heads(config.mini_clip), device))
-    if "clip_score" in config.names:
-        clip = load_open_clip(config.clip_model, config.clip_weights, device)
-        scores[clip_score_name(config.clip_model)] = MeanCosine(clip)
-    if "pick_score" in config.names:
-        scores["pick_score_v1"] = MeanCosine(load_pick_score(config.pick_score, device))
-    return MetricSet(distances, scores, device)
+    for info in IMAGE_METRICS.values():
+        if info.name not in config.names:
+            continue
+        label, metric = load_object("metrics.names", info.build)(config, device, networks)
+        if isinstance(metric, SetDistance):
+            group = groups.setdefault(info.network, SetDistances(metric.network, metric.width, {}))
+            group.metrics[label] = metric.metric
+        else:
+            scores[label] = metric
+    labels = extra_infos(config)
+    extra = {
+        label: build_object("metrics.extra", path, Metric, config)
+        for label, path in zip(labels, config.extra, strict=True)
+    }
+    return MetricSet(list(groups.values()), scores, device, extra)

@@ -6,11 +6,13 @@ from typing import Literal
 from switti.config_values import AT_LEAST_1, check
 from switti.errors import UserError
 from switti.files import kind_of
+from switti.import_path import FORM, check_paths, is_import_path
+from switti.metrics.catalogue import BUILT_IN
+from switti.suggestions import did_you_mean, shortened
 
 # Fewer images than Inception has features leave a Fréchet distance's covariance singular.
 ENOUGH_IMAGES = 2048
 
-METRICS = ("fid_alexnet", "kid_alexnet", "mini_clip_score", "fid_inception", "clip_score", "pick_score")
 EMBEDDED = "embedded"
 
 
@@ -21,6 +23,9 @@ class MetricsConfig:
     names: list[str] = field(default_factory=lambda: ["fid_alexnet", "kid_alexnet", "mini_clip_score"])
     """Metrics out of fid_alexnet, kid_alexnet, mini_clip_score, fid_inception, clip_score and pick_score. The first
     three need no download; the distances on AlexNet features cannot be compared with Inception FID."""
+    extra: list[str] = field(default_factory=list)
+    """Metrics of your own, each `package.module:Name` of a torchmetrics.Metric class that is built without arguments
+    and updated with images and captions (docs/extending.md)."""
     captions: Literal["train", "validation"] = "validation"
     """Split whose captions are generated from: train measures concepts that were seen, validation new ones."""
     prompts: int = 64
@@ -42,10 +47,15 @@ class MetricsConfig:
 
     def validate(self, path: str) -> None:
         for name in self.names:
-            if name not in METRICS:
-                raise UserError(f"{path}.names: no metric {name!r}; there are {', '.join(METRICS)}")
+            if name not in BUILT_IN:
+                own = f"; {FORM} goes into {path}.extra" if is_import_path(name) else ""
+                hint = own or did_you_mean(name, BUILT_IN)
+                raise UserError(
+                    f"{path}.names: no metric {shortened(name)!r}; there are {', '.join(BUILT_IN)}{hint}"
+                )
         if len(set(self.names)) != len(self.names):
             raise UserError(f"{path}.names={self.names} names a metric twice")
+        check_paths(f"{path}.extra", self.extra, f"; built-in metrics go into {path}.names")
         several = (lambda value: value >= 2, "must be at least 2 (a covariance needs two images)")
         check(self, path, several, "prompts")
         check(self, path, AT_LEAST_1, "batch")

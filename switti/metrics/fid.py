@@ -1,12 +1,14 @@
-"""Distances between sets of pictures: Fréchet (FID) and kernel (KID), on injected features.
+"""FID and KID: Fréchet and kernel distance between two sets of images, on injected features.
 
 The feature network is outside the accumulators, so that several distances share one pass of it, and a distance can be
 tested on numbers alone. A value is labelled by its network: `fid_alexnet` says nothing about `fid_inception`.
 
-Shape suffixes: N real samples, M generated samples, F feature numbers.
+Shape suffixes: B images, N real samples, M generated samples, F features.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,17 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.utilities import dim_zero_cat
 
 from switti.errors import UserError, first_line
+from switti.losses.perceptual import AlexNetFeatures
+from switti.metrics.config import MetricsConfig
 
 # As torch-fidelity names it; pytorch-fid's own copy is called pt_inception-2015-12-05-6726825d.pth.
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-BLOCK = 1024  # samples of a side whose kernel values are in memory at a time
+# Samples of each set whose kernel values are in memory at a time.
+BLOCK = 1024
 
 
 class _Features(nn.Module):
-    """What torchmetrics asks of a feature network, for features that are there already."""
+    """Identity in the place of torchmetrics' feature network, for features computed elsewhere."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -80,7 +85,7 @@ def _kernel_sum(a_NF: Tensor, b_MF: Tensor) -> Tensor:
 
 
 class KernelDistance(Metric):
-    """KID on features [N, F]; keeps the features (F numbers a picture). Real ones stay over `reset`."""
+    """KID on features [N, F]; keeps the features (F numbers an image). Real ones stay over `reset`."""
 
     full_state_update = False
     real_features: list[Tensor]
@@ -92,7 +97,7 @@ class KernelDistance(Metric):
         self.add_state("fake_features", [], dist_reduce_fx="cat")
 
     def update(self, features: Tensor, real: bool) -> None:
-        """Adds features [B, F] of real or generated pictures; B may be 0."""
+        """Adds features [B, F] of real or generated images; B may be 0."""
         (self.real_features if real else self.fake_features).append(features)
 
     def compute(self) -> Tensor:
@@ -141,3 +146,44 @@ class InceptionFeatures(nn.Module):
     @torch.no_grad()
     def forward(self, images_B3HW: Tensor) -> Tensor:
         return self.network(images_B3HW)
+
+
+# ---- as `metrics.names` builds them --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SetDistance:
+    """A distance and the feature network [B, 3, H, W] → [B, width] that feeds it."""
+
+    network: nn.Module
+    width: int
+    metric: Metric
+
+
+def build_fid_alexnet(
+    config: MetricsConfig, device: torch.device | str, networks: dict[str, nn.Module]
+) -> tuple[str, SetDistance]:
+    width = AlexNetFeatures.num_features
+    network = _shared(networks, "alexnet", lambda: AlexNetFeatures().to(device))
+    return "fid_alexnet", SetDistance(network, width, FrechetDistance(width))
+
+
+def build_kid_alexnet(
+    config: MetricsConfig, device: torch.device | str, networks: dict[str, nn.Module]
+) -> tuple[str, SetDistance]:
+    network = _shared(networks, "alexnet", lambda: AlexNetFeatures().to(device))
+    return "kid_alexnet", SetDistance(network, AlexNetFeatures.num_features, KernelDistance())
+
+
+def build_fid_inception(
+    config: MetricsConfig, device: torch.device | str, networks: dict[str, nn.Module]
+) -> tuple[str, SetDistance]:
+    weights, width = str(config.inception), InceptionFeatures.num_features
+    network = _shared(networks, "inception", lambda: InceptionFeatures(weights).to(device))
+    return "fid_inception", SetDistance(network, width, FrechetDistance(width))
+
+
+def _shared(networks: dict[str, nn.Module], name: str, build: Callable[[], nn.Module]) -> nn.Module:
+    if name not in networks:
+        networks[name] = build()
+    return networks[name]

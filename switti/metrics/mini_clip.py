@@ -18,7 +18,8 @@ from switti.config_values import from_values
 from switti.errors import UserError
 from switti.files import kind_of, read_json_object
 from switti.losses.perceptual import AlexNetTrunk
-from switti.metrics.config import EMBEDDED
+from switti.metrics.config import EMBEDDED, MetricsConfig
+from switti.metrics.scores import MatchedAndShuffledCosine
 from switti.text.config import MAX_WIDTH, MINILM_POSITIONS
 from switti.text.minilm import MiniLMEncoder
 from switti.weights.fill import fill
@@ -158,3 +159,10 @@ def load_heads(source: str | Path = EMBEDDED) -> MiniClipHeads:
 def describe(config: MiniClipConfig) -> dict[str, int]:
     """The sizes as written to config.json under "heads"."""
     return asdict(config)
+
+
+def build_mini_clip_score(
+    config: MetricsConfig, device: torch.device | str, networks: dict[str, nn.Module]
+) -> tuple[str, MatchedAndShuffledCosine]:
+    """As `metrics.names` builds it."""
+    return "mini_clip_score", MatchedAndShuffledCosine(MiniClip(load_heads(config.mini_clip), device))

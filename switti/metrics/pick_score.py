@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from switti.errors import UserError, first_line
+from switti.metrics.config import MetricsConfig
+from switti.metrics.scores import MeanCosine
 from switti.text.quiet import quiet_transformers
 from switti.weights.transformers_folder import check_folder
 
@@ -71,3 +73,10 @@ def load_transformers_clip(
     if info["missing_keys"]:
         raise UserError(f"{setting} lacks weights such as {sorted(info['missing_keys'])[0]}")
     return TransformersClipEncoder(model, processor, device)
+
+
+def build_pick_score(
+    config: MetricsConfig, device: torch.device | str, networks: dict[str, nn.Module]
+) -> tuple[str, MeanCosine]:
+    """As `metrics.names` builds it."""
+    return "pick_score_v1", MeanCosine(load_pick_score(config.pick_score, device))

@@ -72,6 +72,11 @@ class SwittiPipeline:
         Raises UserError naming what is missing and the remedy.
         """
         parts = read_parts(source, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision)
+        if text_encoder is None and not parts.text.is_built_in:
+            raise UserError(
+                f"{source} was trained with the text encoder {shortened(parts.text.encoder)}, which is not part of "
+                "this library, and no code is imported because a folder names it: give text_encoder=…"
+            )
         # What lies on this machine asks no network for the rest.
         encoder = text_encoder or build_text_encoder(parts.text, device, cached=not is_hub_id(source))
         mixed = parts.autocast if autocast is None else autocast
