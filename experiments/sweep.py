@@ -21,30 +21,32 @@ import argparse
 import sys
 
 from configs.loading import CONFIGS, names_below
-from experiments.cli import argument_parser, run
+from experiments import cli
+from experiments.cli import argument_parser
 from sweeps.launchers.base import Launcher, Source, drive
 from sweeps.launchers.jobs import Job, Outcome, count, describe, job_of, steps_left, why
 from sweeps.launchers.local import LocalLauncher
 from sweeps.preflight import check_files
-from sweeps.run_selection import ACTIONS, check_same, check_study, print_plan, save_study
-from sweeps.run_state import State, claim, state_of
+from sweeps.run_lock import claim
+from sweeps.run_selection import ACTIONS, check_same, check_study, print_preflight, save_study
+from sweeps.run_state import State, state_of
 from sweeps.screen import screen_for
-from sweeps.study import PlannedRun, Study, load_study
+from sweeps.study import Study, StudyRun, load_study
 from switti.errors import UserError
 
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_intermixed_args(arguments)
     study = _load(options.words)
-    states = {planned.name: state_of(planned.config.run_dir) for planned in study.runs}
-    for planned in study.runs:
-        check_same(planned, states[planned.name])
+    states = {run.name: state_of(run.config.run_dir) for run in study.runs}
+    for run in study.runs:
+        check_same(run, states[run.name])
     check_study(study)
     launcher = _launcher(study, options)
-    for planned in study.runs or [study.plan_trial("trial", {})]:
-        launcher.check(planned)
+    for run in study.runs or [study.trial_run("trial", {})]:
+        launcher.check(run)
     if study.search is None:
-        print_plan(study, states)
+        print_preflight(study, states)
     else:
         print(
             f"study {study.name}: search over {', '.join(study.search.space)} in {study.folder}", flush=True
@@ -53,7 +55,8 @@ def main(arguments: list[str]) -> int:
     if options.dry_run:
         return 0 if study.search is None else _show_search(study)
     source: Source = _Grid(study) if study.search is None else _search(study)
-    save_study(study)  # a storage that cannot be opened has stopped the command by now
+    # Only now: a storage that cannot be opened has stopped the command.
+    save_study(study)
     outcomes, stopped = drive(source, launcher, screen_for(study.name, _places(options)))
     if options.detach:
         print(
@@ -67,19 +70,18 @@ def main(arguments: list[str]) -> int:
 
 
 def _check_files(study: Study, states: dict[str, State], launcher: str) -> None:
-    """Whether what the runs need is there: those that would start, or the ends of a search's space."""
+    """Check shards, embeddings and weights of the runs that would start, or of the corners of a search's space."""
     if study.search is None:
-        runs = [planned for planned in study.runs if ACTIONS[states[planned.name]] != "skip"]
+        runs = [run for run in study.runs if ACTIONS[states[run.name]] != "skip"]
     else:
-        runs = [study.plan_trial("trial", values) for values in study.search.corners()]
+        runs = [study.trial_run("trial", values) for values in study.search.corners()]
     try:
         check_files(runs)
     except UserError as error:
         if launcher == "local":
             raise
-        print(
-            f"warning: as seen from this machine, {error}", file=sys.stderr
-        )  # a cluster's nodes may see more
+        # A cluster's nodes may see more.
+        print(f"warning: as seen from this machine, {error}", file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -137,50 +139,48 @@ def _launcher(study: Study, options: argparse.Namespace) -> Launcher:
 
 
 class _Grid:
-    """The runs of a grid as a source of jobs: those that nobody works on and that are not finished."""
+    """The runs of a grid as a source of jobs: those that are not finished and that no other process works on."""
 
     def __init__(self, study: Study) -> None:
         self._runs = study.runs
-        self._left = {
-            f"run {number} of {len(study.runs)}": planned for number, planned in enumerate(study.runs, 1)
-        }
+        self._left = {f"run {number} of {len(study.runs)}": run for number, run in enumerate(study.runs, 1)}
         self._steps: dict[str, int] = {}
 
     def next(self) -> Job | None:
         while self._left:
             place = next(iter(self._left))
-            planned = self._left.pop(place)
-            folder = planned.config.run_dir
+            run = self._left.pop(place)
+            folder = run.config.run_dir
             if (lock := claim(folder)) is None:
                 continue
-            job = job_of(planned, lock, place)
+            job = job_of(run, lock, place)
             if ACTIONS[state_of(folder, held=True)] != "skip":
                 return job
             job.release()
         return None
 
     def watch(self, running: list[Job]) -> None:
-        """Nothing: a grid's runs are never pruned."""
+        """No-op: a grid's runs are never pruned."""
 
     def ended(self, outcome: Outcome) -> str:
         return describe(outcome)
 
     def waiting(self) -> list[int]:
-        """Steps of those that are still to be looked at; a finished one has none left."""
-        return [self._steps_of(planned) for planned in self._left.values() if self._steps_of(planned)]
+        """Remaining steps of the runs that have not been given out; a finished one has none."""
+        return [self._steps_of(run) for run in self._left.values() if self._steps_of(run)]
 
-    def _steps_of(self, planned: PlannedRun) -> int:
-        if planned.name not in self._steps:
-            self._steps[planned.name] = steps_left(planned)
-        return self._steps[planned.name]
+    def _steps_of(self, run: StudyRun) -> int:
+        if run.name not in self._steps:
+            self._steps[run.name] = steps_left(run)
+        return self._steps[run.name]
 
     def total(self) -> int:
         return len(self._runs)
 
     def summary(self, outcomes: list[Outcome]) -> str:
-        """How all runs of the study stand now, whoever has worked on them."""
+        """Count of the study's runs by state, by whichever driver."""
         ends = {outcome.job.name: outcome.end for outcome in outcomes}
-        words = [ends.get(planned.name) or _standing(planned) for planned in self._runs]
+        words = [ends.get(run.name) or _standing(run) for run in self._runs]
         before = sum(
             word == "finished" and run.name not in ends for word, run in zip(words, self._runs, strict=True)
         )
@@ -191,7 +191,7 @@ class _Grid:
         return text + (f"; the same command again {' and '.join(dict.fromkeys(todo))}" if todo else "")
 
 
-# Of the summary: how runs can stand, and what the same command would do about it.
+# The states that the summary counts, in its order, and what the same command would do about them.
 _ORDER = ["finished", "pruned", "running", "queued", "interrupted", "failed", "not started"]
 _AGAIN = {
     "interrupted": "resumes what was interrupted",
@@ -200,10 +200,10 @@ _AGAIN = {
 }
 
 
-def _standing(planned: PlannedRun) -> str:
-    """How a run stands that this command has not worked on."""
+def _standing(run: StudyRun) -> str:
+    """State of a run that this command has not worked on."""
     try:
-        state = state_of(planned.config.run_dir)
+        state = state_of(run.config.run_dir)
     except UserError:
         return "failed"
     return {"new": "not started", "killed": "interrupted"}.get(state, state)
@@ -233,8 +233,9 @@ def _summarise(study: Study, source: Source, outcomes: list[Outcome]) -> None:
             print(f"\n{outcome.job.name} failed: {why(outcome)}")
             print("\n".join(f"    {line}" for line in outcome.tail))
     print(f"\nstudy {study.name}: {source.summary(outcomes)}")
-    sys.stdout.flush()  # ahead of what is said on stderr
+    # Ahead of what follows on stderr.
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

@@ -24,7 +24,7 @@ from configs.resume_rules import check_resumable
 from configs.schema import RunConfig
 from experiments.cli import argument_parser, run
 from lightning_modules.strategies.launch_environment import check_launch, is_first_rank
-from sweeps.run_state import training_lock
+from sweeps.run_lock import training_lock
 from switti.environment import masked
 from switti.files import writing
 from switti.run_folder import CONFIG, clear_leftovers, read_record

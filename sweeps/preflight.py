@@ -1,6 +1,6 @@
-"""What the runs of a study need besides settings, looked at before the first one starts. Not a command itself.
+"""Preflight check of the files that a study's runs need: shards, embeddings, tokenizer, initial weights.
 
-Shards, embeddings, tokenizer and first weights, as far as manifests, file sizes and headers tell: no torch, no network,
+Reads manifests, file sizes and headers: no torch, no network,
 and nothing that grows with the size of the data but a look at each shard's entry in its folder.
 """
 
@@ -10,35 +10,36 @@ from typing import Any
 
 from configs.loading import from_run
 from configs.schema import RunConfig
-from sweeps.preflight_data import data_problems, said
-from sweeps.study import PlannedRun
+from sweeps.preflight_data import data_problems, problems_of
+from sweeps.study import StudyRun
 from switti.errors import UserError
 from switti.files import kind_of, open_regular
 from switti.models.config import FREE_FIELDS, GeneratorConfig
-from switti.run_folder import CONFIG
+from switti.run_folder import CHECKPOINTS, CONFIG
 from switti.weights.hub import is_hub_id
 from switti.weights.tokenizer_file import EMBEDDED, check_settings, read_header, weights_path
 
 _CODES = "quantize.embedding.weight"
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
-_NAMED = 3  # runs
+# Runs in one message.
+_NAMED = 3
 
 
-def check_files(runs: Sequence[PlannedRun]) -> None:
-    """UserError with everything that these runs lack, each once, with the names of those that lack it."""
-    lacking: dict[str, list[str]] = {}
+def check_files(runs: Sequence[StudyRun]) -> None:
+    """Raise UserError with everything that is missing, each once, with the names of the runs that need it."""
+    missing: dict[str, list[str]] = {}
     known: dict[str, list[str]] = {}
-    for planned in runs:
+    for run in runs:
         for find, settings in _CHECKS:
-            key = repr((find.__name__, *(_setting(planned.config, name) for name in settings)))
+            key = repr((find.__name__, *(_setting(run.config, name) for name in settings)))
             if key not in known:
-                known[key] = find(planned.config)
+                known[key] = find(run.config)
             for problem in known[key]:
-                lacking.setdefault(problem, []).append(planned.name)
-    if not lacking:
+                missing.setdefault(problem, []).append(run.name)
+    if not missing:
         return
-    lines = [f"{problem} ({_runs(names, len(runs))})" for problem, names in lacking.items()]
+    lines = [f"{problem} ({_runs(names, len(runs))})" for problem, names in missing.items()]
     if len(lines) == 1:
         raise UserError(lines[0])
     raise UserError(
@@ -85,12 +86,13 @@ def _tokenizer(config: RunConfig) -> list[str]:
             remedy = f"give {own}" if own.is_file() else "give a weights file"
             return [f"{setting}: the folder holds none of {', '.join(_WEIGHT_FILES)}; {remedy}"]
         path = present
-    return [f"{setting}: {problem}" for problem in said(lambda: _check_tokenizer(config, path))]
+    return [f"{setting}: {problem}" for problem in problems_of(lambda: _check_tokenizer(config, path))]
 
 
 def _check_tokenizer(config: RunConfig, path: Path) -> None:
     if path.suffix != ".safetensors":
-        open_regular(path).close()  # what is in it only torch can read
+        # Only torch can read its content.
+        open_regular(path).close()
         return
     settings, shapes = read_header(path)
     check_settings(config.tokenizer, settings, path, other_scales=config.task == "decoder")
@@ -111,13 +113,15 @@ def _first_weights(config: RunConfig) -> list[str]:
     if not source or _has_checkpoint(config.run_dir):
         return []
     if config.task != "generator":
-        return [f"init_from={source} is for generators; a {config.task} run starts anew"]
+        return [f"init_from={source} is for generators; a {config.task} run starts from scratch"]
     path = Path(source).expanduser()
     if kind_of(path) is None:
         return [] if _on_a_hub(source) else [f"init_from={source}: no such run, file or folder"]
     above = path if path.is_dir() and (path / CONFIG).is_file() else path.parent.parent
     if (above / CONFIG).is_file():
-        return [f"init_from={source}: {problem}" for problem in said(lambda: _check_first(config, above))]
+        return [
+            f"init_from={source}: {problem}" for problem in problems_of(lambda: _check_first(config, above))
+        ]
     inside = ("config.json", "model_index.json", *_WEIGHT_FILES)
     if path.is_dir() and not any((path / name).is_file() for name in inside):
         return [f"init_from={source}: the folder is not a run and holds none of {', '.join(inside)}"]
@@ -141,17 +145,17 @@ def _check_first(config: RunConfig, folder: Path) -> None:
 
 
 def _has_checkpoint(folder: Path) -> bool:
-    return any((folder / "checkpoints").glob("*.ckpt"))
+    return any((folder / CHECKPOINTS).glob("*.ckpt"))
 
 
 def _on_a_hub(source: str) -> bool:
-    """Whether a name that is not a path can only mean a hub's repository."""
+    """Whether a name that is not a path can only mean a repository of a hub."""
     if source.startswith(EMBEDDED) or source.endswith(_WEIGHT_SUFFIXES):
         return False
     return is_hub_id(source) and not Path(source).parent.is_dir()
 
 
-# A check and the settings that its answer follows from.
+# Each check with the settings that it depends on.
 _CHECKS: tuple[tuple[Callable[[RunConfig], list[str]], tuple[str, ...]], ...] = (
     (data_problems, ("task", "data", "text")),
     (_tokenizer, ("task", "tokenizer_weights", "tokenizer")),

@@ -1,6 +1,6 @@
-"""The data that runs need, looked at before the first one starts: shards and embeddings. Not a command itself.
+"""Preflight check of the data that runs need: shards and embeddings.
 
-As far as manifests, file sizes and headers tell: no torch, no network, and nothing that grows with the size of the data
+Reads manifests, file sizes and headers: no torch, no network, and nothing that grows with the size of the data
 but a look at each shard's entry in its folder.
 """
 
@@ -20,17 +20,21 @@ from switti.suggestions import shortened
 from switti.text.config import TextConfig
 from switti.weights.tokenizer_file import read_header
 
-MANIFEST = "manifest.json"  # of shards and of embeddings
+# Of shards and of embeddings.
+MANIFEST = "manifest.json"
 _NULL = "null.safetensors"
-_OPENED = 64  # shards of a split whose first bytes are read; all of them are counted
-_NAMED = 3  # shards
-_BLOCK = 512  # bytes of a tar header
+# Shards of a split whose first bytes are read; all of them are counted.
+_OPENED = 64
+# Shards in one message.
+_NAMED = 3
+# Bytes of a tar header.
+_BLOCK = 512
 
 
-def said(function: Callable[[], Any]) -> list[str]:
-    """The error that a check ends with, if any."""
+def problems_of(check: Callable[[], Any]) -> list[str]:
+    """The message of the error that a check ends with, if any."""
     try:
-        function()
+        check()
     except UserError as error:
         return [str(error)]
     except OSError as error:
@@ -45,10 +49,10 @@ def data_problems(config: RunConfig) -> list[str]:
     problems: list[str] = []
     shards: list[Path] = []
     for split in ("train", "validation"):
-        found, wrong = _shards(
+        present, wrong = _shards(
             f"data.{split}", as_list(getattr(config.data, split)), config.data.max_bad_fraction
         )
-        shards += found
+        shards += present
         problems += wrong
     return problems + (_embeddings(config, shards) if config.task == "generator" else [])
 
@@ -58,7 +62,8 @@ def _shards(setting: str, patterns: list[str], limit: float) -> tuple[list[Path]
     from datamodules.shards.shard_paths import expand
 
     if any(pattern.startswith(STREAMS) for pattern in patterns):
-        return [], []  # whether a stream flows is known when it does
+        # A stream is known only once it is read.
+        return [], []
     try:
         paths = expand(setting, patterns, must_exist=False)
     except UserError as error:
@@ -66,7 +71,7 @@ def _shards(setting: str, patterns: list[str], limit: float) -> tuple[list[Path]
     manifests = {folder: _manifest_of(folder) for folder in {path.parent for path in paths}}
     losses = {path: _loss(path, manifests[path.parent].get(path.name)) for path in paths}
     readable = [path for path in paths if losses[path] is None]
-    losses |= {path: _Loss(reason) for path in _some(readable) if (reason := _why_no_tar(path))}
+    losses |= {path: _Loss(reason) for path in _some(readable) if (reason := _tar_problem(path))}
     lost = [loss for loss in losses.values() if loss is not None]
     present = [path for path in paths if (loss := losses[path]) is None or loss.share < 1]
     if present and sum(loss.share for loss in lost) <= limit * len(paths):
@@ -90,12 +95,13 @@ def _manifest_of(folder: Path) -> dict[str, Mapping[str, Any]]:
     try:
         rows = read_json_object(folder / MANIFEST).get("shards", [])
     except (UserError, OSError):
-        return {}  # somebody else's file of that name
+        # Somebody else's file of that name.
+        return {}
     return {row["name"]: row for row in rows if isinstance(row, dict) and isinstance(row.get("name"), str)}
 
 
 def _loss(path: Path, row: Mapping[str, Any] | None) -> _Loss | None:
-    """As its entry in the folder tells; None if the shard looks complete. row: of the folder's manifest."""
+    """By its entry in the folder; None if the shard looks complete. row: of the folder's manifest."""
     kind = kind_of(path)
     if kind != "file":
         return _Loss(f"no shard {path}" if kind is None else f"{path} is a {kind}, not a shard")
@@ -109,7 +115,7 @@ def _loss(path: Path, row: Mapping[str, Any] | None) -> _Loss | None:
     return None
 
 
-def _why_no_tar(path: Path) -> str:
+def _tar_problem(path: Path) -> str:
     try:
         with open_regular(path) as stream:
             tarfile.TarInfo.frombuf(stream.read(_BLOCK), "utf-8", "surrogateescape")
@@ -160,7 +166,9 @@ def _embeddings(config: RunConfig, shards: list[Path]) -> list[str]:
                     f"data.captions=drawn: {store} holds the first caption of each sample alone; run experiments.embed "
                     "again --all-captions, or set data.captions=first"
                 ]
-    damaged = [problem for shard in _some(shards) for problem in said(partial(read_header, sides[shard]))]
+    damaged = [
+        problem for shard in _some(shards) for problem in problems_of(partial(read_header, sides[shard]))
+    ]
     return [f"{problem}; run experiments.embed again" for problem in damaged[:_NAMED]] or _other_counts(
         config, sides
     )

@@ -1,4 +1,4 @@
-"""How far a run is, read from its folder alone. Not a command itself."""
+"""Progress of a run, read from its folder alone: step, speed, time left, phase, last values."""
 
 import math
 import os
@@ -19,9 +19,12 @@ from switti.run_folder import HEARTBEAT, Row, rank_file, read_metrics, read_reco
 
 # Of the metrics: enough for the last value of what is logged often, and of most that is not.
 _TAIL_BYTES = 1 << 20
-_RECENT = 20  # logged values over which the speed of a run is taken
-_LONGEST = 20  # characters of a phase
-_STANDSTILL = 60.0  # seconds in one phase from which that is said
+# Logged values over which the speed of a run is taken.
+_RECENT = 20
+# Characters of a phase.
+_LONGEST = 20
+# Seconds in one phase from which they are shown.
+_STANDSTILL = 60.0
 _WORDS = {"validation": "validating", "checkpoint": "saving", "ending": "ending"}
 
 
@@ -45,10 +48,11 @@ class Progress:
 
 
 def read_progress(run_dir: Path, last_bytes: int = _TAIL_BYTES) -> Progress:
-    """As the folder tells now; a folder that cannot be read has no state, and an error. last_bytes: of the metrics."""
+    """Progress now; a folder that cannot be read has no state, and an error. last_bytes: of the metrics."""
     try:
         return _read(run_dir, last_bytes)
-    except (UserError, OSError) as error:  # a damaged run must not hide the others
+    except (UserError, OSError) as error:
+        # A corrupt run must not hide the others.
         return Progress(None, error=printable(str(error)))
 
 
@@ -77,12 +81,13 @@ def _heartbeat(run_dir: Path) -> dict[str, Any]:
 
 
 def _is_alive(heartbeat: dict[str, Any]) -> bool:
-    """Whether the process that has noted its end is still there."""
+    """Whether the process that has noted its end still exists."""
     pid = _count(heartbeat.get("pid"))
     if not 0 < pid < 1 << 31 or heartbeat.get("host") != socket.gethostname():
         return False
     with suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, 0)  # signal 0 asks only whether the process is there
+        # Signal 0 only asks whether the process exists.
+        os.kill(pid, 0)
         return True
     return False
 
@@ -92,7 +97,7 @@ def _count(value: Any) -> int:
 
 
 def _phase(heartbeat: dict[str, Any], step: int) -> str:
-    """What is worth saying; "" while steps are being taken. Files are some seconds old: the metrics may know better."""
+    """The phase if it is not training steps, else "". Files are some seconds old: the metrics may be newer."""
     phase, since = str(heartbeat.get("phase", "")), heartbeat.get("since")
     stands = time.time() - since if isinstance(since, int | float) and math.isfinite(since) else 0.0
     if phase == "starting":

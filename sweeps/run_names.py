@@ -11,7 +11,8 @@ from typing import Any
 from configs.yaml_values import text_of
 from switti.run_folder import LONGEST_NAME
 
-_HEAD, _DIGITS = 24, 8  # characters that stay of a value that is shortened, and of its digest
+# Characters that a shortened value keeps, and of its digest.
+_HEAD, _DIGITS = 24, 8
 
 
 def run_name(label: str, values: Mapping[str, Any], brief: bool = False) -> str:
@@ -26,8 +27,8 @@ def run_name(label: str, values: Mapping[str, Any], brief: bool = False) -> str:
     name = _join(label, {short: _digested(value) for short, value in parts.items()})
     if len(name.encode()) <= LONGEST_NAME:
         return name
-    room = LONGEST_NAME - _DIGITS - 1
-    return f"{name.encode()[:room].decode(errors='ignore')}-{_digest(name)}"
+    length = LONGEST_NAME - _DIGITS - 1
+    return f"{name.encode()[:length].decode(errors='ignore')}-{_digest(name)}"
 
 
 def folder_text(value: Any) -> str:
@@ -37,7 +38,8 @@ def folder_text(value: Any) -> str:
 
 
 def _join(label: str, texts: Mapping[str, str]) -> str:
-    return ",".join([label] * bool(label) + [f"{name}={text}" for name, text in texts.items()])
+    parts = [f"{name}={text}" for name, text in texts.items()]
+    return ",".join([label, *parts] if label else parts)
 
 
 def _short(name: str, names: Mapping[str, Any]) -> str:

@@ -1,15 +1,16 @@
-"""What a sweep looks at before it starts anything: the states of the runs, and whose folders they are."""
+"""Checks of a study's folder before a sweep starts: states of the runs, same settings, same study."""
 
-import sys
 from typing import Any
 
 from configs.loading import from_run
 from configs.resume_rules import check_resumable
-from sweeps.run_state import State, alone, read_study
-from sweeps.study import FORMAT, PlannedRun, Study
+from sweeps.run_lock import study_lock
+from sweeps.run_state import State, read_study
+from sweeps.study import FORMAT, Study, StudyRun
 from switti.errors import UserError
 from switti.files import write_json
 from switti.run_folder import CONFIG, STUDY, read_record
+from switti.tables import aligned
 
 ACTIONS: dict[State, str] = {
     "new": "start",
@@ -21,35 +22,33 @@ ACTIONS: dict[State, str] = {
     "queued": "skip",
     "pruned": "skip",
 }
-_SAME = ("base", "pair_by")  # of study.json
+# Keys of study.json that must agree.
+_SAME = ("base", "pair_by")
 _REMEDY = "give this study another name (study=…) or remove the folder"
 
 
-def print_plan(study: Study, states: dict[str, State]) -> None:
+def print_preflight(study: Study, states: dict[str, State]) -> None:
     """One line a run: its state and what happens to it."""
-    width = max(len(planned.name) for planned in study.runs)
+    rows = [(run.name, states[run.name], ACTIONS[states[run.name]]) for run in study.runs]
     print(f"study {study.name}: {len(study.runs)} runs in {study.folder}")
-    for planned in study.runs:
-        state = states[planned.name]
-        print(f"  {planned.name:<{width}}  {state:<11}  {ACTIONS[state]}")
-    sys.stdout.flush()
+    print("\n".join(f"  {line}" for line in aligned(rows, left=3)), flush=True)
 
 
-def check_same(planned: PlannedRun, state: State) -> None:
+def check_same(run: StudyRun, state: State) -> None:
     """UserError if the run's folder holds a run with other settings, which must not be taken for this one."""
-    folder = planned.config.run_dir
+    folder = run.config.run_dir
     try:
         read_record(folder)
     except UserError as error:
-        raise UserError(f"run {planned.name}: {error}") from error
+        raise UserError(f"run {run.name}: {error}") from error
     if not (folder / CONFIG).is_file():
         return
     try:
         saved = from_run(folder)
     except UserError as error:
         raise UserError(f"{folder} was made by another version ({error}): {_REMEDY}") from error
-    check_resumable(planned.config, folder, remedy="another study=…")
-    before, now = saved.trainer.max_steps, planned.config.trainer.max_steps
+    check_resumable(run.config, folder, remedy="another study=…")
+    before, now = saved.trainer.max_steps, run.config.trainer.max_steps
     if state == "finished" and before != now:
         raise UserError(f"{folder} is finished with trainer.max_steps={before}, not {now}: {_REMEDY}")
 
@@ -63,7 +62,7 @@ def check_study(study: Study) -> None:
 def save_study(study: Study) -> None:
     """Write study.json, or add new values and runs to it."""
     path, now = study.folder / STUDY, study.as_dict()
-    with alone(study.folder):
+    with study_lock(study.folder):
         saved = read_study(study.folder)
         if saved:
             _check_definition(study, saved, now)

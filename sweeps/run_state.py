@@ -1,27 +1,23 @@
-"""Run folders seen from outside: which runs a study has, what state each is really in, and who may work on one.
+"""State of a run as its folder shows it, and the runs of a study.
 
-A run is locked by who works on it, in two places. A driver (a sweep) holds `<study>/.locks/<run>`, and its child holds
-it, too: a run counts as running from the moment in which it is started until the last of its processes has gone, even
-without its driver. Whoever trains holds `<run>/.lock`, so that two commands cannot write into one folder: neither two
-trainings, nor a driver's child beside one that a person has started, here or from another machine. `claim` looks at
-both.
-A run that waits in a cluster's queue has a `queued.json`; one that a search has given up a `prune.json`.
+A run that waits in a cluster's queue has a `queued.json`, one that a search has pruned a `prune.json`; who works on a
+run holds its lock (`sweeps.run_lock`).
 """
 
-import fcntl
 import os
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from sweeps.run_lock import is_claimed
 from switti.errors import UserError
-from switti.files import check_target, read_json_object, writing
+from switti.files import read_json_object
 from switti.run_folder import (
     CONFIG,
     HEARTBEAT,
@@ -38,16 +34,17 @@ from switti.suggestions import not_found
 
 State = Literal["new", "queued", "running", "finished", "failed", "interrupted", "killed", "pruned"]
 
-_SILENT_SECONDS = 600.0  # a run on another host that has given no sign of life for this long counts as killed
-_CLOCKS_DIFFER = 5.0  # seconds between two ways to tell the time
-_LOCKS = ".locks"  # in the study's folder
-_LOCK = ".lock"  # in the run's folder
-_STOPPED = b"error: interrupted\n"  # the last words of a command after Ctrl-C
-_ALL = ".study"  # beside the locks of the runs
-_CLAIM_ATTEMPTS, _CLAIM_PAUSE = 5, 0.02  # a reader of the state holds the lock for an instant
+# A run on another host that has given no sign of life for this long counts as killed.
+_SILENT_SECONDS = 600.0
+# Seconds by which two clocks may differ.
+_CLOCKS_DIFFER = 5.0
+# The last words of a command after Ctrl-C.
+_STOPPED = b"error: interrupted\n"
 _RESTORE = "restore the file, or remove it: the next sweep writes it again"
-_LATEST = 1e11  # Unix seconds in a sign of life that can be meant
-_SQUEUE_SECONDS = 5  # how long an answer of the cluster's queue is believed
+# Unix seconds: a sign of life that claims to be later means nothing.
+_LATEST = 1e11
+# How long an answer of the cluster's queue is believed.
+_SQUEUE_SECONDS = 5
 
 
 def run_folders(study: str | Path) -> Iterator[Path]:
@@ -73,16 +70,17 @@ def read_study(study: str | Path) -> dict[str, Any]:
 def find_study(study: str, runs_dir: str | Path = "runs") -> Path:
     """The folder meant by a study's name or path; UserError naming those that exist."""
     for folder in (Path(runs_dir) / study, Path(study)):
-        if os.path.isdir(folder):  # false for what cannot be the name of a folder, too
+        # False for what cannot be the name of a folder, too.
+        if os.path.isdir(folder):
             return folder
     known = sorted(path.name for path in Path(runs_dir).glob("*") if path.is_dir())
     raise UserError(not_found("study", study, f"below {runs_dir}/", known))
 
 
 def state_of(run_dir: str | Path, held: bool = False) -> State:
-    """What the run's files say, except that a `running` run whose process is gone is `killed`.
+    """State by the run's files, except that a `running` run whose process is gone is `killed`.
 
-    held: the caller holds the run's lock, so that it says nothing.
+    held: the caller holds the run's lock, so that the lock does not mean that the run is running.
     """
     folder = Path(run_dir)
     state = state_of_record(read_record(folder))
@@ -98,7 +96,7 @@ def state_of(run_dir: str | Path, held: bool = False) -> State:
 
 
 def _state_without_record(folder: Path) -> State:
-    """Of a run that has ended before it wrote a record: it failed, unless a person stopped it."""
+    """Of a run that has ended before it wrote a record: failed, or interrupted if a person stopped it."""
     path = folder / LOG
     if not path.is_file():
         return "failed" if (folder / CONFIG).is_file() else "new"
@@ -108,7 +106,7 @@ def _state_without_record(folder: Path) -> State:
 
 
 def state_of_record(record: dict[str, Any] | None) -> State:
-    """The same for a record's content alone; None is a run that never started."""
+    """State by a record's content alone; None is a run that never started."""
     if record is None:
         return "new"
     status: State = record["status"]
@@ -119,7 +117,8 @@ def _is_alive(record: dict[str, Any]) -> bool:
     if record.get("host") != socket.gethostname():
         return "updated" in record and seconds_since(record["updated"]) < _SILENT_SECONDS
     try:
-        os.kill(record["pid"], 0)  # signal 0 asks only whether the process is there
+        # Signal 0 only asks whether the process exists.
+        os.kill(record["pid"], 0)
     except (KeyError, ProcessLookupError):
         return False
     except PermissionError:
@@ -128,24 +127,24 @@ def _is_alive(record: dict[str, Any]) -> bool:
 
 
 def _is_another(pid: int, record: dict[str, Any]) -> bool:
-    """Whether a process is dead and only not yet buried, or younger than the record's last sign of life: after a
-    restart of the machine numbers are given out anew. Linux alone tells."""
+    """Whether a process is a zombie, or younger than the record's last sign of life: after a restart of the machine
+    process numbers are reused. Linux only."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         up = float(Path("/proc/uptime").read_text().split()[0])
     except OSError:
         return False
-    age = up - int(fields[18]) / os.sysconf("SC_CLK_TCK")  # field 22, start in ticks since boot
+    # Field 22: start in ticks since boot.
+    age = up - int(fields[18]) / os.sysconf("SC_CLK_TCK")
     return state in "ZX" or ("updated" in record and age + _CLOCKS_DIFFER < seconds_since(record["updated"]))
 
 
 def heartbeat_age(run_dir: str | Path) -> float | None:
-    """Seconds since the most silent rank's sign of life: one that hangs is what one wants to see. None: no sign."""
+    """Seconds since the last sign of life of the rank that is silent longest, which may hang. None: no sign."""
     ages = []
     for path in (Path(run_dir) / HEARTBEAT).glob(rank_file("*")):
-        with suppress(
-            UserError, OSError, KeyError, TypeError, ValueError
-        ):  # a file of another version says nothing
+        # A file of another version is ignored.
+        with suppress(UserError, OSError, KeyError, TypeError, ValueError):
             moment = read_json_object(path)["time"]
             if isinstance(moment, str):
                 ages.append(seconds_since(moment))
@@ -156,105 +155,10 @@ def heartbeat_age(run_dir: str | Path) -> float | None:
     return max(ages, default=None)
 
 
-def _lock_path(run_dir: Path) -> Path:
-    return run_dir.parent / _LOCKS / run_dir.name
-
-
-@contextmanager
-def training_lock(run_dir: str | Path) -> Iterator[None]:
-    """Keep other trainings from the run's folder until the end of the block or of this process, however it ends.
-
-    A launcher that is killed leaves its ranks running: the same command again must not write between them. Raises
-    UserError if another process trains the run.
-    """
-    path = Path(run_dir) / _LOCK
-    with writing(check_target(path)):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        if not _lock_patiently(descriptor):
-            raise UserError(f"{run_dir} is being trained by another process; end that first")
-        # Of this process alone: data-loading processes close it at once, and so cannot outlive it with the lock.
-        _not_for_children.add(descriptor)
-        yield
-    finally:
-        _not_for_children.discard(descriptor)
-        os.close(descriptor)
-
-
-_not_for_children: set[int] = set()
-
-
-def _close_in_child() -> None:
-    for descriptor in _not_for_children:
-        os.close(descriptor)
-    _not_for_children.clear()
-
-
-os.register_at_fork(after_in_child=_close_in_child)
-
-
-def claim(run_dir: str | Path) -> int | None:
-    """An inheritable file descriptor that holds the run's lock until it and its copies are closed; None if taken."""
-    path = _lock_path(Path(run_dir))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    if _lock_patiently(descriptor) and not _is_locked(Path(run_dir) / _LOCK):
-        return descriptor
-    os.close(descriptor)
-    return None
-
-
-@contextmanager
-def alone(study: str | Path) -> Iterator[None]:
-    """One process at a time inside, for each study folder."""
-    while (lock := claim(Path(study) / _ALL)) is None:
-        time.sleep(_CLAIM_PAUSE)
-    try:
-        yield
-    finally:
-        os.close(lock)
-
-
-def is_claimed(run_dir: str | Path) -> bool:
-    """Whether some process works on the run: a driver, or a training."""
-    return _is_locked(_lock_path(Path(run_dir))) or _is_locked(Path(run_dir) / _LOCK)
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:  # nobody can have locked what cannot be opened
-        return False
-    try:
-        return not _try_lock(descriptor, fcntl.LOCK_SH)
-    finally:
-        os.close(descriptor)
-
-
-def _lock_patiently(descriptor: int) -> bool:
-    """A reader of the state holds the lock for an instant, which is no reason to give way."""
-    for attempt in range(_CLAIM_ATTEMPTS):
-        if _try_lock(descriptor, fcntl.LOCK_EX):
-            return True
-        if attempt + 1 < _CLAIM_ATTEMPTS:
-            time.sleep(_CLAIM_PAUSE)
-    return False
-
-
-def _try_lock(descriptor: int, kind: int) -> bool:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
-
-
 def is_queued(run_dir: str | Path) -> bool:
     """Whether a cluster's queue still has the job that a driver submitted for the run.
 
-    Where the queue cannot be asked the job counts as queued: to start a run twice would be worse.
+    Where the queue cannot be queried the job counts as queued: starting a run twice would be worse.
     """
     job = read_json_object(Path(run_dir) / QUEUED).get("job")
     if job is None:

@@ -1,4 +1,4 @@
-"""What a sweep shows while its runs go on: plain lines, or on a terminal one live line a run. Not a command itself."""
+"""Output of a sweep in progress: plain lines, or on a terminal one live line a run."""
 
 import re
 import sys
@@ -18,13 +18,12 @@ if TYPE_CHECKING:
 
 # A progress bar of tqdm: it is replaced by a line of ours.
 _BAR = re.compile(r"\d+%\||\| *\d+(\.\d+)?k?/\S+ \[")
-_OFTEN, _SELDOM, _YOUNG = (
-    30.0,
-    300.0,
-    300.0,
-)  # seconds between plain lines on a run, at first and when it is older
-_LIVE_SECONDS = 1.0  # between two drawings
-_TAIL_BYTES = 1 << 16  # of a run's metrics, which are read for each of them
+# Seconds between plain lines on a run at first, and later; age from which it is later.
+_OFTEN, _SELDOM, _YOUNG = 30.0, 300.0, 300.0
+# Seconds between two drawings.
+_LIVE_SECONDS = 1.0
+# Of a run's metrics, which are read for each line.
+_TAIL_BYTES = 1 << 16
 _LOSSES = {"train/loss": "train loss", "validation/loss": "validation loss", "validation/psnr": "PSNR"}
 
 
@@ -32,7 +31,7 @@ Waiting = Callable[[], list[int]]
 
 
 class Screen(Protocol):
-    """Where a driver shows what is going on; text that is printed meanwhile stays whole."""
+    """Where a driver shows its progress; text that is printed meanwhile stays intact."""
 
     def __enter__(self) -> Self: ...
 
@@ -57,7 +56,8 @@ class _Lines:
         *lines, rest = (self._rest.pop(job.name, b"") + content).split(b"\n")
         if last and rest:
             lines, rest = [*lines, rest], b""
-        self._rest[job.name] = rest[rest.rstrip(b"\r").rfind(b"\r") + 1 :]  # a bar goes on for hours
+        # A bar may rewrite its line for hours.
+        self._rest[job.name] = rest[rest.rstrip(b"\r").rfind(b"\r") + 1 :]
         return [last_state(line) for line in lines]
 
 
@@ -67,13 +67,13 @@ def last_state(line: bytes) -> str:
 
 
 class PlainScreen:
-    """For files and pipes: the runs' lines, marked if several go on at a time, and now and then how far they are."""
+    """For files and pipes: the runs' lines, marked if several run at a time, and now and then their progress."""
 
     def __init__(self, study: str, places: int) -> None:
         self.study, self.places = study, places
         self._lines = _Lines()
         self._begun: dict[str, float] = {}
-        self._told: dict[str, float] = {}
+        self._shown: dict[str, float] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -93,15 +93,15 @@ class PlainScreen:
         for job in running:
             begun = self._begun.setdefault(job.name, now)
             interval = _OFTEN if now - begun < _YOUNG else _SELDOM
-            if now - self._told.setdefault(job.name, begun) >= interval:
+            if now - self._shown.setdefault(job.name, begun) >= interval:
                 due.append(job)
         if not due:
             return
-        self._told |= dict.fromkeys((job.name for job in running), now)
-        found = {job.name: read_progress(job.folder, _TAIL_BYTES) for job in running}
-        for name, progress in found.items():
+        self._shown |= dict.fromkeys((job.name for job in running), now)
+        progress_of = {job.name: read_progress(job.folder, _TAIL_BYTES) for job in running}
+        for name, progress in progress_of.items():
             print(f"{name}: {_sentence(progress)}", flush=True)
-        if (left := study_left(found, running, waiting(), self.places, pace)) is not None and total > 1:
+        if (left := study_left(progress_of, running, waiting(), self.places, pace)) is not None and total > 1:
             print(f"study {self.study}: about {duration(left)} left", flush=True)
 
 
@@ -110,8 +110,12 @@ def _sentence(progress: Progress) -> str:
     if not progress.step:
         return progress.phase or str(progress.state or progress.error)
     parts = [f"step {progress.step} of {progress.steps}"]
-    parts += [progress.phase] * bool(progress.phase) + [short_rate(progress.rate)] * bool(progress.rate)
-    parts += [f"{duration(progress.left)} left"] * (progress.left is not None)
+    if progress.phase:
+        parts.append(progress.phase)
+    if progress.rate:
+        parts.append(short_rate(progress.rate))
+    if progress.left is not None:
+        parts.append(f"{duration(progress.left)} left")
     parts += [
         f"{word} {progress.values[name]:.4f}" for name, word in _LOSSES.items() if name in progress.values
     ]
@@ -119,10 +123,10 @@ def _sentence(progress: Progress) -> str:
 
 
 def study_left(
-    found: dict[str, Progress], running: Sequence[Job], waiting: Sequence[int], places: int, pace: Pace
+    progress_of: dict[str, Progress], running: Sequence[Job], waiting: Sequence[int], places: int, pace: Pace
 ) -> float | None:
-    """Seconds until all runs are done, as far as can be told."""
-    going = [(job.steps, found[job.name]) for job in running]
+    """Seconds until all runs are done; None if unknown."""
+    going = [(job.steps, progress_of[job.name]) for job in running]
     a_step = pace.seconds_a_step([progress.rate for _, progress in going])
     ends = [
         (max(0, progress.steps - progress.step) if progress.steps else steps, progress.left)
@@ -159,7 +163,8 @@ class LiveScreen:
 
         mark = f"[{job.name}] " if self.places != 1 else ""
         for line in self._lines.split(job, content, last):
-            if line.startswith(f"{job.folder}: "):  # what a run says of itself while it starts
+            # What a run prints of itself while it starts.
+            if line.startswith(f"{job.folder}: "):
                 self._doing[job.name] = line.removeprefix(f"{job.folder}: ").partition(" ")[0]
             elif line.strip() and not _BAR.search(line):
                 self.console.print(Text(mark, style="dim") + Text.from_ansi(line))
@@ -172,9 +177,9 @@ class LiveScreen:
         if now - self._drawn < _LIVE_SECONDS and names == self._names:
             return
         self._drawn, self._names = now, names
-        self._live.update(self._picture(running, waiting(), total, pace, now), refresh=True)
+        self._live.update(self._render(running, waiting(), total, pace, now), refresh=True)
 
-    def _picture(
+    def _render(
         self, running: Sequence[Job], waiting: Sequence[int], total: int, pace: Pace, now: float
     ) -> "RenderableType":
         from rich.console import Group
@@ -182,17 +187,20 @@ class LiveScreen:
 
         from sweeps.status_table import runs_table
 
-        found = {job.name: read_progress(job.folder, _TAIL_BYTES) for job in running}
-        left = study_left(found, running, waiting, self.places, pace)
-        for name, progress in found.items():
+        progress_of = {job.name: read_progress(job.folder, _TAIL_BYTES) for job in running}
+        left = study_left(progress_of, running, waiting, self.places, pace)
+        for name, progress in progress_of.items():
             if progress.phase == "starting":
                 doing = self._doing.get(name, progress.phase)
-                found[name] = replace(progress, phase=f"{doing} {now - self._begun[name]:.0f} s")
+                progress_of[name] = replace(progress, phase=f"{doing} {now - self._begun[name]:.0f} s")
         ended = total - len(running) - len(waiting)
         words = [f"{len(running)} running", f"{len(waiting)} to go", f"{max(0, ended)} of {total} done"]
-        words += [f"about {duration(left)} left"] * (left is not None)
+        if left is not None:
+            words.append(f"about {duration(left)} left")
         head = Text(f"study {self.study}: {', '.join(words)}", style="bold")
-        return Group(Text(""), head, *([runs_table(found, self.console.width)[0]] if found else []))
+        return Group(
+            Text(""), head, *([runs_table(progress_of, self.console.width)[0]] if progress_of else [])
+        )
 
 
 def screen_for(study: str, places: int) -> Screen:

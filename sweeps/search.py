@@ -1,7 +1,7 @@
-"""A search as a source of jobs: Optuna proposes, runs are trained, their values are told. Not a command itself.
+"""Search as a source of jobs: Optuna proposes trials; each is trained as a run and its metric is reported back.
 
-A trial's run is `trial_0007,…`. Trials that a stopped driver left running are taken up again, in their folder; failed
-ones are tried once more by the next command. Any number of drivers work on one storage, each under the study's lock.
+A trial's run is `trial_0007,…`. Trials that a stopped driver left running are resumed, in their folder; failed ones are
+retried once by the next command. Any number of drivers work on one storage, each under the study's lock.
 """
 
 import math
@@ -13,49 +13,54 @@ from pathlib import Path
 from typing import Any, cast
 
 from sweeps.launchers.jobs import Job, Outcome, count, describe, job_of
+from sweeps.run_lock import claim, study_lock
 from sweeps.run_selection import ACTIONS
-from sweeps.run_state import alone, claim, state_of
+from sweeps.run_state import state_of
 from sweeps.search_space import Search, without_password
-from sweeps.study import PlannedRun, Study
+from sweeps.study import Study, StudyRun
 from switti.errors import UserError
 from switti.files import write_json
 from switti.run_folder import PRUNE, metric_values
 
 try:
-    import optuna
     from optuna.trial import FrozenTrial, TrialState
 
-    from sweeps.search_objects import distribution, meant, open_study, sampler, stored
+    from sweeps.search_objects import distribution, meant, open_search, sampler, stored
     from sweeps.storage import StorageErrors, reason, storage_exists
 except ImportError as error:
     raise UserError("a search needs Optuna 5: pip install 'optuna>=5,<6' (or -e '.[sweep]')") from error
 
-_RUN, _RETRY_OF, _ERROR = "run", "retry_of", "error"  # attributes of a trial
+# Attributes of a trial.
+_RUN, _RETRY_OF, _ERROR = "run", "retry_of", "error"
 _WATCH_SECONDS = 0.5
 
 
 class SearchSource:
-    """Asks for trials while there are any left, watches those that run, tells how they ended."""
+    """Asks for trials while there are any left, watches those that run, reports how they ended."""
 
     def __init__(self, study: Study) -> None:
         assert study.search is not None
         self.study = study
         self.search: Search = study.search
         self._distributions = {name: distribution(axis) for name, axis in self.search.space.items()}
-        self._mine: dict[str, int] = {}  # run → trial, of those that run here
-        self._over: set[str] = (
-            set()
-        )  # runs that have ended here: what did not finish waits for the next command
+        # Run → trial, of those that run here.
+        self._mine: dict[str, int] = {}
+        # Runs that have ended here: what did not finish waits for the next command.
+        self._over: set[str] = set()
         self._watched = 0.0
-        self._steps = 0  # of a trial
-        with alone(study.folder):  # two drivers would both make the database's tables
-            self.optuna = open_study(study)
+        # Of a trial.
+        self._steps = 0
+        # Without the lock two drivers would both make the database's tables.
+        with study_lock(study.folder):
+            self.optuna, self._storage = open_search(study)
+            self._search_id = self._storage.get_study_id_from_name(study.name)
             self._prepare()
 
     def next(self) -> Job | None:
-        with self._told_in_a_line(), alone(self.study.folder):  # no other driver asks at the same time
+        # No other driver asks at the same time.
+        with self._storage_errors(), study_lock(self.study.folder):
             for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                if job := self._take_up(trial):
+                if job := self._resume(trial):
                     return job
             while self._is_more():
                 if job := self._ask():
@@ -66,8 +71,8 @@ class SearchSource:
         """The trial's value or why it has none, its settings, and the best one so far."""
         number = self._mine.pop(outcome.job.name)
         self._over.add(outcome.job.name)
-        with self._told_in_a_line():
-            self._tell(number, outcome.job.folder)
+        with self._storage_errors():
+            self._report_end(number, outcome.job.folder)
             trials = self.optuna.get_trials(deepcopy=False)
         trial = trials[number]
         head = f"{outcome.job.place}: {_label(outcome.job.name)}"
@@ -91,7 +96,7 @@ class SearchSource:
         return min(complete, key=lambda trial: sign * cast(float, trial.value), default=None)
 
     def waiting(self) -> list[int]:
-        """All trials that are still to be proposed, as long as the first one."""
+        """Steps of each trial that is still to be proposed, as many as of the first one."""
         with suppress(*StorageErrors):
             if self.search.sampler != "grid":
                 begun = sum(map(_counts, self.optuna.get_trials(deepcopy=False)))
@@ -108,8 +113,8 @@ class SearchSource:
         )
 
     def summary(self, outcomes: list[Outcome]) -> str:
-        """How all trials stand now, by all drivers together, and the best one."""
-        with self._told_in_a_line():
+        """Count of the trials by state, by all drivers together, and the best one."""
+        with self._storage_errors():
             trials = self.optuna.get_trials(deepcopy=False)
         retried = {trial.user_attrs.get(_RETRY_OF) for trial in trials}
         ends = {outcome.job.name: outcome.end for outcome in outcomes}
@@ -119,30 +124,30 @@ class SearchSource:
             if trial.number not in retried and (_RUN in trial.user_attrs or _ERROR in trial.user_attrs)
         ]
         words += ["not started"] * max(0, self.total() - len(words))
-        again = "; the same command again goes on" if set(words) - {"finished", "pruned"} else ""
+        again = "; the same command again resumes" if set(words) - {"finished", "pruned"} else ""
         best = self._best(trials)
-        found = (
+        best_line = (
             "no trial is finished"
             if best is None
             else (
                 f"best: {self.search.metric} {best.value:.5g} by {best.user_attrs[_RUN]} ({_settings(best.params)})"
             )
         )
-        return f"{count(words)}{again}\n{found}"
+        return f"{count(words)}{again}\n{best_line}"
 
     def watch(self, running: list[Job]) -> None:
-        """Report new values of the metric; write the file on which a run that is not worth it stops."""
+        """Report new values of the metric; write the file on which a pruned run stops."""
         if self.search.pruner == "none" or time.monotonic() - self._watched < _WATCH_SECONDS:
             return
         self._watched = time.monotonic()
-        # A server that is away for a moment stops nobody, and neither do metrics that cannot be read.
+        # A server that is away for a moment stops no run, and neither do metrics that cannot be read.
         with suppress(*StorageErrors, UserError):
             self._prune(running)
 
     def _prune(self, running: list[Job]) -> None:
         for job in running:
             number = self._mine[job.name]
-            if not (job.folder / PRUNE).is_file() and self._report(number, job.folder):
+            if not (job.folder / PRUNE).is_file() and self._report_values(number, job.folder):
                 step, value = list(metric_values(job.folder, self.search.metric).items())[-1]
                 write_json(
                     job.folder / PRUNE,
@@ -150,14 +155,14 @@ class SearchSource:
                 )
 
     @contextmanager
-    def _told_in_a_line(self) -> Iterator[None]:
-        """A server that goes away is no fault of the code."""
+    def _storage_errors(self) -> Iterator[None]:
+        """A server that goes away is a UserError in one line, not a traceback."""
         try:
             yield
         except StorageErrors as error:
             raise UserError(
                 f"search.storage={without_password(self.search.storage)} fails: {reason(self.search, error)}; runs "
-                "that have been started go on, the same command again goes on with the search"
+                "that have been started continue, the same command again resumes the search"
             ) from error
 
     def _prepare(self) -> None:
@@ -188,32 +193,33 @@ class SearchSource:
         self.optuna.sampler = sampler(self.search, len(self.optuna.get_trials(deepcopy=False)))
         trial = self.optuna.ask(fixed_distributions=self._distributions)
         try:
-            planned = self._plan(trial.user_attrs.get(_RUN), trial.number, trial.params)
+            run = self._run_of(trial.user_attrs.get(_RUN), trial.number, trial.params)
         except UserError as error:
             trial.set_user_attr(_ERROR, str(error))
             self.optuna.tell(trial.number, state=TrialState.FAIL)
-            print(f"trial {trial.number} is left out: {error}", flush=True)
+            print(f"trial {trial.number} is skipped: {error}", flush=True)
             return None
-        trial.set_user_attr(_RUN, planned.name)
-        return self._start(trial.number, planned)
+        trial.set_user_attr(_RUN, run.name)
+        return self._start(trial.number, run)
 
-    def _take_up(self, trial: FrozenTrial) -> Job | None:
-        """The job of a trial that is said to run and that nobody works on; tells at once if it has ended."""
+    def _resume(self, trial: FrozenTrial) -> Job | None:
+        """The job of a trial that counts as running and that nobody works on; an ended one is reported at once."""
         name = trial.user_attrs.get(_RUN)
         if name in self._mine or name in self._over:
             return None
-        if name is None:  # a driver was killed between asking and naming
+        if name is None:
+            # A driver was killed between asking and naming.
             self.optuna.tell(trial.number, state=TrialState.FAIL)
             return None
-        planned = self._plan(name, trial.number, trial.params)
-        return self._start(trial.number, planned)
+        run = self._run_of(name, trial.number, trial.params)
+        return self._start(trial.number, run)
 
-    def _start(self, number: int, planned: PlannedRun) -> Job | None:
-        folder = planned.config.run_dir
+    def _start(self, number: int, run: StudyRun) -> Job | None:
+        folder = run.config.run_dir
         lock = claim(folder)
         if lock is None:
             return None
-        # Whoever tells holds the lock; while it was waited for another driver may have told.
+        # Only the lock holder reports; another driver may have reported while we waited.
         if self.optuna.get_trials(deepcopy=False)[number].state != TrialState.RUNNING:
             os.close(lock)
             return None
@@ -222,12 +228,12 @@ class SearchSource:
             os.close(lock)
             return None
         if state in ("finished", "pruned"):
-            self._tell(number, folder)
+            self._report_end(number, folder)
             os.close(lock)
             return None
-        self._mine[planned.name] = number
-        self._steps = planned.config.trainer.max_steps
-        return job_of(planned, lock, self._place(planned.name))
+        self._mine[run.name] = number
+        self._steps = run.config.trainer.max_steps
+        return job_of(run, lock, self._place(run.name))
 
     def _place(self, run: str) -> str:
         """ "trial 4 of 20", the same for another attempt."""
@@ -235,28 +241,29 @@ class SearchSource:
         earlier = [trial for trial in self.optuna.get_trials(deepcopy=False) if trial.number <= first]
         return f"trial {sum(map(_counts, earlier))} of {self.total()}"
 
-    def _plan(self, run: str | None, number: int, params: dict[str, Any]) -> PlannedRun:
-        """run: the one that this trial goes on with; otherwise it is named by its number."""
+    def _run_of(self, run: str | None, number: int, params: dict[str, Any]) -> StudyRun:
+        """run: the one that this trial resumes; otherwise it is named by its number."""
         values = {name: meant(self.search.space[name], value) for name, value in params.items()}
         more = [] if self.search.pruner == "none" else ["callbacks.prunable=true"]
         label = _label(run) if run else f"trial_{number:04d}"
-        return self.study.plan_trial(label, values, more)
+        return self.study.trial_run(label, values, more)
 
-    def _report(self, number: int, folder: Path) -> bool:
-        """Tell the storage of values that it does not know; whether the pruner gives the trial up."""
+    def _report_values(self, number: int, folder: Path) -> bool:
+        """Report values that the storage does not have; whether the pruner stops the trial."""
         values = metric_values(folder, self.search.metric)
         known = self.optuna.get_trials(deepcopy=False)[number]
         new = [step for step in values if step not in known.intermediate_values]
         if not new:
             return False
-        trial = optuna.trial.Trial(self.optuna, known._trial_id)
+        trial = self._storage.get_trial_id_from_study_id_trial_number(self._search_id, number)
         for step in new:
             if math.isfinite(values[step]):
-                trial.report(values[step], step)
-        return bool(trial.should_prune())
+                self._storage.set_trial_intermediate_value(trial, step, values[step])
+        return self.optuna.pruner.prune(self.optuna, self.optuna.get_trials(deepcopy=False)[number])
 
-    def _tell(self, number: int, folder: Path) -> None:
-        """Finished: its last value; given up: pruned; failed: failed. Anything else goes on with the next command."""
+    def _report_end(self, number: int, folder: Path) -> None:
+        """Report a finished trial's last value, or that it was pruned or failed. Any other state is resumed by the next
+        command."""
         state = state_of(folder, held=True)
         try:
             values = list(metric_values(folder, self.search.metric).values())
@@ -269,7 +276,7 @@ class SearchSource:
             print(f"trial {number} has no finite {self.search.metric}: it counts as failed", flush=True)
             self.optuna.tell(number, state=TrialState.FAIL)
         elif state == "pruned":
-            self._report(number, folder)
+            self._report_values(number, folder)
             self.optuna.tell(number, state=TrialState.PRUNED)
         elif state == "failed":
             self.optuna.tell(number, state=TrialState.FAIL)
@@ -284,7 +291,7 @@ _STANDING = {
 
 
 def _standing(study: Study, trial: FrozenTrial) -> str:
-    """How the run of a trial stands that has begun and not ended."""
+    """State of the run of a trial that has begun and not ended."""
     try:
         state = state_of(study.folder / trial.user_attrs[_RUN])
     except UserError:
@@ -304,7 +311,7 @@ def _settings(params: dict[str, Any]) -> str:
 
 
 def _counts(trial: FrozenTrial) -> bool:
-    """Whether it is one of the study's trials: not a second attempt, and not lost before it had a name."""
+    """Whether it is one of the search's trials: not a second attempt, and not lost before it had a name."""
     lost = trial.state == TrialState.FAIL and _RUN not in trial.user_attrs and _ERROR not in trial.user_attrs
     return _RETRY_OF not in trial.user_attrs and not lost
 
@@ -312,7 +319,7 @@ def _counts(trial: FrozenTrial) -> bool:
 def show(study: Study) -> None:
     """The trials so far, and what the same command without --dry-run would do."""
     assert study.search is not None
-    trials = open_study(study).get_trials(deepcopy=False) if storage_exists(study) else []
+    trials = open_search(study)[0].get_trials(deepcopy=False) if storage_exists(study) else []
     retried = {trial.user_attrs.get(_RETRY_OF) for trial in trials}
     for trial in (trial for trial in trials if _RUN in trial.user_attrs and trial.number not in retried):
         state = state_of(study.folder / trial.user_attrs[_RUN])

@@ -1,4 +1,4 @@
-"""A search in Optuna's objects: distributions, samplers, pruners, the study. Not a command itself."""
+"""Optuna's objects for a search: distributions, samplers, pruners and the storage."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def meant(axis: Axis, value: Any) -> Any:
 
 
 def distribution(axis: Axis) -> BaseDistribution:
-    """Optuna's word for an axis."""
+    """The distribution of an axis."""
     if axis.choices is not None:
         return CategoricalDistribution([stored(choice) for choice in axis.choices])
     assert axis.low is not None and axis.high is not None
@@ -33,7 +33,7 @@ def distribution(axis: Axis) -> BaseDistribution:
 
 
 def sampler(search: Search, trials: int) -> "optuna.samplers.BaseSampler":
-    """What proposes the next trial; a function of the seed and of the trials so far, whichever driver asks."""
+    """The sampler of the next trial: a function of the seed and of the trials so far, whichever driver asks."""
     seed = search.seed * 100_003 + trials
     if search.sampler == "tpe":
         return optuna.samplers.TPESampler(
@@ -43,7 +43,7 @@ def sampler(search: Search, trials: int) -> "optuna.samplers.BaseSampler":
 
 
 def pruner(search: Search) -> "optuna.pruners.BasePruner":
-    """What decides that a trial is not worth its end."""
+    """The pruner, which stops trials that are not promising."""
     if search.pruner == "median":
         return optuna.pruners.MedianPruner(search.startup_trials, search.warmup_steps)
     if search.pruner == "successive_halving":
@@ -51,15 +51,16 @@ def pruner(search: Search) -> "optuna.pruners.BasePruner":
     return optuna.pruners.HyperbandPruner() if search.pruner == "hyperband" else optuna.pruners.NopPruner()
 
 
-def open_study(study: Study) -> "optuna.Study":
-    """The storage's study of this name, made if need be. UserError if the storage cannot be opened."""
+def open_search(study: Study) -> "tuple[optuna.Study, optuna.storages.BaseStorage]":
+    """Optuna's study of this name, made if need be, and its storage. UserError if the storage cannot be opened."""
     search = study.search
     assert search is not None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        return optuna.create_study(
+        storage = open_storage(study)
+        trials = optuna.create_study(
             study_name=study.name,
-            storage=open_storage(study),
+            storage=storage,
             direction=search.direction,
             sampler=sampler(search, 0),
             pruner=pruner(search),
@@ -69,3 +70,4 @@ def open_study(study: Study) -> "optuna.Study":
         raise UserError(
             f"search.storage={without_password(search.storage) or 'null'} cannot be opened: {reason(search, error)}"
         ) from error
+    return trials, storage

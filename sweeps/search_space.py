@@ -40,9 +40,12 @@ FOREIGN = {
 }
 _METRIC = re.compile(r"(train|validation|metrics|norms|time|memory)/\S+")
 _STORAGE = re.compile(r"(sqlite|postgresql|mysql)(\+\w+)?://.+")
-MOST_RUNS = 10_000  # of a study: each of them is planned and checked before the first one starts
-_ENDLESS = 1e15  # values of an axis, beyond which nobody counts
-_CORNERS = 64  # combinations of ends and choices that are checked before anything starts
+# Runs of a study: each of them is made and checked before the first one starts.
+MOST_RUNS = 10_000
+# Values of an axis beyond which nobody counts.
+_ENDLESS = 1e15
+# Combinations of ends and choices that are checked before anything starts.
+_CORNERS = 64
 _RANGE_KEYS = ("low", "high", "step", "log")
 
 
@@ -66,7 +69,7 @@ class Axis:
         return self.choices if self.choices is not None else [self.low, self.high]
 
     def grid(self) -> list[Any] | None:
-        """All values, or None where there is no end to them."""
+        """All values, or None for a continuous range."""
         if self.choices is not None:
             return self.choices
         if self.size is None:
@@ -76,7 +79,7 @@ class Axis:
 
     @property
     def size(self) -> int | None:
-        """The number of values, or None where there is no end to them."""
+        """The number of values, or None for a continuous range."""
         if self.choices is not None:
             return len(self.choices)
         assert self.low is not None and self.high is not None
@@ -153,9 +156,8 @@ def without_password(url: str | None) -> str | None:
     """A storage's URL as it may be shown."""
     if url is None:
         return None
-    url = re.sub(
-        r"://([^:/?@]*):.*@", r"://\1:…@", url
-    )  # up to the last @: whoever forgot to write %40 means it so
+    # Up to the last @, which may stand in a password without being written as %40.
+    url = re.sub(r"://([^:/?@]*):.*@", r"://\1:…@", url)
     return re.sub(r"([?&]\w*(?:password|passwd|pwd)=)[^&]*", r"\1…", url)
 
 

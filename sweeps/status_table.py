@@ -17,7 +17,7 @@ from switti.escape import printable
 from switti.run_folder import LOG, RECORD
 
 _METRICS = "metrics/"
-# Of values in the order of their importance: the first ones stay where there is little room.
+# Of values in the order of their importance: the first ones stay where there is little space.
 _VALUES = {
     "train/loss": "train loss",
     "validation/loss": "valid. loss",
@@ -28,14 +28,17 @@ _VALUES = {
 }
 _COLORS = {"running": "cyan", "finished": "green", "failed": "red", "killed": "red", "unreadable": "red"}
 _STATES: dict[str | None, str] = {"new": "not started"}
-_FIRST = 2  # values that are given room before speed and times
-_GAP = 2  # columns between two columns
-_NARROWEST = 16  # columns of a run's name, which is folded if it is longer
+# Values that come before speed and times where there is little space.
+_FIRST = 2
+# Characters between two columns.
+_GAP = 2
+# Characters of a run's name, which is folded if it is longer.
+_NARROWEST = 16
 
 
 def screen(folder: Path, width: int) -> RenderableType:
-    """The table in `width` columns, with what it has no room for below it."""
-    runs = {name: read_progress(folder / name) for name in planned_runs(folder)}
+    """The table in `width` columns, with the names of what does not fit below it."""
+    runs = {name: read_progress(folder / name) for name in listed_runs(folder)}
     if not runs:
         return Text(f"no run in {folder} has started")
     table, hidden = runs_table(runs, width)
@@ -54,25 +57,25 @@ def screen(folder: Path, width: int) -> RenderableType:
 
 
 def runs_table(runs: dict[str, Progress], width: int) -> tuple[Table, list[str]]:
-    """(a line for each run, heads of the columns that have no room)."""
+    """(a line for each run, heads of the columns that do not fit)."""
     shown, hidden = _fitting(runs, width)
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold", show_edge=False)
     table.add_column("run", overflow="fold")
     for column in shown:
         table.add_column(column.head, justify=column.justify, no_wrap=True)
-    room = width - sum(column.width(runs.values()) + _GAP for column in shown)
+    space = width - sum(column.width(runs.values()) + _GAP for column in shown)
     for name, progress in runs.items():
         table.add_row(
-            Text(folded(printable(name), max(1, room))), *(column.cell(progress) for column in shown)
+            Text(folded(printable(name), max(1, space))), *(column.cell(progress) for column in shown)
         )
     return table, hidden
 
 
-def planned_runs(folder: Path) -> list[str]:
-    """Names of the runs that study.json plans, then of others that have a folder."""
-    planned = [entry["name"] for entry in read_study(folder).get("runs") or []]
+def listed_runs(folder: Path) -> list[str]:
+    """Names of the runs in study.json, then of others that have a folder."""
+    listed = [entry["name"] for entry in read_study(folder).get("runs") or []]
     started = sorted(path.parent.name for name in (RECORD, LOG) for path in folder.glob(f"*/{name}"))
-    return list(dict.fromkeys([*planned, *started]))
+    return list(dict.fromkeys([*listed, *started]))
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class _Column:
 
 
 def _fitting(runs: dict[str, Progress], width: int) -> tuple[list[_Column], list[str]]:
-    """(columns beside the name, heads of those that have no room)."""
+    """(columns beside the name, heads of those that do not fit)."""
     values = {metric for progress in runs.values() for metric in progress.values}
     measured = sorted(metric for metric in values if metric.startswith(_METRICS))
     metrics = [metric for metric in (*_VALUES, *measured) if metric in values]
@@ -103,16 +106,16 @@ def _fitting(runs: dict[str, Progress], width: int) -> tuple[list[_Column], list
     rate = _Column("rate", lambda progress: short_rate(progress.rate))
     left = _Column("left", lambda progress: short_duration(progress.left))
     seen = _Column("seen", lambda progress: short_duration(progress.seen))
-    found = [
+    measured_columns = [
         _Column(_VALUES.get(name, printable(name.removeprefix(_METRICS))), _value(name)) for name in metrics
     ]
-    room = width - min(max(map(len, runs)), max(_NARROWEST, width * 2 // 5))
+    space = width - min(max(map(len, runs)), max(_NARROWEST, width * 2 // 5))
     chosen = []
-    for column in [state, step, *found[:_FIRST], left, rate, seen, *found[_FIRST:]]:
-        if (needed := column.width(runs.values()) + _GAP) <= room:
+    for column in [state, step, *measured_columns[:_FIRST], left, rate, seen, *measured_columns[_FIRST:]]:
+        if (needed := column.width(runs.values()) + _GAP) <= space:
             chosen.append(column)
-            room -= needed
-    columns = [state, step, rate, left, *found, seen]
+            space -= needed
+    columns = [state, step, rate, left, *measured_columns, seen]
     hidden = [column.head for column in columns if column not in chosen]
     return [column for column in columns if column in chosen], hidden
 

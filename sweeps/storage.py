@@ -1,4 +1,4 @@
-"""Where a search keeps its trials: a journal in the study's folder, or a database. Not a command itself."""
+"""Storages of a search's trials: a journal in the study's folder, or a database."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -15,8 +15,10 @@ from sweeps.study import Study
 from switti.errors import first_line
 
 JOURNAL = "search.journal"
-StorageErrors = (StorageInternalError, SQLAlchemyError)  # of a storage that has been opened
-_PACKAGES = {  # of database drivers, where they are not called as their module is
+# Of a storage that has been opened.
+StorageErrors = (StorageInternalError, SQLAlchemyError)
+# Packages of database drivers that are not called as their module is.
+_PACKAGES = {
     "psycopg2": "psycopg2-binary",
     "psycopg": "psycopg[binary]",
     "MySQLdb": "mysqlclient",
@@ -42,12 +44,12 @@ def open_storage(study: Study) -> Any:
         return optuna.storages.JournalStorage(backend)
     if url.startswith("sqlite:///"):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    # The ping finds out that a server was started anew in between.
+    # The ping notices that a server was restarted in between.
     return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
 
 
 def reason(search: Search, error: Exception) -> str:
-    """What a storage has to say, in a line without a password."""
+    """A storage's error in one line without a password."""
     if isinstance(error, ImportError) and isinstance(error.__cause__, ImportError):
         module = error.__cause__.name or "its driver"
         return f"{module} is missing: pip install '{_PACKAGES.get(module, module)}'"

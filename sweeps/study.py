@@ -1,4 +1,4 @@
-"""A study: one base config and a grid of settings, one run for each point, or a search. Imports no torch.
+"""Studies: one base config and a grid of settings with one run for each point, or a search. Imports no torch.
 
 name: demo                      # folder below runs/
 base: generator/demo            # a config as `experiments.train` takes it
@@ -32,9 +32,11 @@ from sweeps.search_space import MOST_RUNS, Search, check_variable, read_search
 from switti.errors import UserError
 from switti.suggestions import did_you_mean, shortened
 
-FORMAT = 1  # of study.json
+# Of study.json.
+FORMAT = 1
 KEYS = ("name", "base", "vary", "pair_by", "overrides", "runs", "search")
-_FOREIGN = {  # what other sweepers call these keys
+# What other sweepers call these keys.
+_FOREIGN = {
     **dict.fromkeys(("grid", "matrix", "parameters", "params", "sweep", "sweeps", "product"), "vary"),
     **dict.fromkeys(("config", "defaults", "program", "from"), "base"),
     **dict.fromkeys(("settings", "common", "shared", "fixed", "set", "override"), "overrides"),
@@ -48,7 +50,7 @@ COMMAND_LINE = "the command line"
 
 
 @dataclass(frozen=True)
-class PlannedRun:
+class StudyRun:
     """One point of the grid. arguments: what follows `experiments.train`; config: the same, loaded and checked."""
 
     name: str
@@ -59,7 +61,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Study:
-    """A study with all its runs; those of a search are planned one by one."""
+    """A study with all its runs; those of a search are made one by one."""
 
     name: str
     """Folder of the runs below runs/."""
@@ -71,7 +73,7 @@ class Study:
     """Varied setting by which runs are compared in pairs; runs of one seed share data order and noise."""
     points: dict[str, dict[str, Any]]
     """Named points, {name: …, set: {setting: value}}: alone, or combined with every point of the grid."""
-    runs: list[PlannedRun]
+    runs: list[StudyRun]
     """All runs of the grid; none of a search."""
     folder: Path
     """The study's folder, runs/<study>."""
@@ -83,7 +85,7 @@ class Study:
     """The search that takes the place of `vary` and `runs`."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For study.json, from which reports learn what was varied and how runs pair."""
+        """For study.json, from which reports read what was varied and how runs pair."""
         return {
             "format": FORMAT,
             "name": self.name,
@@ -95,9 +97,9 @@ class Study:
             "runs": [{"name": run.name, "varied": run.varied} for run in self.runs],
         }
 
-    def plan_trial(self, label: str, values: dict[str, Any], more: Sequence[str] = ()) -> PlannedRun:
+    def trial_run(self, label: str, values: dict[str, Any], more: Sequence[str] = ()) -> StudyRun:
         """One trial of a search, named by `label` and its values."""
-        return plan(self.source, label, values, list(values), [*self.shared, *more], brief=True)
+        return make_run(self.source, label, values, list(values), [*self.shared, *more], brief=True)
 
 
 def load_study(study: str | Path | None, overrides: Sequence[str] = ()) -> Study:
@@ -138,13 +140,13 @@ def load_study(study: str | Path | None, overrides: Sequence[str] = ()) -> Study
     count = max(1, len(points)) * math.prod(map(len, vary.values()))
     if count > MOST_RUNS:
         raise UserError(f"{path}: a study of {count} runs; {MOST_RUNS} are the most, make it several studies")
-    runs = [] if search else _plan_grid(source, points, vary, shared)
+    runs = [] if search else _grid_runs(source, points, vary, shared)
     _check_names(runs, path)
     _check_values(runs, vary, path)
-    whole = runs[0].config if runs else load(source, shared)
-    if not whole.study:
+    config = runs[0].config if runs else load(source, shared)
+    if not config.study:
         raise UserError(f"{path}: study= is empty; it names the folder of the runs")
-    folder, name = whole.run_dir.parent, whole.study
+    folder, name = config.run_dir.parent, config.study
     return Study(name, content["base"], vary, pair_by, points, runs, folder, source, shared, search)
 
 
@@ -163,12 +165,12 @@ def _check_head(content: dict[str, Any], overrides: list[str], path: Path | str)
     return base if os.path.isfile(CONFIGS / f"{base}.yaml") else str(find(base).resolve()), name
 
 
-def _plan_grid(
+def _grid_runs(
     source: str, points: dict[str, dict[str, Any]], vary: dict[str, list[Any]], shared: list[str]
-) -> list[PlannedRun]:
+) -> list[StudyRun]:
     """Every named point, or the only one without a name, with every combination of values."""
     return [
-        plan(source, label, point | dict(zip(vary, values, strict=True)), list(vary), shared)
+        make_run(source, label, point | dict(zip(vary, values, strict=True)), list(vary), shared)
         for label, point in (points or {"": {}}).items()
         for values in itertools.product(*vary.values())
     ]
@@ -249,16 +251,26 @@ def _as_overrides(overrides: Any, path: Path | str) -> list[str]:
     return [f"{check_name(str(name), f'{path}: ')}={text_of(value)}" for name, value in overrides.items()]
 
 
-def plan(
+def make_run(
     source: str,
     label: str,
     varied: dict[str, Any],
     shown: Sequence[str],
     shared: Sequence[str],
     brief: bool = False,
-) -> PlannedRun:
-    """label: the point's own name; of what is varied only `shown` is written behind it, briefly if it need not be
-    unique."""
+) -> StudyRun:
+    """A run named and checked.
+
+    Args:
+        label: the point's own name.
+        varied: settings in which the runs differ.
+        shown: those of them that the run's name tells.
+        shared: settings of all runs.
+        brief: whether numbers in the name may be rounded, because the label is unique.
+
+    Raises:
+        UserError: for settings that are not valid.
+    """
     name = run_name(label, {setting: varied[setting] for setting in shown}, brief)
     settings = [f"{setting}={text_of(value)}" for setting, value in varied.items()]
     arguments = [source, *shared, *settings, f"name={name}"]
@@ -266,10 +278,10 @@ def plan(
         config = load(source, arguments[1:])
     except UserError as error:
         raise UserError(f"run {name}: {error}") from error
-    return PlannedRun(name, varied, arguments, config)
+    return StudyRun(name, varied, arguments, config)
 
 
-def _check_names(runs: list[PlannedRun], path: Path | str) -> None:
+def _check_names(runs: list[StudyRun], path: Path | str) -> None:
     seen: set[str] = set()
     for run in runs:
         if run.name in seen:
@@ -279,7 +291,7 @@ def _check_names(runs: list[PlannedRun], path: Path | str) -> None:
         seen.add(run.name)
 
 
-def _check_values(runs: list[PlannedRun], vary: dict[str, list[Any]], path: Path | str) -> None:
+def _check_values(runs: list[StudyRun], vary: dict[str, list[Any]], path: Path | str) -> None:
     """Two ways to write one value, such as 1 and 1.0, would train the same run twice."""
     for name in vary:
         meant: dict[str, str] = {}

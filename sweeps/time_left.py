@@ -1,19 +1,19 @@
-"""When a study will be done, from what its runs have taken so far. Not a command itself."""
+"""Estimate of a study's remaining time from the pace of its runs so far."""
 
 from collections.abc import Sequence
 
 
 class Pace:
-    """Seconds that a planned step takes, start-up and validation included, averaged over the runs that have ended.
+    """Seconds a step, start-up and validation included, averaged over the runs that have ended.
 
-    A trial that was pruned counts with all the steps that it was planned for: the next ones may be pruned, too.
+    A trial that was pruned counts with all the steps of its settings: the next ones may be pruned, too.
     """
 
     def __init__(self) -> None:
         self._steps, self._seconds = 0, 0.0
 
     def ended(self, steps: int, seconds: float) -> None:
-        """A run that was planned to take so many steps took so long."""
+        """Count a run whose settings ask for `steps` and that took `seconds`."""
         self._steps += steps
         self._seconds += seconds
 
@@ -33,8 +33,11 @@ class Pace:
     ) -> float | None:
         """Seconds until all are done, or None if nothing is known yet.
 
-        running: (steps to go, seconds to go if the run itself can tell). waiting: steps of those that have not begun.
-        places: runs at a time. pace: seconds a step. Whatever waits begins where a place becomes free first.
+        Args:
+            running: (steps to go, seconds to go if the run itself knows) of each run in progress.
+            waiting: steps of each run that has not begun; it begins where a place becomes free first.
+            places: runs at a time.
+            pace: seconds a step.
         """
         if pace is None and (waiting or any(seconds is None for _, seconds in running)):
             return None

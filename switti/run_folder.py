@@ -2,7 +2,7 @@
 
     runs/<study>/<run>/
         config.yaml                  all settings, as given on the last start
-        record.json                  what ran where, how far it came, how it ended (`Record` below)
+        record.json                  what ran where, how far it got, how it ended
         metrics.csv                  every logged number: step, epoch, metric, value, time (Unix seconds)
         events.out.tfevents.*        the same numbers for TensorBoard
         checkpoints/                 step_000500.ckpt …; last.ckpt and best.ckpt are links
@@ -10,11 +10,11 @@
         damaged.csv                  samples that could not be read
         heartbeat/rank_<r>.json      where each rank stands; heartbeat/hung when nothing moves any more
         evaluation.json              what experiments.evaluate measured
-        queued.json prune.json preempted.json    waits in a queue; was pruned by a search; was stopped by its machine
+        queued.json prune.json preempted.json    waits in a queue; was pruned by a search; was preempted
         output.log                   what the run printed, when a sweep started it
 
-Everything here may have been written by others, cut off or damaged: what is read is checked, and a UserError names the
-file, what is wrong, and what to do. Whoever needs the state of a run or its lock asks `sweeps.run_state`.
+Everything here may have been written by others, truncated or corrupted: what is read is checked, and a UserError names
+the file, what is wrong, and what to do. State: `sweeps.run_state`; locks: `sweeps.run_lock`.
 """
 
 import csv
@@ -102,7 +102,7 @@ def check_present(run_dir: str | Path) -> None:
 
 
 def clear_leftovers(run_dir: str | Path) -> None:
-    """Remove what a training that was killed left of files that it was writing. For the holder of the run's lock."""
+    """Remove temporary files that a killed training left behind. For the holder of the run's lock."""
     folder = Path(run_dir)
     for place in (folder, folder / HEARTBEAT, folder / SAMPLES, folder / LATEST_SAMPLES):
         for path in place.glob(".*.tmp"):
@@ -125,9 +125,9 @@ def read_record(run_dir: str | Path) -> dict[str, Any] | None:
         return None
     if not isinstance(record, dict):
         raise UserError(f"{path} must hold a JSON object, not {type(record).__name__}; {_REMEDY}")
-    if type(found := record.get("format")) is not int or found != FORMAT:
+    if type(actual := record.get("format")) is not int or actual != FORMAT:
         raise UserError(
-            f"{path} has format {str(found)[:60]}; this version reads format {FORMAT} only: "
+            f"{path} has format {str(actual)[:60]}; this version reads format {FORMAT} only: "
             "use the version that made it, or name the runs without it"
         )
     for key, (kind, words) in _FIELDS.items():
@@ -201,8 +201,8 @@ _FIELDS: dict[str, tuple[Any, str]] = {
 
 def moment(text: str) -> datetime:
     """An ISO time as in record.json; one without a zone is UTC. Raises ValueError."""
-    found = datetime.fromisoformat(text)
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def seconds_since(text: str) -> float:
@@ -228,7 +228,7 @@ class Row(NamedTuple):
 def read_metrics(run_dir: str | Path, last_bytes: int | None = None) -> list[Row]:
     """The rows of a run's metrics.csv in the order in which they were written; [] if there is no such file.
 
-    A cut last line is left out: it may just be being written. last_bytes: of the end of the file alone.
+    A truncated last line is skipped: it may just be being written. last_bytes: of the end of the file alone.
     Raises UserError that names the file and line for anything that a run does not write.
     """
     path = Path(run_dir) / METRICS
@@ -261,7 +261,7 @@ def read_metrics(run_dir: str | Path, last_bytes: int | None = None) -> list[Row
 
 
 def _read_end(path: Path, last_bytes: int | None) -> tuple[bytes, bool]:
-    """(whole file, or its last lines; whether the first line is among them)."""
+    """(the file, or its last lines; whether the first line is among them)."""
     if last_bytes is None or path.stat().st_size <= last_bytes:
         return read_bytes(path, _MAX_METRICS_BYTES), True
     with open_regular(path) as stream:
@@ -275,7 +275,7 @@ def _damaged(path: Path, line: int | None, reason: str) -> UserError:
 
 
 def _parse(line: str) -> Row:
-    """Raises ValueError in words."""
+    """Raises ValueError with the reason."""
     line = line.removesuffix("\r")
     fields = line.split(",") if '"' not in line else _split_quoted(line)
     if len(fields) != len(COLUMNS):
@@ -311,7 +311,7 @@ def append_metrics(run_dir: str | Path, rows: Sequence[Row]) -> None:
 
 
 def rewind_metrics(run_dir: str | Path, step: int) -> None:
-    """Drop the rows after `step`, which a resumed run writes again, and a cut last line. Others stay byte for byte."""
+    """Drop the rows after `step`, which a resumed run writes again, and a truncated last line. The rest stays as it is."""
     rows = iter(read_metrics(run_dir))
     path = Path(run_dir) / METRICS
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""How a launcher is driven: start what fits, pass on what ends, stop cleanly. No command itself."""
+"""The driver of a sweep: start the jobs that fit, report those that end, stop cleanly."""
 
 import os
 import re
@@ -14,13 +14,15 @@ from typing import Protocol
 
 from sweeps.launchers.jobs import REQUEUE, Job, Outcome, end_of
 from sweeps.screen import Screen, last_state
-from sweeps.study import PlannedRun
+from sweeps.study import StudyRun
 from sweeps.time_left import Pace
 from switti.errors import UserError
 from switti.run_folder import PREEMPTED, PRUNE, read_record
 
-Output = Callable[[Job, bytes, bool], None]  # the run, what it has printed, whether that was all
-TRAIN = ["-m", "experiments.train"]  # what Python is given, before a run's arguments
+# (the run, what it has printed, whether that was all)
+Output = Callable[[Job, bytes, bool], None]
+# Python's arguments before those of a run.
+TRAIN = ["-m", "experiments.train"]
 TAIL_LINES = 12
 _TORCHRUN = re.compile(rb"^[EW]\d{4} \S+ \d+ \S*torch/distributed/elastic/", re.MULTILINE)
 _POLL_SECONDS = 0.1
@@ -28,12 +30,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Launcher(Protocol):
-    """Starts jobs somewhere and tells how they end."""
+    """Starts jobs somewhere and reports how they end."""
 
-    def check(self, planned: PlannedRun) -> None:
+    def check(self, run: StudyRun) -> None:
         """UserError if the run could never be started."""
 
-    def room(self) -> int:
+    def free_places(self) -> int:
         """How many more jobs may be started now."""
 
     def fits(self, jobs: list[Job]) -> bool:
@@ -62,7 +64,7 @@ class Source(Protocol):
         """Called all the time."""
 
     def ended(self, outcome: Outcome) -> str:
-        """Called once for each job, still under its lock; a line on it."""
+        """Called once for each job, still under its lock; a line about it."""
 
     def waiting(self) -> list[int]:
         """Steps of each run that has not been given out, as far as is known."""
@@ -71,7 +73,7 @@ class Source(Protocol):
         """Runs of the study."""
 
     def summary(self, outcomes: list[Outcome]) -> str:
-        """How the study stands after these, and what the same command again would do."""
+        """State of the study after these outcomes, and what the same command again would do."""
 
 
 class _Stops:
@@ -98,27 +100,27 @@ def drive(source: Source, launcher: Launcher, screen: Screen) -> tuple[list[Outc
     """Run what `source` gives until it has no more; (how each ended, whether the user stopped it).
 
     Ctrl-C (or SIGTERM, SIGHUP) asks each run to save and stop, and waits; again: at once; a third time kills.
-    A run that was interrupted by its machine goes on at once, if it got further than the last time.
+    A run that was preempted resumes at once, if it got further than the last time.
     """
     outcomes: list[Outcome] = []
     waiting: Job | None = None
     steps: dict[str, int] = {}
     begun: dict[str, float] = {}
     pace = Pace()
-    told = 0
+    handled = 0
     with _Stops().counting() as stops, screen:
         while True:
             if not stops.asked:
                 waiting = _fill(source, launcher, waiting)
-            elif stops.asked != told:
-                told = stops.asked
-                _say(f"\nstopping: {_STOPPING[min(told, 3) - 1]}")
-                launcher.stop(told)
+            elif stops.asked != handled:
+                handled = stops.asked
+                _say(f"\nstopping: {_STOPPING[min(handled, 3) - 1]}")
+                launcher.stop(handled)
             source.watch(launcher.running())
             begun = {job.name: begun.get(job.name, time.monotonic()) for job in launcher.running()}
             for outcome in launcher.poll(_guarded(screen.output)):
-                if not stops.asked and goes_on(outcome, steps):
-                    _say(f"{outcome.job.name}: interrupted by its machine; it goes on")
+                if not stops.asked and resumes(outcome, steps):
+                    _say(f"{outcome.job.name}: preempted; resuming")
                     launcher.start([outcome.job])
                     continue
                 outcome = _noted(outcome, time.monotonic() - begun[outcome.job.name])
@@ -148,7 +150,8 @@ def _outlasting_the_terminal() -> Iterator[None]:
     """A terminal that was closed, or a pipe that nobody reads, must not leave the runs without their driver."""
     try:
         yield
-    except (OSError, SystemExit):  # SystemExit: rich's answer to a broken pipe
+    except (OSError, SystemExit):
+        # SystemExit: rich's answer to a broken pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # type: ignore[union-attr]
 
 
@@ -182,9 +185,9 @@ _STOPPING = (
 
 
 def _fill(source: Source, launcher: Launcher, waiting: Job | None) -> Job | None:
-    """Start what there is room for, together; return a job that has to wait for its place."""
+    """Start as many jobs together as fit; return one that has to wait for its place."""
     batch: list[Job] = []
-    while len(batch) < launcher.room():
+    while len(batch) < launcher.free_places():
         job = waiting or source.next()
         waiting = None
         if job is None:
@@ -200,7 +203,7 @@ def _fill(source: Source, launcher: Launcher, waiting: Job | None) -> Job | None
     return waiting
 
 
-def goes_on(outcome: Outcome, steps: dict[str, int]) -> bool:
+def resumes(outcome: Outcome, steps: dict[str, int]) -> bool:
     """Whether a run that was interrupted from outside should be started again; `steps`: where it was before.
 
     torchrun turns every exit code into 1, hence the run's marker is looked for as well.
@@ -212,14 +215,15 @@ def goes_on(outcome: Outcome, steps: dict[str, int]) -> bool:
         return False
     try:
         before, now = steps.get(job.name, 0), (read_record(job.folder) or {}).get("step", 0)
-    except UserError:  # the next start says what is wrong with it
+    except UserError:
+        # The next start reports what is wrong with it.
         return False
     steps[job.name] = now
     return now > before
 
 
 def torchrun(processes: int, arguments: list[str]) -> list[str]:
-    """Python with `arguments` in so many processes on this machine; they get two minutes to save when it is stopped."""
+    """Command for `arguments` in that many processes on this machine, which get two minutes to save when stopped."""
     return [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
         "--shutdown-timeout=120", *arguments,
@@ -227,7 +231,7 @@ def torchrun(processes: int, arguments: list[str]) -> list[str]:
 
 
 def tail_of(content: bytes) -> list[str]:
-    """The last lines that say something, ahead of what torchrun has to say about the end of its children."""
+    """The last lines that are not empty, before torchrun's own report on the end of its children."""
     found = _TORCHRUN.search(content)
     if found and content[: found.start()].strip():
         content = content[: found.start()]

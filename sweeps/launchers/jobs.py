@@ -1,4 +1,4 @@
-"""A run that a sweep starts, and how it ended. Not a command itself."""
+"""Jobs of a sweep: a run to be started, and its outcome."""
 
 import os
 import signal
@@ -10,15 +10,16 @@ from typing import Literal
 
 from sweeps.progress import read_progress
 from sweeps.run_state import state_of
-from sweeps.study import PlannedRun
+from sweeps.study import StudyRun
 from switti.durations import duration
 from switti.errors import EXIT_HUNG, EXIT_INTERRUPTED, EXIT_REQUEUE, UserError
 from switti.run_folder import read_record
 
-REQUEUE = (EXIT_REQUEUE, EXIT_HUNG)  # ends of a run that is worth another start
+# Exit codes of a run that is worth another start.
+REQUEUE = (EXIT_REQUEUE, EXIT_HUNG)
 End = Literal["finished", "pruned", "interrupted", "failed"]
-# Of the last values, the first two that there are say how a run has done.
-_TOLD = {
+# Metrics of the line about a finished run, which shows the first two that it has.
+_SHOWN = {
     "validation/loss": "validation loss",
     "validation/psnr": "PSNR",
     "validation/lpips": "LPIPS",
@@ -63,28 +64,29 @@ class Outcome:
     seconds: float = 0.0
 
 
-def job_of(planned: PlannedRun, lock: int, place: str = "") -> Job:
-    """`lock` as from `sweeps.run_state.claim`."""
-    settings = planned.config.trainer
+def job_of(run: StudyRun, lock: int, place: str = "") -> Job:
+    """`lock` as from `sweeps.run_lock.claim`."""
+    settings = run.config.trainer
     return Job(
-        planned.name,
-        planned.arguments,
-        planned.config.run_dir,
+        run.name,
+        run.arguments,
+        run.config.run_dir,
         settings.num_nodes,
         settings.devices,
         settings.accelerator,
         lock,
         place,
-        steps_left(planned),
+        steps_left(run),
     )
 
 
-def steps_left(planned: PlannedRun) -> int:
+def steps_left(run: StudyRun) -> int:
     """Optimizer steps that a run has not taken yet."""
     taken = 0
-    with suppress(UserError):  # whoever starts it says what is wrong
-        taken = (read_record(planned.config.run_dir) or {}).get("step", 0)
-    return max(0, planned.config.trainer.max_steps - taken)
+    # Whoever starts it reports what is wrong.
+    with suppress(UserError):
+        taken = (read_record(run.config.run_dir) or {}).get("step", 0)
+    return max(0, run.config.trainer.max_steps - taken)
 
 
 def end_of(job: Job, code: int) -> End:
@@ -117,7 +119,7 @@ def why(outcome: Outcome) -> str:
 
 
 def describe(outcome: Outcome) -> str:
-    """A line on a run that has ended."""
+    """A line about a run that has ended."""
     job = outcome.job
     head = f"{job.place}: {job.name}".removeprefix(": ")
     progress = read_progress(job.folder)
@@ -126,11 +128,11 @@ def describe(outcome: Outcome) -> str:
     if outcome.end != "finished":
         return f"{head} was {outcome.end} at step {progress.step}"
     values = [
-        f"{word} {progress.values[name]:.4f}" for name, word in _TOLD.items() if name in progress.values
+        f"{word} {progress.values[name]:.4f}" for name, word in _SHOWN.items() if name in progress.values
     ]
     return ", ".join([f"{head} finished: {progress.step} steps, {duration(outcome.seconds)}", *values[:2]])
 
 
 def count(words: Sequence[str]) -> str:
-    """ "2 finished, 1 failed": how often each word is there, in the order in which they come first."""
+    """ "2 finished, 1 failed": how often each word occurs, in order of first occurrence."""
     return ", ".join(f"{list(words).count(word)} {word}" for word in dict.fromkeys(words))

@@ -1,4 +1,4 @@
-"""Runs on this machine: some at a time, each with its cores and GPUs, torchrun for several ranks. No command itself."""
+"""Launcher for this machine: some runs at a time, each with its cores and GPUs, torchrun for several ranks."""
 
 import os
 import shlex
@@ -15,7 +15,7 @@ from typing import IO
 
 from sweeps.launchers.base import TRAIN, Output, tail_of, torchrun
 from sweeps.launchers.jobs import Job, Outcome
-from sweeps.study import PlannedRun
+from sweeps.study import StudyRun
 from switti.errors import UserError
 from switti.files import check_target, writing
 from switti.run_folder import LOG
@@ -36,7 +36,7 @@ class _Child:
 class LocalLauncher:
     """`at_a_time` places, which share the cores evenly; a run on GPUs also gets trainer.devices of them for itself.
 
-    Runs write to a file that is followed here, not to a pipe: when this process is killed they go on undisturbed.
+    Runs write to a file that is followed here, not to a pipe: when this process is killed they continue undisturbed.
     """
 
     def __init__(self, at_a_time: int) -> None:
@@ -45,11 +45,11 @@ class LocalLauncher:
         self.gpus = visible_gpus()
         self._children: list[_Child] = []
 
-    def check(self, planned: PlannedRun) -> None:
-        trainer = planned.config.trainer
+    def check(self, run: StudyRun) -> None:
+        trainer = run.config.trainer
         if trainer.num_nodes > 1:
             raise UserError(
-                f"run {planned.name}: trainer.num_nodes={trainer.num_nodes} needs --launcher slurm; "
+                f"run {run.name}: trainer.num_nodes={trainer.num_nodes} needs --launcher slurm; "
                 "--launcher local has this machine alone"
             )
         wanted = trainer.devices if trainer.accelerator == "gpu" else 0
@@ -57,11 +57,11 @@ class LocalLauncher:
             wanted = trainer.devices
         if wanted > len(self.gpus):
             raise UserError(
-                f"run {planned.name}: trainer.devices={trainer.devices} with trainer.accelerator="
+                f"run {run.name}: trainer.devices={trainer.devices} with trainer.accelerator="
                 f"{trainer.accelerator} asks for more GPUs than there are ({len(self.gpus)})"
             )
 
-    def room(self) -> int:
+    def free_places(self) -> int:
         return self.at_a_time - len(self._children)
 
     def fits(self, jobs: list[Job]) -> bool:
@@ -98,7 +98,8 @@ class LocalLauncher:
                 pass_fds=(job.lock,),
             )
         if share := self._share(slot):
-            with suppress(OSError):  # it may have ended already
+            # It may have ended already.
+            with suppress(OSError):
                 os.sched_setaffinity(process.pid, share)
         log = path.open("rb")
         log.seek(start)
@@ -132,9 +133,8 @@ class LocalLauncher:
             output(child.job, child.log.read(), code is not None)
             if code is None:
                 continue
-            with suppress(
-                ProcessLookupError, PermissionError
-            ):  # what it left behind, such as data-loading processes
+            # What it left behind, such as data-loading processes.
+            with suppress(ProcessLookupError, PermissionError):
                 os.killpg(child.process.pid, signal.SIGKILL)
             ended.append(Outcome(child.job, code, _tail(child)))
             child.log.close()
@@ -142,7 +142,7 @@ class LocalLauncher:
         return ended
 
     def stop(self, times: int) -> None:
-        """SIGINT to the leader, who tells its ranks and data-loading processes; the third time ends all of them."""
+        """SIGINT to the leader, which passes it to its ranks and data-loading processes; the third time kills all."""
         for child in self._children:
             if times < 3:
                 with suppress(ProcessLookupError):
@@ -172,7 +172,7 @@ def visible_gpus() -> list[str]:
 
 
 def descendants(pid: int) -> Iterator[int]:
-    """All processes below one, deepest first; Linux alone tells."""
+    """All processes below one, deepest first. Linux only."""
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
             for child in path.read_text().split():

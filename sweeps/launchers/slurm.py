@@ -1,4 +1,4 @@
-"""Runs as SLURM jobs, through submitit: job arrays, nodes and tasks from the run's settings. No command itself.
+"""Launcher for SLURM, through submitit: job arrays, nodes and tasks from the runs' settings.
 
 Each task of a job (srun starts them) is one rank and starts `experiments.train` in a process of its own. Ahead of a
 time limit SLURM sends SIGUSR2: the run saves, and submitit queues the job again.
@@ -23,7 +23,7 @@ from typing import Any
 
 from sweeps.launchers.base import TRAIN, Output, tail_of
 from sweeps.launchers.jobs import Job, Outcome
-from sweeps.study import PlannedRun
+from sweeps.study import StudyRun
 from switti.errors import UserError
 from switti.files import write_json
 from switti.run_folder import LOG, QUEUED
@@ -37,15 +37,18 @@ except ImportError as error:
     ) from error
 
 _TIME = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+)(?::(\d+))?")
-_SAVE_SECONDS = 180  # before the time limit, in which a run saves
-_REQUEUES = 100  # times that a job may reach its time limit
-_ASK_SECONDS = 30.0  # between two questions to sacct about jobs that have left no result
+# Before the time limit, in which a run saves.
+_SAVE_SECONDS = 180
+# Times that a job may reach its time limit.
+_REQUEUES = 100
+# Between two queries of sacct about jobs that have left no result.
+_ASK_SECONDS = 30.0
 _PORTS = range(20000, 60000)
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What sbatch is asked for, beside nodes and tasks. more: other options of sbatch by name."""
+    """Resources that sbatch requests besides nodes and tasks. more: other options of sbatch by name."""
 
     minutes: int
     partition: str | None = None
@@ -84,7 +87,7 @@ def minutes(text: str) -> int:
 
 
 class Rank:
-    """What a task of a job does; pickled by submitit, which calls it and, when SLURM wants the node, `checkpoint`."""
+    """A task of a job; pickled by submitit, which calls it and, when SLURM preempts the node, `checkpoint`."""
 
     def __init__(self, command: Sequence[str], folder: str, ranks: int) -> None:
         self.command, self.folder, self.ranks = list(command), folder, ranks
@@ -99,7 +102,8 @@ class Rank:
         name = LOG if job.global_rank == 0 else f"output.rank_{job.global_rank}.log"
         Path(self.folder).mkdir(parents=True, exist_ok=True)
         signal.signal(signal.SIGTERM, self._forward)
-        job.paths.result_pickle.unlink(missing_ok=True)  # of this task before the job was queued again
+        # Of this task before the job was requeued.
+        job.paths.result_pickle.unlink(missing_ok=True)
         with open(Path(self.folder) / name, "ab") as output:
             moment = datetime.now().astimezone()
             output.write(
@@ -121,7 +125,7 @@ class Rank:
             self._child.send_signal(number)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """Let the run save itself; what is to be started when the job gets its place again."""
+        """Let the run save itself; returns what starts when the job is requeued."""
         if self._child is not None:
             with suppress(ProcessLookupError):
                 self._child.send_signal(signal.SIGTERM)
@@ -137,9 +141,10 @@ def _ignore_until_ready() -> None:
 
 
 def _rendezvous(job: "submitit.JobEnvironment") -> dict[str, str]:
-    """What torch.distributed wants to know, as torchrun would tell it."""
+    """The environment that torchrun would set for torch.distributed."""
     each = job.num_tasks // job.num_nodes
-    port = _PORTS[sum(map(ord, job.job_id)) * 7919 % len(_PORTS)]  # the same in all tasks, mostly free
+    # The same in all tasks, mostly free.
+    port = _PORTS[sum(map(ord, job.job_id)) * 7919 % len(_PORTS)]
     return {
         "TORCHELASTIC_RUN_ID": job.job_id,
         "MASTER_ADDR": "127.0.0.1" if job.num_nodes == 1 else job.hostnames[0],
@@ -182,10 +187,10 @@ class SlurmLauncher:
         except (RuntimeError, ValueError) as error:
             raise UserError(f"--launcher slurm: {error}; start it where sbatch and srun are") from error
 
-    def check(self, planned: PlannedRun) -> None:
-        """Nothing: what the cluster has only sbatch can tell."""
+    def check(self, run: StudyRun) -> None:
+        """No-op: only sbatch knows the cluster's resources."""
 
-    def room(self) -> int:
+    def free_places(self) -> int:
         return (self.at_a_time or 1) - len(self._jobs) if self.search else sys.maxsize
 
     def fits(self, jobs: list[Job]) -> bool:

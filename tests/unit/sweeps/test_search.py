@@ -1,4 +1,4 @@
-"""Searches with a stand-in for the train command: what is proposed, told, given up, resumed and shared by drivers."""
+"""Searches with a stand-in for the train command: what is proposed, reported, pruned, resumed and shared by drivers."""
 
 import json
 import math
@@ -14,7 +14,8 @@ from stand_in import driver, prepare, starts
 from experiments import sweep
 from sweeps.launchers import local as launch_local
 from sweeps.launchers.jobs import Outcome
-from sweeps.run_state import claim, state_of
+from sweeps.run_lock import claim
+from sweeps.run_state import state_of
 from sweeps.search import SearchSource
 from sweeps.search_objects import distribution, pruner, sampler
 from sweeps.search_space import Axis, without_password
@@ -62,7 +63,7 @@ def runs() -> list[str]:
     return sorted(path.name for path in Path("runs/rates").glob("trial_*"))
 
 
-def test_each_trial_is_a_run_and_its_last_value_is_told(study: Path, capfdbinary) -> None:
+def test_each_trial_is_a_run_and_its_last_value_is_reported(study: Path, capfdbinary) -> None:
     assert sweep.main([str(study)]) == 0
     for trial in trials():
         expected = abs(math.log10(trial.params[LEARNING_RATE]) + 3) + 1 / 5
@@ -124,7 +125,7 @@ def test_a_killed_run_waits_for_the_next_command(study: Path, capfdbinary) -> No
     assert sweep.main([str(study), "search.trials=1"]) == 1
     text = capfdbinary.readouterr().out.decode()
     assert "failed: killed by SIGKILL; memory may have run out" in text
-    assert "study rates: 1 failed; the same command again goes on" in text
+    assert "study rates: 1 failed; the same command again resumes" in text
     assert states() == ["RUNNING"] and starts(f"rates/{runs()[0]}") == 1
     Path("die").unlink()
     assert sweep.main([str(study), "search.trials=1"]) == 0
@@ -182,8 +183,10 @@ def test_two_drivers_share_one_database(study: Path) -> None:
     assert len({trial.params[LEARNING_RATE] for trial in trials(storage)}) == 4
 
 
-@pytest.mark.parametrize(("status", "told"), [("finished", "COMPLETE"), ("failed", "FAIL")])
-def test_a_trial_that_another_driver_has_just_told_is_left_alone(study: Path, status: str, told: str) -> None:
+@pytest.mark.parametrize(("status", "reported"), [("finished", "COMPLETE"), ("failed", "FAIL")])
+def test_a_trial_that_another_driver_has_just_reported_is_left_alone(
+    study: Path, status: str, reported: str
+) -> None:
     plan = load_study(study)
     mine, other = SearchSource(plan), SearchSource(plan)
     job = mine.next()
@@ -193,8 +196,8 @@ def test_a_trial_that_another_driver_has_just_told_is_left_alone(study: Path, st
     (running,) = other.optuna.get_trials(states=[optuna.trial.TrialState.RUNNING])
     mine.ended(Outcome(job, int(status == "failed"), []))
     job.release()  # between the other's look at the trials and its claim of the run
-    assert other._take_up(running) is None
-    assert states() == [told]
+    assert other._resume(running) is None
+    assert states() == [reported]
     assert claim(job.folder) is not None
 
 
@@ -214,7 +217,7 @@ def test_settings_that_do_not_go_together_are_left_out(study: Path, capfdbinary)
     )
     assert states() == ["COMPLETE", "FAIL", "COMPLETE"]
     assert (
-        "trial 1 is left out: run trial_0001,heads=3: model.width=64" in capfdbinary.readouterr().out.decode()
+        "trial 1 is skipped: run trial_0001,heads=3: model.width=64" in capfdbinary.readouterr().out.decode()
     )
 
 
@@ -292,7 +295,7 @@ def test_a_driver_that_is_missing_is_named(study: Path, monkeypatch: pytest.Monk
         )
 
 
-def test_a_storage_that_goes_away_is_told_in_a_line(
+def test_a_storage_that_goes_away_is_reported_in_a_line(
     study: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary
 ) -> None:
     """What a server's end looks like to Optuna; the run goes to its end, and the next command learns of it."""
@@ -304,7 +307,7 @@ def test_a_storage_that_goes_away_is_told_in_a_line(
         cause = OperationalError("select", {}, Exception("server closed the connection\nunexpectedly"))
         raise StorageInternalError("An exception is raised during the commit.") from cause
 
-    monkeypatch.setattr(SearchSource, "_report", gone)
+    monkeypatch.setattr(SearchSource, "_report_values", gone)
     with monkeypatch.context() as patch:
         patch.setattr(SearchSource, "_tell", gone)
         with pytest.raises(UserError) as caught:

@@ -75,7 +75,7 @@ def test_runs_of_one_shape_are_one_array(study: Path, capfdbinary) -> None:
     Path("fail").unlink()
     assert sweep.main([*arguments]) == 0
     assert [starts(f"seeds/seed={seed}") for seed in (0, 1)] == [1, 2]
-    assert "array" not in scripts()[1].split("srun")[0].replace("%A_%a", "")  # a single run is no array
+    assert "array" not in scripts()[1].split("srun")[0].replace("%A_%a", "")  # a single run is not an array
 
 
 @pytest.mark.distributed
@@ -128,7 +128,7 @@ def test_a_job_at_its_time_limit_is_queued_again_and_goes_on(study: Path) -> Non
     subprocess.run(["scancel", "--signal=USR2", "100"], check=True)
     text = process.communicate(timeout=60)[0].decode()
     assert process.returncode == 0, text
-    assert "1 finished" in text and "goes on" not in text
+    assert "1 finished" in text and "resumes" not in text
     assert record_of("seeds/seed=0")["status"] == "finished" and starts("seeds/seed=0") == 4
     assert len(scripts()) == 1
 

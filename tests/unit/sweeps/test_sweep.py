@@ -23,7 +23,8 @@ from experiments.cli import run
 from sweeps.launchers import local as launch_local
 from sweeps.launchers.base import tail_of
 from sweeps.launchers.jobs import job_of
-from sweeps.run_state import claim, is_claimed, state_of
+from sweeps.run_lock import claim, is_claimed
+from sweeps.run_state import state_of
 from sweeps.study import load_study
 from switti.errors import UserError
 
@@ -413,7 +414,7 @@ def test_a_run_that_lost_its_machine_goes_on_while_it_gets_further(study: Path, 
     Path("preempt").touch()
     assert sweep.main([str(study), "vary.seed=[0]"]) == 0
     assert starts(0) == 3  # 2, 4, 5 steps
-    assert capfdbinary.readouterr().out.count(b"it goes on") == 2
+    assert capfdbinary.readouterr().out.count(b"preempted; resuming") == 2
 
 
 @pytest.mark.distributed

@@ -18,8 +18,9 @@ from configs.loading import load, to_yaml
 from experiments import compare, sweep, train
 from reports.board_mirror import Board
 from sweeps.progress import read_progress
-from sweeps.run_state import claim, heartbeat_age, is_claimed, is_queued, read_study, state_of, training_lock
-from sweeps.status_table import planned_runs
+from sweeps.run_lock import claim, is_claimed, training_lock
+from sweeps.run_state import heartbeat_age, is_queued, read_study, state_of
+from sweeps.status_table import listed_runs
 from switti.errors import UserError
 from switti.run_folder import (
     COLUMNS,
@@ -242,7 +243,7 @@ def test_a_bad_study_file_is_a_line(folder: Path, content: str | bytes) -> None:
     path = str(folder.parent / "study.json")
     for action in (
         lambda: read_study(folder.parent),
-        lambda: planned_runs(folder.parent),
+        lambda: listed_runs(folder.parent),
         lambda: sweep.main(["s.yaml", "--dry-run"]),
         lambda: Board(folder.parent, folder.parent / "board").renew(),
     ):
@@ -347,7 +348,7 @@ def test_what_a_killed_training_left_is_cleared_and_nothing_else(tmp_path: Path)
 
 HOLDER = """
 import os, sys, time
-from sweeps.run_state import training_lock
+from sweeps.run_lock import training_lock
 with training_lock(sys.argv[1]):
     if os.fork() == 0:  # as a data-loading process
         time.sleep(60)
