@@ -311,7 +311,7 @@ def append_metrics(run_dir: str | Path, rows: Sequence[Row]) -> None:
 
 
 def rewind_metrics(run_dir: str | Path, step: int) -> None:
-    """Drop the rows after `step`, which a resumed run writes again, and a truncated last line. The rest stays as it is."""
+    """Drop the rows after `step`, which a resumed run writes again, and a truncated last line. The rest stays."""
     rows = iter(read_metrics(run_dir))
     path = Path(run_dir) / METRICS
     if not path.is_file():

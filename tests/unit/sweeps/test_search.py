@@ -309,7 +309,7 @@ def test_a_storage_that_goes_away_is_reported_in_a_line(
 
     monkeypatch.setattr(SearchSource, "_report_values", gone)
     with monkeypatch.context() as patch:
-        patch.setattr(SearchSource, "_tell", gone)
+        patch.setattr(SearchSource, "_report_end", gone)
         with pytest.raises(UserError) as caught:
             sweep.main(arguments)
     assert str(caught.value).startswith(
