@@ -254,14 +254,14 @@ def find_resume(run_dir: str | Path, thorough: bool = True) -> Path | None:
     choice counts; the others look at names and sizes.
     """
     for path in checkpoints_of(run_dir):
-        reason = damage(path, thorough)
+        reason = corruption(path, thorough)
         if reason is None:
             return path
         log.warning("checkpoint %s cannot be used (%s); trying the one before it", path, reason)
     return None
 
 
-def damage(path: Path, thorough: bool = True) -> str | None:
+def corruption(path: Path, thorough: bool = True) -> str | None:
     """What is wrong with a checkpoint, or None for an intact one: all its bytes are compared with their checksums."""
     if path.is_dir():
         return shard_damage(path, thorough)

@@ -1,7 +1,7 @@
 """Exponential moving average (EMA) of the trained weights.
 
-Lightning's own callback keeps a copy of the module's whole state; this one averages what the module names, also where
-FSDP2 shards it, and leaves skipped steps out.
+Lightning's own `EMAWeightAveraging` copies the module with all it holds. This callback averages the networks that the
+module names, also where FSDP2 shards them, and not after skipped steps.
 """
 
 import torch

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from callbacks.checkpointing import checkpoints_of, damage, find_resume
+from callbacks.checkpointing import checkpoints_of, corruption, find_resume
 from configs.loading import SETTINGS, from_run, load
 from configs.schema import RunConfig, get
 from switti.distributed.sharded_checkpoint import STATE, is_sharded, read_tensors
@@ -46,7 +46,7 @@ def find_run(target: Path) -> tuple[Path, Path]:
     if checkpoint is None:
         if corrupt := checkpoints_of(target):
             raise UserError(
-                f"{target} has no checkpoint that can be used: {corrupt[0].name}: {damage(corrupt[0])}"
+                f"{target} has no checkpoint that can be used: {corrupt[0].name}: {corruption(corrupt[0])}"
             )
         raise UserError(f"{target} has no checkpoint yet; train it with `python -m experiments.train`")
     return target, checkpoint

@@ -16,11 +16,11 @@ def main(argv: list[str]) -> int:
     export.add_arguments(parser)
     options = parser.parse_args(argv)
 
-    from callbacks.checkpointing import damage
+    from callbacks.checkpointing import corruption
     from configs.load_run import find_run
 
     _, checkpoint = find_run(options.run)
-    if reason := damage(checkpoint):
+    if reason := corruption(checkpoint):
         raise UserError(f"{checkpoint} cannot be used: {reason}")
     return export.write(checkpoint, options)
 

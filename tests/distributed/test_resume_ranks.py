@@ -12,7 +12,7 @@ import torch
 from launching import CASES, finish, run_cases, start
 from rank_cases import EPOCH, train
 
-from callbacks.checkpointing import clear_leftovers, damage, find_resume
+from callbacks.checkpointing import clear_leftovers, corruption, find_resume
 from switti.distributed.sharded_checkpoint import is_sharded, read_plain
 
 pytestmark = pytest.mark.distributed
@@ -121,12 +121,12 @@ def test_a_damaged_one_is_passed_over(story: tuple[Path, Results], tmp_path: Pat
     victim = newest / ("manifest.json" if harm == "manifest" else "__1_0.distcp")
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
-    assert damage(newest) is None
+    assert corruption(newest) is None
     if harm == "missing":
         victim.unlink()
     else:
         victim.write_bytes(content[:-9] if harm in ("cut", "manifest") else content)
-    assert damage(newest) is not None
+    assert corruption(newest) is not None
     assert find_resume(tmp_path / "run") == tmp_path / "run/checkpoints/step_000012.ckpt"
 
 

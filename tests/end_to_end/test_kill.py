@@ -21,7 +21,7 @@ import torch
 from story_command import command
 from story_images import draw_pictures
 
-from callbacks.checkpointing import AtomicCheckpointIO, damage, find_resume, steps_in
+from callbacks.checkpointing import AtomicCheckpointIO, corruption, find_resume, steps_in
 from switti.run_folder import CHECKPOINTS
 from switti.sampling.pipeline import SwittiPipeline
 
@@ -149,7 +149,7 @@ def test_killed_and_started_again_it_gives_the_same_bits(root: Path, settings: l
         left = sorted(path.name for path in (cut / CHECKPOINTS).iterdir())
         print(f"killed at step {killed_at}: {left}")
         for step in steps_in(cut / CHECKPOINTS):  # whatever has its name is whole
-            assert damage(cut / CHECKPOINTS / f"step_{step:06d}.ckpt") is None
+            assert corruption(cut / CHECKPOINTS / f"step_{step:06d}.ckpt") is None
     output, _ = start(root, ranks, settings, cut.name).communicate(timeout=600)
     record = json.loads((cut / "record.json").read_text())
     assert record["status"] == "finished", output

@@ -20,7 +20,7 @@ from fuzz_mutations import (
 from torch import Tensor
 
 from callbacks.checkpoint_io import AtomicCheckpointIO
-from callbacks.checkpointing import damage, find_resume
+from callbacks.checkpointing import corruption, find_resume
 from configs.load_run import find_run, load_generator_state
 from configs.loading import load, to_yaml
 from configs.schema import RunConfig
@@ -265,7 +265,7 @@ class ShardedCheckpoints(Target):
 
     def read(self, folder: Path) -> None:
         path = folder / "r" / "checkpoints" / "step_000008.ckpt"
-        whole = path.exists() and damage(path) is None
+        whole = path.exists() and corruption(path) is None
         find_resume(folder / "r")
         _, checkpoint = find_run(path)
         found = sharded.read_tensors(checkpoint)

@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest, every so many steps, the best validation; and after which events."""
+"""Retention of checkpoints: the newest, those of every n-th step, the best validation; and after which events."""
 
 import json
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_a_worse_one_after_a_resume_does_not(tmp_path: Path) -> None:
     assert best(tmp_path) == "step_000008.ckpt"
 
 
-def test_the_largest_if_asked_for(tmp_path: Path) -> None:
+def test_the_largest_value_can_be_the_best(tmp_path: Path) -> None:
     train(tmp_path, 12, best_mode="max")
     assert best(tmp_path) == "step_000010.ckpt"
 
@@ -96,7 +96,7 @@ def test_later_ones_that_were_passed_over_do_not_push_good_ones_out(tmp_path: Pa
     train(tmp_path, 10, best_metric=None, keep_last=2)
     newest = tmp_path / "checkpoints/step_000010.ckpt"
     newest.write_bytes(newest.read_bytes()[:-50])
-    train(tmp_path, 7, resume=True, best_metric=None)  # goes on from step 5
+    train(tmp_path, 7, resume=True, best_metric=None)  # resumes from step 5
     assert names(tmp_path) == ["step_000007.ckpt"]
     assert find_resume(tmp_path) == tmp_path / "checkpoints/step_000007.ckpt"
 

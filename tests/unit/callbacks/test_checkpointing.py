@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, pruned, and found again."""
+"""Checkpoints: intact or absent, pruned, and found for a resume."""
 
 import logging
 import subprocess
@@ -11,7 +11,7 @@ from checkpoint_cases import At, names, step_of, train
 
 from callbacks.checkpointing import (
     AtomicCheckpointIO,
-    damage,
+    corruption,
     find_resume,
 )
 from switti.errors import UserError
@@ -37,7 +37,7 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty", "text"])
-def test_a_damaged_newest_is_passed_over_and_named(
+def test_a_corrupt_newest_is_skipped_and_named(
     tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(tmp_path, 6)
@@ -51,7 +51,7 @@ def test_a_damaged_newest_is_passed_over_and_named(
     assert "step_000006.ckpt cannot be used" in caplog.text
     resumed = train(tmp_path, 8, resume=True)
     assert len(resumed.losses) == 5
-    assert damage(newest) is None  # written anew on the way
+    assert corruption(newest) is None  # written again on the way
 
 
 def test_a_failure_saves_nothing(tmp_path: Path) -> None:
@@ -137,4 +137,4 @@ def test_written_and_read_back(tmp_path: Path) -> None:
     loaded = AtomicCheckpointIO().load_checkpoint(path)
     assert loaded["state_dict"]["a"].tolist() == [0, 1, 2, 3, 4]
     assert loaded["b"] == [1, "x"]
-    assert damage(path) is None
+    assert corruption(path) is None

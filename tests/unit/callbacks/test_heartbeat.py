@@ -1,4 +1,4 @@
-"""Heartbeat and watchdog: what a rank tells of itself while it runs, ends, and hangs."""
+"""Heartbeat and watchdog: what a rank reports while it runs, ends, and hangs."""
 
 import json
 import os
@@ -46,7 +46,7 @@ class Line(LightningModule):
 
 
 class Loader(DataLoader):
-    """Says when a batch is asked for, as the data module's loader does."""
+    """Announces when a batch is fetched, as the data module's loader does."""
 
     waiting = None
 
@@ -73,11 +73,11 @@ def train(
     return beat
 
 
-def told(folder: Path) -> dict:
+def report_of(folder: Path) -> dict:
     return json.loads((folder / "heartbeat" / "rank_0.json").read_text())
 
 
-def test_every_phase_is_told_by_its_name(tmp_path: Path) -> None:
+def test_every_phase_is_reported_by_its_name(tmp_path: Path) -> None:
     seen: list[tuple[str, str, int]] = []
     train(tmp_path, 6, look=lambda name, beat: seen.append((name, beat.state["phase"], beat.state["step"])))
     assert {name for name, _, _ in seen} == {
@@ -86,9 +86,9 @@ def test_every_phase_is_told_by_its_name(tmp_path: Path) -> None:
     # the module hears of the end of a batch after the callbacks, the last of which saves
     assert {(name, phase) for name, phase, _ in seen if name != phase} == {("callbacks", "checkpoint")}
     assert [step for name, _, step in seen if name == "forward"] == [0, 1, 2, 3, 4, 5]
-    found = told(tmp_path)
-    assert (found["status"], found["step"], found["rank"], found["world_size"]) == ("finished", 6, 0, 1)
-    assert found["pid"] == os.getpid() and abs(found["time"] - time.time()) < 60
+    report = report_of(tmp_path)
+    assert (report["status"], report["step"], report["rank"], report["world_size"]) == ("finished", 6, 0, 1)
+    assert report["pid"] == os.getpid() and abs(report["time"] - time.time()) < 60
 
 
 def test_a_slow_step_is_seen_from_outside_while_it_lasts(tmp_path: Path) -> None:
@@ -97,9 +97,9 @@ def test_a_slow_step_is_seen_from_outside_while_it_lasts(tmp_path: Path) -> None
     class Slow(Callback):
         def on_before_zero_grad(self, *args: object) -> None:
             deadline = time.monotonic() + 20
-            while time.monotonic() < deadline and told(tmp_path)["phase"] != "forward":
+            while time.monotonic() < deadline and report_of(tmp_path)["phase"] != "forward":
                 time.sleep(0.02)
-            seen.append(told(tmp_path))
+            seen.append(report_of(tmp_path))
 
     train(tmp_path, 1, Slow())
     assert seen[0]["phase"] == "forward" and seen[0]["status"] == "running"
@@ -113,7 +113,7 @@ def test_how_it_ended(tmp_path: Path, error: BaseException, status: str) -> None
 
     with pytest.raises(type(error)):
         train(tmp_path, 3, Fail())
-    assert told(tmp_path)["status"] == status
+    assert report_of(tmp_path)["status"] == status
 
 
 def test_files_of_an_earlier_attempt_are_removed(tmp_path: Path) -> None:
@@ -133,13 +133,13 @@ def test_a_step_that_stands_still_is_told_in_its_file_and_once_in_the_log(
     def look(name: str, beat: Heartbeat) -> None:
         if name == "data" and beat.state["step"] == 2:
             deadline = time.monotonic() + 20
-            while time.monotonic() < deadline and told(tmp_path)["idle"] < 0.6:
+            while time.monotonic() < deadline and report_of(tmp_path)["idle"] < 0.6:
                 time.sleep(0.05)
-            idle.append(told(tmp_path)["idle"])
+            idle.append(report_of(tmp_path)["idle"])
 
     with caplog.at_level("WARNING"):
         train(tmp_path, 4, look=look, watchdog=500)
-    assert idle[0] >= 0.6 and told(tmp_path)["idle"] < 0.6
+    assert idle[0] >= 0.6 and report_of(tmp_path)["idle"] < 0.6
     lines = [record.message for record in caplog.records if "no progress" in record.message]
     assert lines == [
         "rank 0: no progress for 0 s at step 2, in data; callbacks.watchdog_seconds=500 ends the run"
@@ -166,9 +166,10 @@ def test_a_hanging_process_says_where_and_ends(tmp_path: Path, root: Path) -> No
     assert done.returncode == 76, done.stderr
     assert "no progress for more than callbacks.watchdog_seconds=1" in done.stderr
     assert (
-        f"rank 0 ({told(tmp_path)['host']}, pid {told(tmp_path)['pid']}): step 2, backward for" in done.stderr
+        f"rank 0 ({report_of(tmp_path)['host']}, pid {report_of(tmp_path)['pid']}): step 2, backward for"
+        in done.stderr
     )
     assert "in stuck_here" in done.stderr
-    assert told(tmp_path)["status"] == "hung"
+    assert report_of(tmp_path)["status"] == "hung"
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["status"] == "failed" and "watchdog_seconds" in record["error"]

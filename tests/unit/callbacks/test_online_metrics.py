@@ -1,4 +1,4 @@
-"""OnlineMetrics with a small module: when it measures, what it passes on, what it leaves untouched."""
+"""OnlineMetrics with a small module: when it measures, what it samples, what it leaves untouched."""
 
 import random
 from typing import Any

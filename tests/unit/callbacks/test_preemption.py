@@ -21,7 +21,7 @@ from callbacks.signals import Interrupted
 PREEMPTING = [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
 
 
-def tell(number: int):
+def sending(number: int):
     return lambda: os.kill(os.getpid(), number)
 
 
@@ -33,23 +33,25 @@ def _no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A SLURM whose scontrol writes down what it was asked; the file of its requests."""
-    folder, asked = tmp_path / "bin", tmp_path / "asked"
+    """A SLURM whose scontrol writes down its arguments; the file with these."""
+    folder, requests = tmp_path / "bin", tmp_path / "requests"
     folder.mkdir()
     program = folder / "scontrol"
-    program.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n[ "$2" != 13 ] || {{ echo denied >&2; exit 1; }}\n')
+    program.write_text(
+        f'#!/bin/sh\necho "$@" >> {requests}\n[ "$2" != 13 ] || {{ echo denied >&2; exit 1; }}\n'
+    )
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    return asked
+    return requests
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, *PREEMPTING])
 def test_a_signal_saves_after_the_step_and_the_resume_is_exact(tmp_path: Path, number: int) -> None:
-    whole = train(tmp_path / "whole", 12)
+    full = train(tmp_path / "full", 12)
     cut, marker = tmp_path / "cut", tmp_path / "cut" / "preempted.json"
     with pytest.raises(Interrupted) as caught:
-        train(cut, 12, At(4, tell(number)))
+        train(cut, 12, At(4, sending(number)))
     assert caught.value.code == (130 if number == signal.SIGINT else 75)
     assert find_resume(cut) == cut / "checkpoints" / "step_000005.ckpt"
     if number == signal.SIGINT:
@@ -62,21 +64,21 @@ def test_a_signal_saves_after_the_step_and_the_resume_is_exact(tmp_path: Path, n
         assert content["exit_code"] == 75 and content["requeued"] is False
         os.kill(os.getpid(), signal.SIGTERM)  # a process that is leaving is in no hurry
     rest = train(cut, 12, resume=True)
-    assert rest.losses == whole.losses[5:]  # bit for bit
+    assert rest.losses == full.losses[5:]  # bit for bit
     assert not marker.exists()
 
 
 def test_a_signal_waits_for_the_end_of_an_accumulated_step(tmp_path: Path) -> None:
-    whole = train(tmp_path / "whole", 6, accumulate=2)
+    full = train(tmp_path / "full", 6, accumulate=2)
     with pytest.raises(Interrupted):
-        train(tmp_path / "cut", 6, At(2, tell(signal.SIGTERM)), accumulate=2)
+        train(tmp_path / "cut", 6, At(2, sending(signal.SIGTERM)), accumulate=2)
     assert find_resume(tmp_path / "cut") == tmp_path / "cut" / "checkpoints" / "step_000003.ckpt"
     rest = train(tmp_path / "cut", 6, accumulate=2, resume=True)
-    assert rest.losses == whole.losses[6:]
+    assert rest.losses == full.losses[6:]
 
 
 def test_a_signal_in_the_last_step_is_no_preemption(tmp_path: Path) -> None:
-    train(tmp_path, 5, At(4, tell(signal.SIGTERM)))
+    train(tmp_path, 5, At(4, sending(signal.SIGTERM)))
     assert names(tmp_path) == ["last.ckpt", "step_000003.ckpt", "step_000005.ckpt"]
     assert not (tmp_path / "preempted.json").exists()
 
@@ -97,11 +99,11 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     ("number", "requests"),
     [(signal.SIGUSR2, "requeue 4711\n"), (signal.SIGUSR1, "requeue 4711\n"), (signal.SIGTERM, "")],
 )
-def test_slurm_is_asked_to_queue_again_unless_it_was_a_cancellation(
+def test_slurm_requeues_the_job_unless_it_was_a_cancellation(
     tmp_path: Path, scontrol: Path, number: int, requests: str
 ) -> None:
     with pytest.raises(Interrupted):
-        train(tmp_path, 12, At(4, tell(number)))
+        train(tmp_path, 12, At(4, sending(number)))
     assert (scontrol.read_text() if scontrol.exists() else "") == requests
     assert json.loads((tmp_path / "preempted.json").read_text())["requeued"] is bool(requests)
 
@@ -111,7 +113,7 @@ def test_a_refusal_of_slurm_is_reported(
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "13")
     with pytest.raises(Interrupted) as caught:
-        train(tmp_path, 12, At(4, tell(signal.SIGUSR1)))
+        train(tmp_path, 12, At(4, sending(signal.SIGUSR1)))
     assert caught.value.code == 75
     assert "scontrol requeue 13: denied" in capsys.readouterr().err
     assert json.loads((tmp_path / "preempted.json").read_text())["requeued"] is False
@@ -148,7 +150,7 @@ def signalled(
     grace: float = 60,
     sleep: float = 0,
 ) -> tuple[int, str, float]:
-    """(exit code, stderr, seconds) of a training that is told once it has begun; send: os.kill or os.killpg."""
+    """(exit code, stderr, seconds) of a training that gets a signal once it has begun; send: os.kill or os.killpg."""
     path = os.pathsep.join([str(root), str(Path(checkpoint_cases.__file__).parent)])
     child = subprocess.Popen(
         [sys.executable, "-c", GROUP, str(folder), str(grace), str(sleep)],

@@ -1,4 +1,4 @@
-"""The callback that ends a run which a search has given up."""
+"""The callback that ends a run which a search prunes."""
 
 import signal
 from pathlib import Path
@@ -66,11 +66,11 @@ def test_a_run_that_is_not_given_up_goes_to_its_end(tmp_path: Path) -> None:
 
 def test_only_rank_zero_tells_and_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pruning, "_SECONDS", 0.0)
-    told: list[int] = []
-    monkeypatch.setattr(pruning.os, "kill", lambda pid, number: told.append(number))
+    signals: list[int] = []
+    monkeypatch.setattr(pruning.os, "kill", lambda pid, number: signals.append(number))
     (tmp_path / PRUNE).touch()
     for zero in (False, True):
         callback, trainer = Pruning(tmp_path), SimpleNamespace(is_global_zero=zero)
         for _ in range(3):
             callback.on_train_batch_end(trainer, None)
-        assert told == [signal.SIGTERM] * zero
+        assert signals == [signal.SIGTERM] * zero

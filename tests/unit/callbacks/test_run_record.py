@@ -28,16 +28,16 @@ from switti.run_folder import COLUMNS
 
 
 class Module(LightningModule):
-    """12 trained parameters, 5 frozen ones in a tokenizer that is no registered submodule, and an average of the 12."""
+    """12 trained parameters, 5 frozen ones in a tokenizer that is not a registered submodule, and an EMA of the 12."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layer = torch.nn.Linear(3, 3)
-        self.average = torch.nn.Linear(3, 3).requires_grad_(False)
+        self.ema = torch.nn.Linear(3, 3).requires_grad_(False)
         object.__setattr__(self, "tokenizer", torch.nn.Linear(4, 1).requires_grad_(False))
 
     def ema_pairs(self) -> list[tuple[torch.nn.Module, torch.nn.Module]]:
-        return [(self.average, self.layer)]
+        return [(self.ema, self.layer)]
 
     def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
         loss = self.layer(batch[0]).square().mean()
@@ -61,7 +61,7 @@ class RaiseAt(Callback):
 
 
 class Data(LightningDataModule):
-    """Twenty samples; says of their contents what it is told to say."""
+    """Twenty samples; describes their contents as given."""
 
     def __init__(self, contents: dict) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ def test_steps_are_counted_as_completed_updates(tmp_path: Path) -> None:
 
 
 def test_tensorboard_has_the_steps_of_the_table(tmp_path: Path) -> None:
-    """Also of a run that went on from a checkpoint, whose later points are written again."""
+    """Also of a run resumed from a checkpoint, whose later points are written again."""
     with pytest.raises(ValueError):
         fit(tmp_path, 10, RaiseAt(9, ValueError("killed")))
     fit(tmp_path, 10, resume=True)
@@ -303,8 +303,8 @@ def test_the_data_are_noted_and_a_change_is_kept(tmp_path: Path, caplog: pytest.
     fit(tmp_path, 12, resume=True, contents=contents("b"))
     record = record_of(tmp_path)
     assert record["data"] == contents("a+b") and record["resumed"] == [3, 6, 9]
-    fit(tmp_path / "anew", 2, contents=contents("b"))
-    assert record_of(tmp_path / "anew")["data"] == contents("b")
+    fit(tmp_path / "fresh", 2, contents=contents("b"))
+    assert record_of(tmp_path / "fresh")["data"] == contents("b")
 
 
 class Do(Callback):

@@ -1,4 +1,4 @@
-"""Tuning of the decoder: what stays frozen, what a step is, resume, averages, precision, export, settings."""
+"""Tuning of the decoder: what stays frozen, what a step is, resume, EMA, precision, export, settings."""
 
 import copy
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ class Stream(IterableDataset):
             index += 1
 
 
-class Pictures(LightningDataModule):
+class Images(LightningDataModule):
     """Endless; sample i depends on i alone. batch: samples read at a time."""
 
     def __init__(self, batch: int) -> None:
@@ -132,7 +132,7 @@ def fit(
             **options,
         }
     )
-    runner.fit(module, datamodule=Pictures(batch), ckpt_path=resume, weights_only=False)
+    runner.fit(module, datamodule=Images(batch), ckpt_path=resume, weights_only=False)
     return runner
 
 
@@ -175,7 +175,7 @@ def test_only_the_decoder_changes_and_tokens_stay(tmp_path: Path, rqvae: RQVAE) 
     )
 
 
-def test_the_frozen_half_is_not_saved_and_gets_no_gradient(rqvae: RQVAE) -> None:
+def test_the_frozen_part_is_not_saved_and_gets_no_gradient(rqvae: RQVAE) -> None:
     module = build(rqvae, ema=True)
     assert {key.split(".")[0] for key in module.state_dict()} == {"trained", "ema_trained", "discriminator"}
     trained = {id(p) for p in module.parameters() if p.requires_grad}
@@ -186,7 +186,7 @@ def test_the_frozen_half_is_not_saved_and_gets_no_gradient(rqvae: RQVAE) -> None
 
 
 def test_steps_are_those_of_the_decoder(tmp_path: Path, rqvae: RQVAE) -> None:
-    """Both optimisers step, one counts: for max_steps, checkpoints, the log, the schedule and validation."""
+    """Both optimizers step, one counts: for max_steps, checkpoints, the log, the schedule and validation."""
     watch = Watch()
     checkpoints = RunCheckpoint(tmp_path / "checkpoints", 2, 5)
     module = build(rqvae, trainer={"max_steps": 5, "accumulate": 2})
@@ -217,16 +217,16 @@ def test_discriminator_begins_at_its_step(tmp_path: Path, rqvae: RQVAE) -> None:
 
 def test_accumulated_batches_are_one_batch(tmp_path: Path, rqvae: RQVAE) -> None:
     """Two batches of two samples give the step of one batch of four; L1 and per-pixel logits are means."""
-    whole = build(rqvae, trainer={"max_steps": 1})
+    full = build(rqvae, trainer={"max_steps": 1})
     parts = build(rqvae, trainer={"max_steps": 1, "accumulate": 2})
-    for module in (whole, parts):
+    for module in (full, parts):
         module.trained.double(), module.tokenizer.double()
         assert module.discriminator is not None
         module.discriminator.double().eval()  # the power iteration would run twice as often
         module.train = lambda mode=True, module=module: module  # type: ignore[method-assign, assignment, misc]
-    fit(whole, tmp_path / "a", batch=4, precision="64-true")
+    fit(full, tmp_path / "a", batch=4, precision="64-true")
     fit(parts, tmp_path / "b", batch=2, precision="64-true")
-    for name, value in whole.state_dict().items():
+    for name, value in full.state_dict().items():
         torch.testing.assert_close(parts.state_dict()[name], value, rtol=0, atol=1e-9, msg=name)
 
 
@@ -248,12 +248,12 @@ def test_step_against_plain_torch(tmp_path: Path, rqvae: RQVAE) -> None:
 
     critic, model = other.discriminator, other.tokenizer
     image = torch.stack([image_of(i).clamp(-1, 1) for i in range(2)])
-    found = model.decode(model.tokens_to_latent(model.tokenize(image)))
-    judged = critic(found)
-    loss = 0.7 * (found - image).abs().mean() + 0.5 * -torch.log(torch.sigmoid(judged)).mean()
+    actual = model.decode(model.tokens_to_latent(model.tokenize(image)))
+    judged = critic(actual)
+    loss = 0.7 * (actual - image).abs().mean() + 0.5 * -torch.log(torch.sigmoid(judged)).mean()
     expected = torch.autograd.grad(loss, list(other.trained.parameters()))
     check_clipped(seen["decoder"], expected, 0.01)
-    real, fake = critic(image), critic(found.detach())
+    real, fake = critic(image), critic(actual.detach())
     loss = -torch.log(torch.sigmoid(real)).mean() - torch.log(1 - torch.sigmoid(fake)).mean()
     image.requires_grad_()
     (slope,) = torch.autograd.grad(critic(image).sum(), image, create_graph=True)
@@ -261,11 +261,11 @@ def test_step_against_plain_torch(tmp_path: Path, rqvae: RQVAE) -> None:
     check_clipped(seen["critic"], torch.autograd.grad(loss, list(critic.parameters())), 0.01)
 
 
-def check_clipped(found: list[Tensor], expected: tuple[Tensor, ...], limit: float) -> None:
+def check_clipped(actual: list[Tensor], expected: tuple[Tensor, ...], limit: float) -> None:
     norm = torch.cat([e.flatten() for e in expected]).norm()
     factor = min(1.0, limit / norm.item())
     assert factor < 1  # or the test would not see the clipping
-    for f, e in zip(found, expected, strict=True):
+    for f, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(f, factor * e, rtol=1e-3, atol=1e-6)
 
 
@@ -279,12 +279,12 @@ def test_adaptive_weight_pulls_equally(tmp_path: Path, rqvae: RQVAE) -> None:
     assert total == pytest.approx(l1 + 0.5 * weight * gan, rel=1e-5)
 
 
-# ---- resume, averages, precision --------------------------------------------------------------------------------
+# ---- resume, EMA, precision -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_resumed_run_is_the_same_run(tmp_path: Path, rqvae: RQVAE, accumulate: int) -> None:
-    """Decoder, discriminator with its singular vectors, both optimisers, both schedules, the average."""
+    """Decoder, discriminator with its singular vectors, both optimizers, both schedules, the EMA."""
     options: dict[str, Any] = {"ema": True, "start_step": 1, "optimizer": {"warmup_steps": 1}}
 
     def run(folder: Path, steps: int | None, resume: Path | None) -> DecoderTuningModule:
@@ -316,15 +316,15 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def test_the_average_is_exported_and_validated(tmp_path: Path, rqvae: RQVAE) -> None:
+def test_the_ema_is_exported_and_validated(tmp_path: Path, rqvae: RQVAE) -> None:
     """Nobody updates it here, so that it still holds the weights from before."""
     module = build(rqvae, ema=True, trainer={"max_steps": 2})
     fit(module, tmp_path, limit_val_batches=2)
     exported = load_tokenizer(tmp_path / "tokenizer.safetensors", config=SMALL).state_dict()
     assert all(torch.equal(exported[key], value) for key, value in rqvae.state_dict().items())
     images = torch.stack([image_of(1000 + i).clamp(-1, 1) for i in range(4)])
-    found = rqvae.decode(rqvae.tokens_to_latent(rqvae.tokenize(images))).detach().clamp(-1, 1)
-    expected = (10 * torch.log10(4 / (found - images).square().mean((1, 2, 3)))).mean().item()
+    actual = rqvae.decode(rqvae.tokens_to_latent(rqvae.tokenize(images))).detach().clamp(-1, 1)
+    expected = (10 * torch.log10(4 / (actual - images).square().mean((1, 2, 3)))).mean().item()
     assert logged(tmp_path, "validation/psnr") == pytest.approx({2: expected}, rel=1e-4)
 
 
@@ -373,7 +373,7 @@ def test_with_lpips_and_without_a_discriminator(tmp_path: Path) -> None:
 
 
 class Poison(Callback):
-    """A picture with a hole before step 3."""
+    """An image with a hole before step 3."""
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, index: int
@@ -406,7 +406,7 @@ def test_bad_settings(settings: dict[str, Any], words: str) -> None:
         DecoderTuningConfig(**settings).validate("decoder")
 
 
-def test_pictures_that_the_discriminator_cannot_judge() -> None:
+def test_image_sizes_that_the_discriminator_cannot_take() -> None:
     config = replace(SMALL, multipliers=[1, 1])  # 4 px
     with pytest.raises(UserError, match="multiples of 8, got 4 x 4"):
         build(RQVAE(config))
@@ -429,9 +429,9 @@ def test_another_pyramid_is_for_tuning_only(tmp_path: Path, rqvae: RQVAE) -> Non
         load_frozen_tokenizer(config, other_scales=True)
 
 
-@pytest.mark.parametrize(("resolution", "pictures"), [(512, 8), (1024, 2)])
-def test_the_papers_tuning(resolution: int, pictures: int) -> None:
-    """Section 4.3: published weights, 256 pictures a step, 1e-5 for both networks, VGG16's LPIPS."""
+@pytest.mark.parametrize(("resolution", "images"), [(512, 8), (1024, 2)])
+def test_the_papers_tuning(resolution: int, images: int) -> None:
+    """Section 4.3: published weights, 256 images a step, 1e-5 for both networks, VGG16's LPIPS."""
     config = load(f"tokenizer/paper_decoder_{resolution}")
     assert config.task == "decoder" and config.tokenizer_weights == "FoundationVision/var"
     assert config.tokenizer.scales == PYRAMIDS[resolution] and config.tokenizer.resolution == resolution
@@ -443,7 +443,7 @@ def test_the_papers_tuning(resolution: int, pictures: int) -> None:
     assert config.trainer.max_steps == 100_000 and config.optimizer.schedule == "constant"
     assert config.optimizer.learning_rate == 1e-5 and config.decoder.lpips_net == "vgg"
     parts = config.trainer.devices * config.trainer.accumulate
-    assert config.data.batch_size == 256 == parts * pictures
+    assert config.data.batch_size == 256 == parts * images
     with torch.device("meta"):
         critic = UNetDiscriminator(config.decoder.discriminator_features)
     assert sum(p.numel() for p in critic.parameters()) == 4_376_897
@@ -460,7 +460,7 @@ class SaveState(Callback):
         torch.save(pl_module.state_dict(), self.folder / f"{trainer.global_rank}.pt")
 
 
-class Halves(Pictures):
+class Halves(Images):
     """Two ranks share what a single process reads."""
 
     def train_dataloader(self) -> DataLoader:

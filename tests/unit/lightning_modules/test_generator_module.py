@@ -1,4 +1,4 @@
-"""Training of the generator: determinism, resume, frozen parts, averages, accumulation, watched norms."""
+"""Training of the generator: determinism, resume, frozen parts, EMA, accumulation, activation norms."""
 
 import copy
 from pathlib import Path
@@ -29,7 +29,7 @@ TOKENIZER = RQVAEConfig(
 )
 
 
-class Pictures(LightningDataModule):
+class Images(LightningDataModule):
     """Endless random samples; sample i depends on i alone. Position: samples consumed."""
 
     def __init__(self, batch: int) -> None:
@@ -130,7 +130,7 @@ def fit(
     resume: Path | None = None,
     callbacks: tuple[Callback, ...] = (),
 ) -> Watch:
-    """Trains; stop_after ends early as an interruption would, with the schedule of the whole run."""
+    """Trains; stop_after ends early as an interruption would, with the schedule of the full run."""
     watch = Watch()
     settings = built.trainer_config
     trainer = Trainer(
@@ -156,7 +156,7 @@ def fit(
         check_val_every_n_epoch=None,
         default_root_dir=str(folder),
     )
-    trainer.fit(built, datamodule=Pictures(batch), ckpt_path=resume, weights_only=False)
+    trainer.fit(built, datamodule=Images(batch), ckpt_path=resume, weights_only=False)
     return watch
 
 
@@ -180,17 +180,17 @@ def test_variants_share_batches_and_initial_weights(tmp_path: Path) -> None:
 
 
 def test_resume_repeats_and_skips_nothing(tmp_path: Path) -> None:
-    whole, ema = module(), ExponentialMovingAverage(0.9)
-    uninterrupted = fit(whole, tmp_path / "whole", callbacks=(ema,))
+    full, ema = module(), ExponentialMovingAverage(0.9)
+    uninterrupted = fit(full, tmp_path / "full", callbacks=(ema,))
     first = fit(module(), tmp_path / "parts", stop_after=3, callbacks=(ExponentialMovingAverage(0.9),))
     resumed = module()
     checkpoint = tmp_path / "parts" / "checkpoints" / "step_000003.ckpt"
     second = fit(resumed, tmp_path / "parts", resume=checkpoint, callbacks=(ExponentialMovingAverage(0.9),))
     assert first.losses + second.losses == uninterrupted.losses
     assert first.keys + second.keys == uninterrupted.keys
-    expected, found = whole.state_dict(), resumed.state_dict()
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    expected, actual = full.state_dict(), resumed.state_dict()
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(expected[key], actual[key]) for key in expected)
 
 
 def test_frozen_tokenizer_is_neither_saved_nor_trained(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_frozen_tokenizer_is_neither_saved_nor_trained(tmp_path: Path) -> None:
     assert not trained & {id(p) for p in built.ema_generator.parameters()}
 
 
-def test_average_equals_its_definition(tmp_path: Path) -> None:
+def test_ema_equals_its_definition(tmp_path: Path) -> None:
     built = module(steps=4)
     history: list[torch.Tensor] = []
 
@@ -224,17 +224,17 @@ def test_average_equals_its_definition(tmp_path: Path) -> None:
 
 
 def test_accumulated_batches_equal_one_batch(tmp_path: Path) -> None:
-    whole, parts = module(steps=3), module(steps=3, accumulate=2)
-    fit(whole, tmp_path / "whole", batch=8)
+    full, parts = module(steps=3), module(steps=3, accumulate=2)
+    fit(full, tmp_path / "full", batch=8)
     fit(parts, tmp_path / "parts", batch=4)
-    for (name, a), b in zip(whole.generator.named_parameters(), parts.generator.parameters(), strict=True):
+    for (name, a), b in zip(full.generator.named_parameters(), parts.generator.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-4, msg=name)
 
 
 def test_training_step_is_the_mean_cross_entropy_of_all_tokens(tmp_path: Path) -> None:
     built = module()
     built.configure_model()
-    batch = torch.utils.data.default_collate([Pictures(2).sample(i) for i in range(2)])
+    batch = torch.utils.data.default_collate([Images(2).sample(i) for i in range(2)])
     losses, logits, tokens = built.compute_token_losses(batch, built.generator, 0.0)
     expected = -logits.double().log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
     torch.testing.assert_close(losses.double(), expected, rtol=0, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Steps with a loss or gradient that is no number: left out, counted, limited; nothing that was learnt is touched."""
+"""Steps with a loss or gradient that is not finite: skipped, counted, limited; weights and moments stay untouched."""
 
 import math
 from pathlib import Path
@@ -23,19 +23,19 @@ class Line(LightningModule):
     def __init__(self, wrong: dict[int, str], accumulate: int = 1) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.layer, self.average = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1).requires_grad_(False)
+        self.layer, self.ema = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1).requires_grad_(False)
         self.nonfinite_guard = NonfiniteGuard()
         self.wrong, self.accumulate, self.batches = wrong, accumulate, 0
         self.states: list[list[torch.Tensor]] = []
 
     def ema_pairs(self):
-        return [(self.average, self.layer)]
+        return [(self.ema, self.layer)]
 
     def training_step(self, batch, index):
         x = torch.randn(4, 3, generator=torch.Generator().manual_seed(self.batches))
         loss = (self.layer(x) - x.sum(1, keepdim=True)).square().mean()
         if self.wrong.get(self.batches) == "loss":
-            loss = loss + math.nan  # its gradients are finite: only the loss tells
+            loss = loss + math.nan  # its gradients are finite: only the loss shows it
         self.batches += 1
         self.nonfinite_guard.watch(loss)
         return loss
@@ -103,7 +103,7 @@ def test_the_rest_is_as_if_the_batch_had_not_been_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("micro_batch", [2, 3])
-def test_one_wrong_micro_batch_loses_the_whole_step(tmp_path: Path, micro_batch: int) -> None:
+def test_one_wrong_micro_batch_skips_the_complete_step(tmp_path: Path, micro_batch: int) -> None:
     module = train(tmp_path, 3, {micro_batch: "loss"}, accumulate=2)
     assert skipped_rows(tmp_path) == [(2, 1.0)]
     assert all(map(torch.equal, module.states[1], module.states[3]))

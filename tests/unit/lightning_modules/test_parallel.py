@@ -118,7 +118,7 @@ def two_ranks() -> Iterator[None]:
 
 
 def exchanges(accumulating: bool) -> tuple[int, int]:
-    """(all-gathers, reduce-scatters) of an optimiser step with two micro-batches and four units."""
+    """(all-gathers, reduce-scatters) of an optimizer step with two micro-batches and four units."""
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
     shard(model, model[:3], init_device_mesh("cpu", (2,)), bfloat16=False)
@@ -133,7 +133,7 @@ def exchanges(accumulating: bool) -> tuple[int, int]:
 
 
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
-def test_micro_batches_neither_gather_nor_reduce_anew(two_ranks: None) -> None:
+def test_micro_batches_neither_gather_nor_reduce_again(two_ranks: None) -> None:
     """Three blocks and what is around them: gathered once and reduced once a step, instead of in every pass."""
     assert exchanges(accumulating=True) == (4, 4)
     assert exchanges(accumulating=False) == (4 + 3 + 4 + 3, 8)  # blocks again in each backward pass

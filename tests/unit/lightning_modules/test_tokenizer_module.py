@@ -1,4 +1,4 @@
-"""RQ-VAE pretraining: losses, discriminator, codebook care, several pyramids, averages, export."""
+"""RQ-VAE pretraining: losses, discriminator, codebook initialization and restarts, several pyramids, EMA, export."""
 
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def test_training_lowers_the_loss_and_logs(tmp_path: Path) -> None:
     assert {"validation/psnr", "validation/ssim", "validation/perplexity_by_scale/1"} <= names
     assert "validation/lpips" not in names
     perplexity = runner.callback_metrics["validation/perplexity_by_scale/1"].item()
-    assert 1 <= perplexity <= 32  # 8 pictures, 4 tokens each
+    assert 1 <= perplexity <= 32  # 8 images, 4 tokens each
 
 
 def test_loss_is_the_weighted_sum(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_first_codes_come_from_the_first_batch(tmp_path: Path) -> None:
 
 
 def test_dead_codes_restart_and_live_ones_stay(tmp_path: Path) -> None:
-    """4 pictures with 5 tokens cannot use 64 codes; before the second step the others move to rows of its batch."""
+    """4 images with 5 tokens cannot use 64 codes; before the second step the others move to rows of its batch."""
     module = build(max_steps=2, restart_dead_every=1, restart_until=1.0, init_codebook="random")
     module.optimizer_config.learning_rate = module.optimizer_config.final_learning_rate = 1e-12
     before = module.rqvae.quantize.embedding.weight.detach().clone()
@@ -153,7 +153,7 @@ def test_dead_codes_restart_and_live_ones_stay(tmp_path: Path) -> None:
     moved = {v for v in range(64) if (after[v] - before[v]).abs().max() > 1e-6}
     assert moved == set(range(64)) - used
     assert farthest(after[sorted(moved)], rows) < 1e-5
-    assert module.window_hits.sum() == 4 * 5  # counted anew since
+    assert module.window_hits.sum() == 4 * 5  # counted from zero since
 
 
 @pytest.mark.parametrize("until, restarts", [(0.0, 0), (0.5, 1), (1.0, 2)])
@@ -175,7 +175,7 @@ def test_restart_once_a_step_while_gradients_accumulate(
     assert len(calls) == 1
 
 
-def test_average_is_evaluated_and_exported(tmp_path: Path) -> None:
+def test_ema_is_evaluated_and_exported(tmp_path: Path) -> None:
     module = build(max_steps=2, init_codebook="random")
     (average, source), *_ = module.ema_pairs()
     assert average is module.ema_rqvae and source is module.rqvae
@@ -188,7 +188,7 @@ def test_average_is_evaluated_and_exported(tmp_path: Path) -> None:
     assert not average.training and not any(p.requires_grad for p in average.parameters())
 
 
-def test_without_an_average(tmp_path: Path) -> None:
+def test_without_an_ema(tmp_path: Path) -> None:
     module = build(max_steps=1, ema=False)
     assert module.ema_pairs() == [] and module.evaluated is module.rqvae
     fit(module, tmp_path)
@@ -206,9 +206,9 @@ def test_weights_depend_on_the_seed_alone() -> None:
 
 def test_flips_follow_the_seed_of_the_sample() -> None:
     module = build(flip=True)
-    found = module._images(batch(), module.rqvae.pyramid)
+    actual = module._images(batch(), module.rqvae.pyramid)
     for i, image in enumerate(batch()["image"]):
-        assert torch.equal(found[i], image.flip(-1) if i % 2 else image)
+        assert torch.equal(actual[i], image.flip(-1) if i % 2 else image)
 
 
 def test_ssim_ignores_autocast() -> None:
@@ -235,8 +235,8 @@ def test_kmeans_finds_separate_clusters() -> None:
     generator = torch.Generator().manual_seed(0)
     centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
     rows = (centres[:, None] + 0.1 * torch.randn(3, 40, 2, generator=generator)).flatten(0, 1)
-    found = kmeans(rows, 3, generator, iterations=30)
-    assert torch.cdist(centres, found).amin(1).max() < 0.2
+    actual = kmeans(rows, 3, generator, iterations=30)
+    assert torch.cdist(centres, actual).amin(1).max() < 0.2
 
 
 def test_rows_are_drawn_without_repetition_if_possible() -> None:
@@ -274,7 +274,7 @@ def test_bad_settings(settings: dict[str, Any], words: str) -> None:
     ids=["restarts", "adversarial_ema", "first_batches"],
 )
 def test_resumed_run_is_the_same_run(tmp_path: Path, loss: dict[str, Any]) -> None:
-    """Four steps at once, or two, a checkpoint, and two more: codes, averages, discriminator, first pictures."""
+    """Four steps at once, or two, a checkpoint, and two more: codes, EMA, discriminator, first images."""
     settings: dict[str, Any] = {"limit_val_batches": 0, "batch_size": 8}
     through, first, second = (build(**loss) for _ in range(3))
     fit(through, tmp_path, **settings)
@@ -285,7 +285,7 @@ def test_resumed_run_is_the_same_run(tmp_path: Path, loss: dict[str, Any]) -> No
         torch.testing.assert_close(second.state_dict()[key], value, rtol=0, atol=0, msg=key)
 
 
-# ---- the adversarial part, codes as averages, several pyramids --------------------------------------------------
+# ---- the adversarial loss, codes as moving averages, pyramids ----------------------------------------------------
 
 
 def test_adversarial_part_begins_at_its_step(tmp_path: Path) -> None:
@@ -341,8 +341,8 @@ def test_codes_as_averages_in_closed_form() -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_codes_follow_the_rows_of_the_whole_step(tmp_path: Path, accumulate: int) -> None:
-    """Whatever the number of micro-batches; no gradient and no optimiser moves them."""
+def test_codes_follow_the_rows_of_the_complete_step(tmp_path: Path, accumulate: int) -> None:
+    """Whatever the number of micro-batches; neither gradient nor optimizer moves them."""
     module = build(
         1, accumulate=accumulate, codebook_update="ema", codebook_decay=0.5, init_codebook="random"
     )
@@ -355,24 +355,24 @@ def test_codes_follow_the_rows_of_the_whole_step(tmp_path: Path, accumulate: int
         expected[v] = (expected[v] + chosen.sum(0)) / (1 + len(chosen))
     assert not module.rqvae.quantize.embedding.weight.requires_grad
     fit(module, tmp_path, batch_size=8 // accumulate, limit_val_batches=0)
-    found = module.rqvae.quantize.embedding.weight
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+    actual = module.rqvae.quantize.embedding.weight
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-5)
 
 
 def test_codes_start_from_all_first_batches(tmp_path: Path) -> None:
-    """Before the second step from the pictures of both batches, encoded anew; the pool is then given back."""
+    """Before the second step from the images of both batches, encoded again; the pool is then freed."""
     module = build(max_steps=2, init_codebook="data", init_batches=2)
     module.optimizer_config.learning_rate = module.optimizer_config.final_learning_rate = 1e-12
     coarsest = module.rqvae.encode(batch()["image"]).mean((2, 3)).detach()  # whatever the codes are
     fit(module, tmp_path, limit_val_batches=0)
     codes = module.rqvae.quantize.embedding.weight.detach()
-    found = torch.cdist(coarsest, codes).amin(1) < 1e-5
-    assert found[:4].any() and found[4:].any()
+    actual = torch.cdist(coarsest, codes).amin(1) < 1e-5
+    assert actual[:4].any() and actual[4:].any()
     assert module._first_images == []
 
 
 def test_pyramids_are_drawn_by_step_and_all_are_trained(tmp_path: Path) -> None:
-    """16 px with scales 1, 2 and 8 px with scale 1: pictures, tokens and hits fit; validation keeps its own."""
+    """16 px with scales 1, 2 and 8 px with scale 1: images, tokens and hits fit; validation keeps its own."""
     module = build(max_steps=8, pyramids=[[1]])
     seen: list[tuple[int, int]] = []
 
@@ -388,7 +388,7 @@ def test_pyramids_are_drawn_by_step_and_all_are_trained(tmp_path: Path) -> None:
     assert "validation/codebook_use_by_scale/1" in runner.callback_metrics
 
 
-def test_smaller_pictures_for_a_smaller_pyramid() -> None:
+def test_smaller_images_for_a_smaller_pyramid() -> None:
     module = build(pyramids=[[1]])
     image = torch.full((2, 3, 16, 16), 0.5)
     assert torch.allclose(module._images({"image": image}, Pyramid((1,))), torch.full((2, 3, 8, 8), 0.5))
@@ -399,7 +399,7 @@ def test_a_pyramid_beyond_the_tokenizers_is_refused() -> None:
         build(pyramids=[[1, 3]])
 
 
-def test_enlarged_pictures_are_counted(tmp_path: Path) -> None:
+def test_enlarged_images_are_counted(tmp_path: Path) -> None:
     module = build(max_steps=1)
     marks = [True, False, False, True]
     loader = DataLoader(
@@ -421,7 +421,7 @@ class Poison(pl.Callback):
 
 
 def test_a_loss_that_is_no_number_reaches_nothing(tmp_path: Path) -> None:
-    """The second step is left out: weights, codes, their averages; one more than allowed stops the run by name."""
+    """The second step is skipped: weights, codes, their averages; one more than allowed stops the run by name."""
     module, other = (build(max_steps=2, codebook_update="ema") for _ in range(2))
     fit(module, tmp_path, callbacks=[Poison()], limit_val_batches=0)
     fit(other, tmp_path / "one", max_steps=1, limit_val_batches=0)
@@ -435,7 +435,7 @@ def test_a_loss_that_is_no_number_reaches_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_ranks_keep_one_codebook(tmp_path: Path) -> None:
-    """Two ranks with different pictures: first codes and restarts are rank 0's, dead is what no rank used."""
+    """Two ranks with different images: first codes and restarts are rank 0's, dead is what no rank used."""
     module = build(max_steps=3, restart_dead_every=1, restart_until=1.0)
     fit(
         module,
@@ -471,7 +471,7 @@ class Halves(pl.LightningDataModule):
 @pytest.mark.distributed
 @pytest.mark.parametrize("update", ["gradient", "ema"])
 def test_two_ranks_are_one_process(tmp_path: Path, update: str) -> None:
-    """Losses, discriminator, codes and counts of two ranks are those of one with all pictures.
+    """Losses, discriminator, codes and counts of two ranks are those of one with all images.
 
     In float64: gradients that are zero but for rounding (biases before a norm) would be blown up by Adam.
     """
@@ -511,8 +511,8 @@ class SaveCodes(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         model = pl_module.rqvae
         assert isinstance(model, RQVAE)
-        found = {
+        actual = {
             "codes": model.quantize.embedding.weight.detach(),
             "hits": model.quantize.ema_vocab_hit_SV[1],
         }
-        torch.save(found, self.folder / f"{trainer.global_rank}.pt")
+        torch.save(actual, self.folder / f"{trainer.global_rank}.pt")

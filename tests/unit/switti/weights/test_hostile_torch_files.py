@@ -14,7 +14,7 @@ import pytest
 import torch
 from payloads import payloads, text
 
-from callbacks.checkpointing import damage
+from callbacks.checkpointing import corruption
 from switti.errors import UserError
 from switti.weights.read import read_weights
 from switti.weights.torch_files import read_torch
@@ -133,7 +133,7 @@ def test_refused_at_once(name: str, tmp_path: Path) -> None:
         message = str(caught.value)
         assert str(path) in message and message.isprintable() and len(message) < 400
     if path.exists() and not path.is_dir():
-        assert damage(path)
+        assert corruption(path)
     assert time.process_time() - start < 10
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # KiB
     assert grown < 400 << 10
