@@ -1,7 +1,7 @@
-"""Names of settings in other libraries, and what they are called here. Imports no torch.
+"""Names of settings in other libraries, and their names here. Imports no torch.
 
 Lightning's Trainer and callbacks, diffusers' training scripts and pipelines, transformers' TrainingArguments, Hydra,
-torchrun. Each stands for a setting of ours or, where there is none, for a sentence that says what to do instead.
+torchrun. Each maps to a setting or, where there is none, to a sentence that says what to do instead.
 """
 
 from switti.sampling.config import FOREIGN as SAMPLING
@@ -14,7 +14,7 @@ _TRIAL = "for a quick trial: trainer.fast_dev_run=true"
 _LAUNCH = "give trainer.devices and trainer.num_nodes, and start the ranks with torchrun or srun"
 _HYDRA = "there is no Hydra here: settings are plain key=value, grids are studies (experiments.sweep)"
 _SCHEDULE = "optimizer.schedule is linear, cosine or constant, after optimizer.warmup_steps"
-_SIZE = "images have the side that belongs to the tokenizer's finest scale: tokenizer.scales"
+_SIZE = "the size of images follows from the tokenizer's finest scale: tokenizer.scales"
 _BAR = "the progress bar cannot be switched off; sweeps write it to the run's output.log"
 
 _MEANT: dict[str, tuple[str, ...]] = {
@@ -139,10 +139,10 @@ _INSTEAD: dict[str, tuple[str, ...]] = {
     _BAR: ("enable_progress_bar", "progress_bar", "disable_tqdm", "enable_model_summary", "progress_bar_refresh_rate"),
     "checkpoints are always written, every callbacks.checkpoint_every steps": ("enable_checkpointing", "save_last"),
     "the optimizer is AdamW; optimizer.* holds its settings": ("optim", "optimizer_type", "use_8bit_adam", "adamw"),
-    "pictures are shuffled in any case; data.shuffle_window_shards says how widely": ("shuffle", "shuffle_buffer"),
+    "samples are always shuffled; data.shuffle_window_shards sets how widely": ("shuffle", "shuffle_buffer"),
 }  # fmt: skip
 
-# Foreign name (its last part, or its first one with a dot behind it) → a setting, or a sentence on what to do instead.
+# Foreign name (its last part, or its first one followed by a dot) → a setting, or a sentence on what to do instead.
 FOREIGN: dict[str, str] = {
     **{name: f"sampling.{meant}" if meant.isidentifier() else meant for name, meant in SAMPLING.items()},
     **{name: meant for table in (_MEANT, _INSTEAD) for meant, names in table.items() for name in names},

@@ -7,9 +7,9 @@ from switti.config_values import FRACTION, NOT_NEGATIVE, check
 _ONE_STEP_A_SCALE = (
     "an image takes one step per scale, so that the number of steps follows from the model's scales"
 )
-_SIZE = "images have the size that belongs to the model's finest scale"
-# What these settings are called in diffusers' pipelines and in the published implementation → the name here, or a
-# sentence where there is no such setting.
+_SIZE = "the size of images follows from the model's finest scale"
+# Names in diffusers' pipelines and in the published implementation → the name here, or a sentence where there is no
+# such setting.
 FOREIGN: dict[str, str] = {
     **dict.fromkeys(("guidance_scale", "cfg_scale", "cfg", "guidance_weight", "cfg_strength"), "guidance"),
     **dict.fromkeys(("turn_on_cfg_start_si", "cfg_start", "guidance_start_scale"), "guidance_start"),
