@@ -1,13 +1,13 @@
 """python -m experiments.board STUDY [--port 6006] [--host localhost]
 
-TensorBoard over a study's runs, each with one colour: losses first (TIME SERIES), charts that belong together (CUSTOM
-SCALARS: losses by scale, norms by block, metrics), a table of what was varied against what came out (HPARAMS), and
-sample images (IMAGES). It shows metrics.csv and samples/, with the steps of the report, and follows runs that go on.
+Start TensorBoard for a study's runs, one color per run: losses first (TIME SERIES), grouped charts (CUSTOM SCALARS:
+losses by scale, norms by block, metrics), a table of the varied settings and the results (HPARAMS), and sample images
+(IMAGES). It shows metrics.csv and samples/, with the steps of the report, and follows runs in progress.
 
     python -m experiments.board demo
-    python -m experiments.board demo --port 6007 --host 0.0.0.0      # to be reached from other machines
+    python -m experiments.board demo --port 6007 --host 0.0.0.0      # reachable from other machines
 
-Nothing is written into the run folders. Needs neither torch nor a network. Ctrl-C ends it.
+Nothing is written into the run folders. It needs neither torch nor a network. Ctrl-C stops it.
 """
 
 import signal
@@ -24,7 +24,8 @@ from sweeps.run_state import find_study, run_folders
 from switti.errors import UserError
 
 _RENEW_SECONDS = 10.0
-_LARGEST_SHARE = 0.05  # of the time, for reading what has changed
+# Largest share of the time that is spent on reading changes.
+_LARGEST_SHARE = 0.05
 
 
 def main(arguments: list[str]) -> int:
@@ -36,7 +37,8 @@ def main(arguments: list[str]) -> int:
     folder = find_study(options.study)
     if not list(run_folders(folder)):
         raise UserError(f"no run in {folder} has started; there is nothing to show yet")
-    signal.signal(signal.SIGTERM, _interrupt)  # neither the server nor its files must outlive this process
+    # Neither the server nor its files must outlive this process.
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         with tempfile.TemporaryDirectory(prefix=f"board_{folder.resolve().name}_") as mirror:
             return _serve(Board(folder, Path(mirror)), options.host, options.port)
@@ -46,7 +48,7 @@ def main(arguments: list[str]) -> int:
 
 def _serve(board: Board, host: str, port: int) -> int:
     wait = _renew(board)
-    print(f"TensorBoard over {board.study}: http://{host}:{port}/  (Ctrl-C ends it)", flush=True)
+    print(f"TensorBoard over {board.study}: http://{host}:{port}/  (Ctrl-C stops it)", flush=True)
     command = [
         sys.executable, "-m", "tensorboard.main", "--logdir", str(board.folder), "--host", host, "--port", str(port),
         "--reload_interval", "5",
@@ -68,7 +70,7 @@ def _serve(board: Board, host: str, port: int) -> int:
 
 
 def _renew(board: Board) -> float:
-    """Seconds until the next time."""
+    """Update the mirror; returns the seconds until the next update."""
     begun = time.monotonic()
     board.renew()
     return max(_RENEW_SECONDS, (time.monotonic() - begun) / _LARGEST_SHARE)

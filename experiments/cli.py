@@ -14,7 +14,8 @@ from switti.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USER_ERROR, UserE
 from switti.escape import printable
 
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=\S*")
-_LONGEST_LINE = 1000  # characters of an error
+# Characters of an error.
+_LONGEST_LINE = 1000
 
 
 def argument_parser(doc: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -37,8 +38,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         sys.stdout.flush()
     except UserError as error:
         code = _report(str(error), EXIT_USER_ERROR)
-    except SystemExit as leaving:  # argparse has said what it does not like
-        # An ArgumentError is about the value of an option that exists.
+    # argparse has printed its error.
+    except SystemExit as leaving:
+        # An ArgumentError concerns the value of an option that exists.
         unknown = leaving.code == EXIT_USER_ERROR and not isinstance(
             leaving.__context__, argparse.ArgumentError
         )
@@ -61,8 +63,8 @@ def parse_with_prompts(
 ) -> tuple[argparse.Namespace, list[str], list[str]]:
     """(options, prompts, settings) of a command line whose positional `prompts` mixes the last two.
 
-    A word is a setting if it is name=value without blanks; what stands after `--` are prompts. Raises UserError for
-    settings that do not exist and for prompts that are not text.
+    A word is a setting if it is name=value without blanks; all words after `--` are prompts. Raises UserError for
+    unknown settings and for prompts that are not text.
     """
     mark = argv.index("--") if "--" in argv else len(argv)
     options = form.parse_intermixed_args(argv[:mark])
@@ -89,7 +91,7 @@ def _check_names(settings: list[str]) -> None:
 
 
 def _setting_with_dashes(words: list[str]) -> str:
-    """What to say to somebody who has written a setting as an option; "" if nobody has."""
+    """A hint if a setting is written as an option (--key=value), otherwise ""."""
     from configs.foreign_names import FOREIGN
     from configs.loading import SETTINGS
     from switti.suggestions import did_you_mean
@@ -104,14 +106,15 @@ def _setting_with_dashes(words: list[str]) -> str:
 
 
 def _report(message: str, code: int) -> int:
-    with suppress(OSError):  # it may be this very file that cannot be written
+    # stderr itself may be the file that cannot be written.
+    with suppress(OSError):
         lines = [_cut(printable(line)) for line in masked(message).splitlines()]
         print("error: " + "\n".join(lines), file=sys.stderr)
     return code
 
 
 def _cut(line: str) -> str:
-    """A line that somebody may read: of a value without end the beginning and what is said of it."""
+    """A line of readable length: the middle of an endless value is omitted."""
     return (
         line
         if len(line) <= _LONGEST_LINE

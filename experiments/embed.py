@@ -1,10 +1,11 @@
 """python -m experiments.embed DATA [--encoder minilm|clip_pair] [key=value …] [--batch 64] [--into OUT]
 
-Text embeddings of every caption in a folder of shards, as side files in DATA/embeddings/<encoder>-<fingerprint>/.
+Compute text embeddings of all captions in a folder of shards, as side files in
+DATA/embeddings/<encoder>-<fingerprint>/.
 
 DATA is a folder made by experiments.prepare, or any folder of .tar shards. Settings are those of `text` in a run's
-config, such as max_length=77; a run refuses embeddings that were made with other settings than its own.
-Interrupted, the same command continues with the shards that are not done; finished, it does nothing.
+config, such as max_length=77; a run refuses embeddings made with other settings than its own.
+If interrupted, the same command continues with the missing shards; if finished, it does nothing.
 
 --all-captions embeds every caption of samples that have several, for training with data.captions=drawn.
 --into OUT also writes copies of the shards that carry their embeddings, for training from streams (`pipe:…`, HTTP).
@@ -38,7 +39,11 @@ def parser() -> argparse.ArgumentParser:
     form.add_argument("--encoder", choices=("minilm", "clip_pair"), default="minilm", help="(%(default)s)")
     form.add_argument("--batch", type=int, default=64, help="captions at a time (%(default)s)")
     form.add_argument("--out", type=Path, help="folder of the stores (DATA/embeddings)")
-    form.add_argument("--all-captions", action="store_true", help="not only each sample's first caption")
+    form.add_argument(
+        "--all-captions",
+        action="store_true",
+        help="also embed the further captions of samples that have several",
+    )
     form.add_argument("--into", type=Path, metavar="OUT", help="folder of shards that carry their embeddings")
     form.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")
     return form
@@ -52,7 +57,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--batch {options.batch} must be positive")
     shards = find_shards(options.data)
 
-    import torch  # only now: what the user got wrong has been said at once
+    # Deferred, so that argument errors appear without waiting for torch.
+    import torch
 
     from datamodules.caption_encoding import identity_of
     from datamodules.shards.index import load_index
@@ -86,10 +92,10 @@ def text_config(encoder: str, settings: list[str]) -> TextConfig:
 
 def find_shards(data: Path) -> list[Path]:
     if not data.is_dir():
-        raise UserError(f"{data} is no folder of shards")
+        raise UserError(f"{data} is not a folder of shards")
     shards = sorted(data.glob("*.tar"))
     if not shards:
-        raise UserError(f"{data} holds no .tar shards; make them with experiments.prepare")
+        raise UserError(f"{data} contains no .tar shards; make them with experiments.prepare")
     return shards
 
 
@@ -101,9 +107,9 @@ def embed(
     batch: int,
     all_captions: bool = False,
 ) -> tuple[int, int]:
-    """Write the side files that are missing or damaged, the null caption and the manifest.
+    """Write the side files that are missing or corrupt, the null caption and the manifest.
 
-    Returns the number of captions that were encoded, and of those that the store holds.
+    Returns the numbers of captions that were encoded and that the store contains.
     """
     from datamodules.shards.embedding_file import SideFile
     from datamodules.shards.embeddings import NULL, is_whole, listed, variants_path, write_manifest
@@ -143,7 +149,7 @@ def embed(
 
 
 def ensure_null(encoder: "TextEncoder", identity: "EncoderIdentity", store: Path) -> None:
-    """Write the empty caption's embedding if it is not there or damaged."""
+    """Write the empty caption's embedding if it is missing or corrupt."""
     from datamodules.shards.embedding_file import pack, write_packed
     from datamodules.shards.embeddings import NULL, is_whole
 
@@ -156,7 +162,7 @@ def ensure_null(encoder: "TextEncoder", identity: "EncoderIdentity", store: Path
 
 
 def null_index(path: Path) -> "ShardIndex":
-    """What a shard's index would say of the empty caption alone."""
+    """An index like a shard's, of the empty caption alone."""
     import hashlib
 
     import numpy as np
@@ -169,7 +175,7 @@ def null_index(path: Path) -> "ShardIndex":
 
 
 def kept_variants(store: Path) -> dict[str, int] | None:
-    """What an earlier command has embedded of further captions, which stays listed while its files are there."""
+    """Counts of further captions that an earlier command embedded, listed as long as their files exist."""
     from datamodules.shards.embeddings import listed, variants_path
 
     counts = listed(store).get("variants")
@@ -181,7 +187,7 @@ def kept_variants(store: Path) -> dict[str, int] | None:
 def further_captions(
     index: "ShardIndex", reader: "ShardReader", shard: int
 ) -> "tuple[ShardIndex, list[str]]":
-    """What a shard's index would say of its samples' further captions, and these captions."""
+    """An index like a shard's, of its samples' further captions, and these captions."""
     import hashlib
 
     import numpy as np
@@ -211,7 +217,7 @@ def embed_captions(
     batch: int,
     bar: tqdm,
 ) -> None:
-    """Write one side file, of the rows of `index`."""
+    """Write one side file with the embeddings of the rows of `index`."""
     from datamodules.shards.embedding_file import concatenate, pack, write_packed
 
     parts = []

@@ -1,16 +1,16 @@
 """python -m experiments.prepare emoji|FOLDER|TABLE --out DIR
 
-Images with captions → WebDataset shards `train-*.tar` and `validation-*.tar` with a manifest.
+Turn images with captions into WebDataset shards, `train-*.tar` and `validation-*.tar`, with a manifest.
 
-emoji    two open emoji styles that ship inside packages (see datamodules/prepare/emoji.py): no download
-FOLDER   images with a .txt beside each
+emoji    two open emoji styles that ship in pip packages (see datamodules/prepare/emoji.py): no download
+FOLDER   images with a .txt beside each image
 TABLE    .csv, .tsv or .jsonl with a file and a caption column, or COCO captions (.json, with --images DIR). Several
          captions of an image are a JSON list, the main one first (data.captions=drawn trains on all of them); file
          names lie below the table's folder or --images
 
-Read are JPEG, PNG, WebP, AVIF, GIF, BMP and TIFF, by content. Line breaks in captions become spaces. What cannot be
-used is counted by reason and listed in skipped.csv. The shards appear all at once when everything is written; the same
-command again does nothing.
+JPEG, PNG, WebP, AVIF, GIF, BMP and TIFF are recognized by content. Line breaks in captions become spaces. Skipped
+samples are counted by reason and listed in skipped.csv. The shards appear all at once when everything is written; the
+same command again does nothing.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from datamodules.prepare.writer import SKIPPED
 from experiments.cli import argument_parser, run
 from switti.errors import UserError
 
-EMOJI_SIZE, PICTURE_SIZE, MAX_SIZE = 64, 512, 8192
+EMOJI_SIZE, IMAGE_SIZE, MAX_SIZE = 64, 512, 8192
 MAX_WORKERS = 1024
 
 
@@ -37,11 +37,11 @@ def parser() -> argparse.ArgumentParser:
     add = form.add_argument
     add("source", help="'emoji', a folder, a table or COCO captions")
     add("--out", type=Path, required=True, help="folder of the shards")
-    add("--size", type=int, help=f"side in px (emoji: {EMOJI_SIZE}); images with a longer shorter side are shrunk "
-        f"to it ({PICTURE_SIZE}); 0 keeps their bytes")  # fmt: skip
-    add("--skin-tones", action="store_true", help="emoji: with skin tones (near-duplicates)")
-    add("--flags", action="store_true", help="emoji: with the flags of countries and their parts")
-    add("--images", type=Path, help="table or COCO: folder that the file names start from")
+    add("--size", type=int, help=f"side in px (emoji: {EMOJI_SIZE}); images whose shorter side is longer are shrunk "
+        f"to it ({IMAGE_SIZE}); 0 keeps their bytes")  # fmt: skip
+    add("--skin-tones", action="store_true", help="emoji: include skin tones (near-duplicates)")
+    add("--flags", action="store_true", help="emoji: include flags of countries and regions")
+    add("--images", type=Path, help="table or COCO: folder of the file names")
     add("--file-column", default="file", help="table: column of the file names (%(default)s)")
     add("--caption-column", default="caption", help="table: column of the captions (%(default)s)")
     add("--encoding", help="of captions and tables without a byte order mark, e.g. cp1252 (utf-8)")
@@ -49,13 +49,13 @@ def parser() -> argparse.ArgumentParser:
         "--max-pixels",
         type=int,
         default=Limits.max_pixels,
-        help="skip images of more pixels (%(default)s; WebP: of more than a third of it)",
+        help="skip images with more pixels (%(default)s; WebP: a third of it)",
     )
     add(
         "--max-aspect-ratio",
         type=float,
         default=Limits.max_aspect_ratio,
-        help="skip images whose longer side is more than so many times the shorter one (%(default)s)",
+        help="skip images with a larger ratio of longer to shorter side (%(default)s)",
     )
     add(
         "--validation-fraction",
@@ -63,12 +63,12 @@ def parser() -> argparse.ArgumentParser:
         default=0.1,
         help="expected share of the validation split (%(default)s)",
     )
-    add("--shard-size", type=int, default=1000, help="samples a shard (%(default)s)")
+    add("--shard-size", type=int, default=1000, help="samples per shard (%(default)s)")
     add(
         "--workers",
         type=int,
         default=min(8, os.cpu_count() or 1),
-        help="processes; 0: this one alone (%(default)s)",
+        help="processes; 0: no further ones (%(default)s)",
     )
     return form
 
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> int:
             Path(options.source), options.images, options.file_column, options.caption_column,
             options.encoding, Limits(options.max_pixels, options.max_aspect_ratio),
         )  # fmt: skip
-        size = PICTURE_SIZE if options.size is None else options.size
+        size = IMAGE_SIZE if options.size is None else options.size
     manifest = prepare(
         listing, options.out, size, options.validation_fraction, options.shard_size, options.workers
     )
@@ -103,15 +103,17 @@ def main(argv: list[str]) -> int:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse values and combinations that cannot be meant."""
+    """UserError for invalid values and combinations."""
     emoji = options.source == "emoji"
     if emoji and options.images is not None:
-        raise UserError("--images does not go with emoji")
+        raise UserError("--images does not apply to emoji; leave it out")
     if not emoji and (options.skin_tones or options.flags):
-        raise UserError("--skin-tones and --flags go with emoji only")
+        raise UserError("--skin-tones and --flags apply to emoji only; leave them out")
     limits = (options.max_pixels, options.max_aspect_ratio) != (Limits.max_pixels, Limits.max_aspect_ratio)
     if emoji and (limits or options.encoding is not None):
-        raise UserError("--encoding, --max-pixels and --max-aspect-ratio do not go with emoji")
+        raise UserError(
+            "--encoding, --max-pixels and --max-aspect-ratio do not apply to emoji; leave them out"
+        )
     if options.encoding is not None:
         check_encoding(options.encoding)
     if not 1 <= options.max_pixels <= MAX_PIXELS:

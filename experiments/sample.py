@@ -1,10 +1,13 @@
 """python -m experiments.sample RUN|CHECKPOINT|FOLDER|HUB-ID "prompt" … [--out grid.png] [key=value …] [-- "a=b"]
 
-Images from a trained generator, an exported folder or published weights: a captioned grid, or with --separate one file
-an image. Settings are those of `sampling`, such as guidance=6 guidance_stop=5 top_k=100; each file's metadata hold them
-with prompt and seed.
+Sample images from a trained generator, an exported folder or published weights: a captioned grid, or with --separate
+one file per image. Settings are those of `sampling`, such as guidance=6 guidance_stop=5 top_k=100; each file's metadata
+contain them with prompt and seed.
 
-A word is a setting if it is name=value without blanks; whatever stands after -- is a prompt, also "a=b" or "-1 °C".
+A word is a setting if it is name=value without blanks; all words after -- are prompts, also "a=b" or "-1 °C".
+
+    python -m experiments.sample runs/demo/visibility=causal,seed=0 "red heart, twemoji style" --n 4
+    python -m experiments.sample yresearch/Switti "a cat in the snow" guidance=6 --separate --out cats
 """
 
 import argparse
@@ -24,14 +27,18 @@ def parser() -> argparse.ArgumentParser:
     add = form.add_argument
     add("run", type=Path, help="run folder, checkpoint, exported folder or hub id")
     add("prompts", nargs="*", metavar="prompt or key=value")
-    add("--n", default="1", help="images a prompt (%(default)s)")
-    add("--seed", default="0", help="of the first image, in [0, 2^64); the next ones count on (%(default)s)")
-    add("--negative", default="", help="what guidance leads away from")
-    add("--switch-prompt", help="caption that all images follow from --switch-scale on")
+    add("--n", default="1", help="images per prompt (%(default)s)")
+    add(
+        "--seed",
+        default="0",
+        help="seed of the first image, in [0, 2^64); the next images count up (%(default)s)",
+    )
+    add("--negative", default="", help="negative prompt: guidance moves away from it")
+    add("--switch-prompt", help="prompt of all images from --switch-scale on")
     add("--switch-scale", help="a scale, counted from 0")
-    add("--batch", default="8", help="images at a time; does not change them (%(default)s)")
+    add("--batch", default="8", help="images at a time; the result does not depend on it (%(default)s)")
     add("--out", type=Path, default=Path("samples.png"), help="a .png, .jpg or .webp file (%(default)s)")
-    add("--separate", action="store_true", help="OUT is a folder: one PNG an image")
+    add("--separate", action="store_true", help="write one PNG per image into the folder OUT")
     return form
 
 
@@ -72,11 +79,11 @@ def main(argv: list[str]) -> int:
     }
     if switch is not None:
         details |= {"switch_prompt": options.switch_prompt, "switch_scale": switch}
-    whole = details | {"prompts": captions, "seeds": seeds}
+    grid_details = details | {"prompts": captions, "seeds": seeds}
     columns = repeats if repeats > 1 else 8
     if not options.separate:
         side = pipeline.tokenizer.config.resolution
-        check_image(options.out, grid_size(count, side, side, columns), whole)
+        check_image(options.out, grid_size(count, side, side, columns), grid_details)
     images = pipeline(
         prompts,
         num_images_per_prompt=repeats,
@@ -91,7 +98,7 @@ def main(argv: list[str]) -> int:
         for image, file, caption, seed in zip(images, files, captions, seeds, strict=True):
             save_image(image, file, details | {"prompt": caption, "seed": seed})
     else:
-        save_image(captioned_grid(images, captions, columns), options.out, whole)
+        save_image(captioned_grid(images, captions, columns), options.out, grid_details)
     cut = pipeline.text_encoder.truncated
     if cut:
         print(f"note: {cut} captions were cut to text.max_length={pipeline.text_encoder.max_length} tokens")
