@@ -58,7 +58,9 @@ def build_module(config: RunConfig, fresh: bool = True) -> LightningModule:
     """
     common: dict[str, Any] = {"seed": config.seed, "ema": config.callbacks.ema_decay is not None}
     if config.init_from and config.task != "generator":
-        raise UserError(f"init_from={config.init_from} is for generators; a {config.task} run starts anew")
+        raise UserError(
+            f"init_from={config.init_from} is for generators; a {config.task} run starts from scratch"
+        )
     if config.task == "tokenizer":
         return TokenizerModule(
             config.tokenizer, config.optimizer, config.tokenizer_loss, config.trainer, **common
@@ -156,7 +158,8 @@ def build_profiler(config: RunConfig) -> Profiler | None:
 
 def build_trainer(config: RunConfig, callbacks: list[Callback]) -> Trainer:
     settings, folder = config.trainer, config.run_dir
-    manual = config.task != "generator"  # two optimisers: the module accumulates and clips by itself
+    # Two optimizers: the module accumulates and clips by itself.
+    manual = config.task != "generator"
     return Trainer(
         max_steps=settings.max_steps,
         max_epochs=-1,

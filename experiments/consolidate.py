@@ -3,7 +3,7 @@
 Puts a checkpoint that many ranks have written together again: one folder of plain safetensors and JSON files, with the
 tokenizer, for SwittiPipeline.from_pretrained(DIR) and all commands that take weights. Every byte of the checkpoint is
 compared with its checksum first. One process on a machine without a GPU suffices; it needs memory for the weights, not
-for the optimiser. The moving average is taken unless --raw.
+for the optimizer. The moving average is taken unless --raw.
 """
 
 from experiments import export

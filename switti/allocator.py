@@ -9,8 +9,8 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 def keep_freed_memory() -> None:
     """Tells glibc to keep large blocks for the next allocation instead of handing each one back to the kernel.
 
-    A training step on a CPU allocates the same hundreds of blocks again and again; fetching their pages anew took 10 to
-    20 % of its time. Elsewhere than under glibc nothing happens.
+    A training step on a CPU allocates the same hundreds of blocks again and again; fetching their pages each time took
+    10 to 20 % of its time. Without glibc nothing happens.
     """
     most = 2**31 - 1
     _mallopt(_MMAP_THRESHOLD, most)

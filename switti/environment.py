@@ -1,12 +1,13 @@
-"""What settings took from environment variables: such values may be secrets, so that the variable is shown instead.
+"""Values that settings took from environment variables; they may be secrets, so that the variable is shown instead.
 
-Commands tell errors, and runs keep records, through `masked`. Settings are saved with their `${oc.env:NAME}` as it was
-given (see configs.loading), so that a run folder can be passed on.
+Error messages of commands and records of runs pass through `masked`. Settings are saved with their `${oc.env:NAME}` as
+it was given (see configs.loading), so that a run folder can be passed on.
 """
 
 import os
 
-_SHORTEST = 4  # characters: what is shorter is no secret, and would be found in every other word
+# Characters: shorter values are not secrets, and occur in ordinary words.
+_SHORTEST = 4
 _taken: dict[str, str] = {}
 
 
@@ -19,7 +20,7 @@ def take(name: str) -> str:
 
 
 def masked(text: str) -> str:
-    """`text` with the variable in the place of every value that has been taken from one; names of files stay."""
+    """`text` with every value that was taken from a variable replaced by the variable; file names stay."""
     for value in sorted(_taken, key=len, reverse=True):
         text = text.replace(value, _taken[value])
     return text

@@ -170,7 +170,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Make renames in a folder durable; some file systems cannot sync one, which is no reason to fail."""
+    """Make renames in a folder durable; some file systems cannot sync one, which is ignored."""
     with suppress(OSError):
         _fsync(path, os.O_RDONLY)
 

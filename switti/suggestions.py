@@ -8,25 +8,24 @@ import re
 from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher
 
-_SAME, _SAME_BUT_FIRST = (
-    0.7,
-    0.85,
-)  # similarity of two words that count as one; more if the first letters differ
-_JOINED = 0.9  # of two names with other numbers of words: a separator is missing, and perhaps a letter
-_SHORTEST = 3  # letters of a word in which a slip can be told from another word
+# Least similarity of two words that count as one; larger if their first letters differ.
+_SAME, _SAME_BUT_FIRST = 0.7, 0.85
+# The same for two names with different numbers of words: a separator is missing, and perhaps a letter.
+_JOINED = 0.9
+# Letters of the shortest word in which a typing error is recognized.
+_SHORTEST = 3
 # Words that say nothing about which setting is meant.
 _FILLERS = {"n", "num", "number", "of", "use", "enable", "the", "with", "per", "default"}
-_MOST = 3  # names in one suggestion
-_LISTED = 20  # names in a list of all
-_SHOWN = 60  # characters of a value in a message
+# Names in one suggestion, names in a list of all, characters of a value in a message.
+_MOST, _LISTED, _SHOWN = 3, 20, 60
 
 
 def did_you_mean(name: str, known: Iterable[str], foreign: Mapping[str, str] | None = None) -> str:
     """The end of a message about an unknown name: "; did you mean 'x'?", "; <what to do instead>", or "".
 
     known: names that exist, dotted or with slashes if they stand in groups. foreign: what users of other
-    libraries type (the last part of a name, or the first one with a dot behind it) → a name in `known`, or, where there
-    is no such setting, a sentence on what to do instead.
+    libraries type (the last part of a name, or the first one followed by a dot) → a name in `known`, or a sentence on
+    what to do instead.
     """
     names = list(known)
     for part in (name, _last(name), name.partition(".")[0] + "."):
@@ -38,7 +37,7 @@ def did_you_mean(name: str, known: Iterable[str], foreign: Mapping[str, str] | N
 
 
 def not_found(kind: str, name: object, place: str, known: Iterable[str]) -> str:
-    """The whole message about a file or folder that is named and not there.
+    """The message about a file or folder that does not exist.
 
     kind: "study", "config". place: where else than at the path itself it was looked for, such as "below runs/".
     """
@@ -59,7 +58,7 @@ def nearest(name: str, names: Iterable[str]) -> list[str]:
 
 
 def shortened(value: object) -> str:
-    """A value for a message, which nobody wants to read to its end if it is long."""
+    """A value for a message; of a long one only the beginning."""
     text = str(value)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}… ({len(text)} characters)"
 

@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
         "--validation", nargs="+", help="validation shards (default: validation-*.tar beside --data)"
     )
     form.add_argument("--out", type=Path, required=True, help="folder for weights, config and README")
-    form.add_argument("--steps", type=int, default=1500, help="optimiser steps (%(default)s)")
+    form.add_argument("--steps", type=int, default=1500, help="optimizer steps (%(default)s)")
     form.add_argument("--batch", type=int, default=512, help="pairs a step (%(default)s)")
     form.add_argument(
         "--views", type=int, default=3, help="versions of each picture, the plain one first (%(default)s)"
