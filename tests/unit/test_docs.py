@@ -1,5 +1,6 @@
 """Documentation agrees with the tree: links, anchors, files, commands, flags, configs and settings exist."""
 
+import importlib
 import re
 import runpy
 import shlex
@@ -165,6 +166,17 @@ $ python -m experiments.train wrong
 def test_the_commands_page_has_every_command() -> None:
     listed = re.findall(r"^\| `([a-z_]+)", (ROOT / "docs/commands.md").read_text(), flags=re.MULTILINE)
     assert sorted(listed) == sorted(COMMANDS - {"consolidate"})
+
+
+def test_the_reference_names_what_exists() -> None:
+    names = re.findall(r"^::: ([\w.]+)$", (ROOT / "docs/api.md").read_text(), flags=re.MULTILINE)
+    assert names
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        if attribute[0].isupper():
+            assert hasattr(importlib.import_module(module), attribute), name
+        else:
+            importlib.import_module(name)
 
 
 def test_the_site_shows_every_page() -> None:
