@@ -1,24 +1,30 @@
-"""What is measured: training steps, sampling, tokenising. Shape suffixes as in switti/models/transformer.py."""
+"""Benchmark cases: a training step and a sampling call, with random weights and captions.
+
+Shape suffixes as in switti/models/transformer.py.
+"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from benchmarks.measure import synchronise
-from benchmarks.reference_model import same_weights, sample_latent_plainly
+from benchmarks.measure import synchronize
+from benchmarks.reference_model import DenseTransformer, same_weights, sample_latent_plainly
 from switti.losses.cross_entropy import token_losses
 from switti.models.config import GeneratorConfig
-from switti.models.transformer import ScaleTransformer
+from switti.models.transformer import Condition, ScaleTransformer
 from switti.sampling.config import SamplingConfig
 from switti.sampling.sampler import PictureNoise, ScaleTrace, sample_latent
 from switti.scales import PYRAMIDS
 from switti.text.base import TextEmbedding
 from switti.tokenizer.config import RQVAEConfig
 from switti.tokenizer.rqvae import RQVAE
+from switti.weights.fill import fill_generator
 
 TEXT_TOKENS = 77
 VARIANTS = ("non_causal", "causal")
@@ -59,7 +65,7 @@ def build(config: GeneratorConfig, device: torch.device) -> ScaleTransformer:
     return model.to(device)
 
 
-def training_step(model: ScaleTransformer, batch: int, half: bool) -> Callable[[], None]:
+def training_step(model: ScaleTransformer, batch: int, mixed: bool) -> Callable[[], None]:
     """Forward and backward pass of one batch, as in training: mixed precision, float32 head and loss."""
     config, device = model.config, model.pos_start.device
     length = model.pyramid.length
@@ -69,27 +75,28 @@ def training_step(model: ScaleTransformer, batch: int, half: bool) -> Callable[[
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
             loss = token_losses(model(x_BMC, text.tokens_BTC, text.mask_BT, text.pooled_BP), tokens_BL).mean()
-        loss.backward()  # outside autocast, as Lightning does: the head's gradients stay float32
+        # Outside autocast, as Lightning does: the head's gradients stay float32.
+        loss.backward()
 
     return step
 
 
 def training_pair(
-    size: Size, resolution: int, visibility: str, batch: int, device: torch.device, half: bool = True
+    size: Size, resolution: int, visibility: str, batch: int, device: torch.device
 ) -> dict[str, Callable[[], None]]:
     """{"ours", "dense"}: the same step on the same weights in both formulations."""
     model = build(size.config(resolution, visibility), device).train()
     return {
-        "ours": training_step(model, batch, half),
-        "dense": training_step(same_weights(model), batch, half),
+        "ours": training_step(model, batch, mixed=True),
+        "dense": training_step(same_weights(model, DenseTransformer), batch, mixed=True),
     }
 
 
 @dataclass
 class SamplingCase:
-    """A model in bfloat16 with what sampling needs; `run` samples once and returns seconds a scale."""
+    """A model in bfloat16 with what sampling needs; `run` samples once and returns seconds per scale."""
 
     model: ScaleTransformer
     tokenizer: RQVAE
@@ -99,10 +106,10 @@ class SamplingCase:
     @classmethod
     def of(cls, model: ScaleTransformer, batch: int) -> "SamplingCase":
         config, device = model.config, model.pos_start.device
-        quantiser_only = RQVAEConfig(scales=list(config.scales), channels=32, residual_blocks=1)
+        quantizer_only = RQVAEConfig(scales=list(config.scales), channels=32, residual_blocks=1)
         torch.manual_seed(1)
         both = random_captions(config, batch + 1, device)
-        return cls(model, RQVAE(quantiser_only).to(device).eval(), both[:batch], both[batch:])
+        return cls(model, RQVAE(quantizer_only).to(device).eval(), both[:batch], both[batch:])
 
     def run(self, sampling: SamplingConfig, seeds: list[int]) -> list[float]:
         marks = [time.perf_counter()]
@@ -114,40 +121,46 @@ class SamplingCase:
         sample_latent(self.model, self.tokenizer, self.text, self.null, sampling, noise, on_scale_end=mark)
         return [after - before for before, after in pairwise(marks)]
 
-    def run_plainly(self, plain: Any, sampling: SamplingConfig, seeds: list[int]) -> None:
+    def run_plainly(self, plain: DenseTransformer, sampling: SamplingConfig, seeds: list[int]) -> None:
         noise = PictureNoise(seeds, self.text.pooled_BP.device)
         sample_latent_plainly(plain, self.tokenizer, self.text, self.null, sampling, noise)
 
     def share_outside(self, sampling: SamplingConfig, seeds: list[int]) -> float:
         """Share of the time of one call that is spent outside the transformer: filters, draws, pyramid."""
-        inside = 0.0
-        forward, prepare = self.model.forward_scale, self.model.prepare
-
-        def timed(function: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                nonlocal inside
-                synchronise()
-                begun = time.perf_counter()
-                result = function(*args, **kwargs)
-                synchronise()
-                inside += time.perf_counter() - begun
-                return result
-
-            return call
-
-        self.model.forward_scale, self.model.prepare = timed(forward), timed(prepare)  # type: ignore[method-assign]
-        try:
-            total = sum(self.run(sampling, seeds))
-        finally:
-            del self.model.forward_scale, self.model.prepare
-        return 1.0 - inside / total
+        timed = same_weights(self.model, TimedTransformer)
+        total = sum(replace(self, model=timed).run(sampling, seeds))
+        return 1.0 - timed.seconds / total
 
 
-def with_visibility(model: ScaleTransformer, variant: str) -> None:
-    """Makes a model causal or non-causal in place: both have the same parameters."""
-    model.config = replace(model.config, visibility=variant)  # type: ignore[arg-type]
-    for block in model.typed_blocks:
-        block.attn.visibility = variant
+class TimedTransformer(ScaleTransformer):
+    """Adds up the seconds that sampling spends in the model."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__(config)
+        self.seconds = 0.0
+
+    def prepare(self, *args: Any, **kwargs: Any) -> Condition:
+        with self._clock():
+            return super().prepare(*args, **kwargs)
+
+    def forward_scale(self, *args: Any, **kwargs: Any) -> Tensor:
+        with self._clock():
+            return super().forward_scale(*args, **kwargs)
+
+    @contextmanager
+    def _clock(self) -> Iterator[None]:
+        synchronize()
+        begun = time.perf_counter()
+        yield
+        synchronize()
+        self.seconds += time.perf_counter() - begun
+
+
+def with_visibility(model: ScaleTransformer, visibility: str) -> ScaleTransformer:
+    """The causal or non-causal model that shares these weights: both variants have the same parameters."""
+    config = replace(model.config, visibility=visibility)  # type: ignore[arg-type]
+    other = fill_generator(config, model.state_dict(), "the other variant", model.head.weight.dtype)
+    return other.to(model.head.weight.device).train(model.training)
 
 
 def late_stop(sampling: SamplingConfig, resolution: int) -> SamplingConfig:

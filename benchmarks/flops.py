@@ -1,4 +1,4 @@
-"""Floating-point operations of matrix products in the scale transformer, from its shapes.
+"""FLOPs of the scale transformer's matrix products, in closed form from its shapes.
 
 Symbols: B batch, L tokens, T caption tokens, D width, C caption width, P pooled width, V vocabulary, N depth.
 """
@@ -8,7 +8,7 @@ from switti.scales import Pyramid
 
 
 def attention_pairs(pyramid: Pyramid, visibility: str) -> int:
-    """(query, key) pairs that are computed: within scales, or to all tokens up to the own scale."""
+    """(query, key) pairs that are computed: within scales, or to all tokens up to and including their scale."""
     if visibility == "non_causal":
         return sum(size * size for size in pyramid.sizes)
     return sum(size * stop for size, (_, stop) in zip(pyramid.sizes, pyramid.spans, strict=True))
@@ -39,7 +39,7 @@ def head_flops(config: GeneratorConfig, batch: int) -> int:
 
 
 def scale_flops(config: GeneratorConfig, scale: int, rows: int, text_tokens: int) -> int:
-    """Of sampling one scale with `rows` rows (twice the pictures under guidance), the caption's part left out."""
+    """Of sampling one scale with `rows` rows (twice the images under guidance), without the caption's part."""
     pyramid, width = Pyramid(tuple(config.scales)), config.width
     size, stop = pyramid.sizes[scale], pyramid.spans[scale][1]
     seen = stop if config.visibility == "causal" else size

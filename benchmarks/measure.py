@@ -17,27 +17,27 @@ Job = Callable[[], Any]
 
 
 def interleaved_medians(jobs: dict[str, Job], repetitions: int, title: str) -> dict[str, float]:
-    """Median seconds of each job. All jobs take turns, so that a change of the machine's mood hits all alike."""
+    """Median seconds of each job. All jobs take turns, so that a change in the machine's load affects all alike."""
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for job in jobs.values():
         job()
     for _ in tqdm(range(repetitions), desc=title, unit="round", leave=False):
         for name, job in jobs.items():
-            synchronise()
+            synchronize()
             begun = time.perf_counter()
             job()
-            synchronise()
+            synchronize()
             times[name].append(time.perf_counter() - begun)
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
-def synchronise() -> None:
+def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def peak_bytes(job: Job) -> int:
-    """Memory that a job needs at most beyond what is there before it: allocator's peak, or resident size on a CPU.
+    """Peak memory of a job above what is in use before it: the allocator's peak, or resident size on a CPU.
 
     Linux only on a CPU: the kernel's high-water mark is reset first.
     """
@@ -67,20 +67,20 @@ def _status(field: str) -> int:
 
 
 def matmul_peak(dtype: torch.dtype, device: torch.device, size: int = 2048, seconds: float = 2.0) -> float:
-    """Floating-point operations a second of a large square matrix product: the best of many."""
+    """Floating-point operations per second of a large square matrix product: the best of many."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best, until = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < until:
-        synchronise()
+        synchronize()
         begun = time.perf_counter()
         torch.mm(a, b)
-        synchronise()
+        synchronize()
         best = min(best, time.perf_counter() - begun)
     return 2 * size**3 / best
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Description of the machine, beside the numbers measured on it."""
     cpu = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):

@@ -1,10 +1,12 @@
-"""The plain formulation of the same model, for tests and benchmarks only: what one would write first.
+"""Reference scale transformer with a dense attention mask: the straightforward formulation, for tests and benchmarks.
 
 Training builds the L×L mask; sampling concatenates its cache, and computes modulation and the caption's keys and
 values again at every scale; tokens are drawn after sorting the whole vocabulary. Rotary embedding is complex-valued.
 
 Shape suffixes: B batch, L tokens, P tokens of one scale, H heads, K head width, D width, V vocabulary.
 """
+
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -33,12 +35,12 @@ class GrowingCache(KeyValueCache):
     """Keys and values by concatenation."""
 
     def append(self, k_BHLK: Tensor, v_BHLK: Tensor) -> tuple[Tensor, Tensor]:
-        if self._room is not None:
-            batch, (keys, values) = len(k_BHLK), self._room
+        if self.buffers is not None:
+            batch, (keys, values) = len(k_BHLK), self.buffers
             k_BHLK = torch.cat([keys[:batch], k_BHLK], dim=2)
             v_BHLK = torch.cat([values[:batch], v_BHLK], dim=2)
-        self._room = k_BHLK, v_BHLK
-        return self._room
+        self.buffers = k_BHLK, v_BHLK
+        return self.buffers
 
 
 class DenseSelfAttention(SelfAttention):
@@ -68,7 +70,7 @@ class DenseSelfAttention(SelfAttention):
 
 
 class DenseTransformer(ScaleTransformer):
-    """Same parameters and the same numbers as ScaleTransformer, computed the plain way."""
+    """Same parameters and outputs as ScaleTransformer, computed with a dense mask."""
 
     mask_LL: Tensor
 
@@ -90,9 +92,9 @@ class DenseTransformer(ScaleTransformer):
         pooled_BP: Tensor,
         crop_B4: Tensor | None = None,
     ) -> Tensor:
-        half = torch.is_autocast_enabled(x_BMC.device.type) or self.head.weight.dtype == torch.bfloat16
+        autocast = torch.is_autocast_enabled(x_BMC.device.type)
         for block in self.typed_blocks:
-            block.attn.mask_LL = self.mask_LL.to(torch.bfloat16 if half else self.head.weight.dtype)
+            block.attn.mask_LL = self.mask_LL.to(torch.bfloat16 if autocast else self.head.weight.dtype)
         return super().forward(x_BMC, text_BTC, mask_BT, pooled_BP, crop_B4)
 
 
@@ -140,9 +142,12 @@ def draw_from_sorted(logits_BPV: Tensor, top_k: int, top_p: float, noise_BPV: Te
     return (probabilities if noise_BPV is None else probabilities / noise_BPV).argmax(dim=-1)
 
 
-def same_weights(model: ScaleTransformer) -> DenseTransformer:
-    """The plain model with copies of another's weights, on its device, in its type and mode."""
+Model = TypeVar("Model", bound=ScaleTransformer)
+
+
+def same_weights(model: ScaleTransformer, kind: type[Model]) -> Model:
+    """A model of another class with copies of these weights, on their device, in their type and mode."""
     weight = model.head.weight
-    plain = DenseTransformer(model.config).to(weight.device, weight.dtype)
-    plain.load_state_dict(model.state_dict())
-    return plain.train(model.training)
+    other = kind(model.config).to(weight.device, weight.dtype)
+    other.load_state_dict(model.state_dict())
+    return other.train(model.training)

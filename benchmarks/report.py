@@ -1,11 +1,13 @@
-"""Numbers by name, and their table."""
+"""Benchmark results by dotted name, and their table."""
 
 from dataclasses import dataclass, field
+
+from switti.tables import aligned
 
 
 @dataclass
 class Results:
-    """ratios: how many times faster (or a share); raw: seconds, bytes, operations a second, by dotted names."""
+    """ratios: how many times faster (or a share); raw: seconds, bytes, operations per second, by dotted names."""
 
     ratios: dict[str, float] = field(default_factory=dict)
     raw: dict[str, float | list[float]] = field(default_factory=dict)
@@ -14,8 +16,7 @@ class Results:
         """Both parts as aligned text, ratios first."""
         rows = [(name, f"{value:.3f}") for name, value in self.ratios.items()]
         rows += [(name, self._format(value)) for name, value in self.raw.items()]
-        width = max((len(name) for name, _ in rows), default=0)
-        return "\n".join(f"{name:{width}}  {text}" for name, text in rows)
+        return "\n".join(aligned(rows, left=2))
 
     @staticmethod
     def _format(value: float | list[float]) -> str:

@@ -1,11 +1,11 @@
-"""The measurements of `experiments.bench`, one method a part; each adds to the results by dotted names.
+"""Benchmark suite of `experiments.bench`: one method per part, each adding to the results by dotted names.
 
-Names: train.<resolution>.<variant> and so on under ratios (plain seconds / ours), seconds, bytes and operations a
+Names: train.<resolution>.<variant> and so on under ratios (plain seconds / ours), seconds, bytes and operations per
 second under raw.
 """
 
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -22,7 +22,7 @@ from benchmarks.cases import (
 )
 from benchmarks.flops import head_flops, scale_flops, training_flops
 from benchmarks.measure import Job, interleaved_medians, matmul_peak, peak_bytes, process_peak_bytes
-from benchmarks.reference_model import same_weights
+from benchmarks.reference_model import DenseTransformer, same_weights
 from benchmarks.report import Results
 from switti.sampling.config import SamplingConfig
 from switti.sampling.guidance import GuidancePlan
@@ -85,7 +85,7 @@ class Suite:
             results.ratios["train.512.matmul_share"] = results.ratios["train.512.non_causal.matmul_share"]
 
     def measure_sample(self, results: Results) -> None:
-        """Sampling at 512 px, per scale and whole, variants × guidance; memory at 1024 px."""
+        """Sampling at 512 px, per scale and in total, variants × guidance; memory at 1024 px."""
         totals = {variant: self._sample_variant(variant, results) for variant in VARIANTS}
         for kind in ("full", "stopped"):
             ratio = totals["causal"]["full"] / totals["non_causal"][kind]
@@ -96,7 +96,7 @@ class Suite:
         """Seconds of one variant: guidance everywhere ("full"), stopped two scales early, and the plain way."""
         name, seeds = f"sample.512.{variant}", list(range(self.sampling_batch))
         model = build(self.sampling_size.config(512, variant), self.device).eval().to(torch.bfloat16)
-        case, plain = SamplingCase.of(model, self.sampling_batch), same_weights(model)
+        case, plain = SamplingCase.of(model, self.sampling_batch), same_weights(model, DenseTransformer)
         everywhere = SamplingConfig(gumbel=False)
         rows: dict[str, list[list[float]]] = {"full": [], "stopped": []}
 
@@ -134,19 +134,19 @@ class Suite:
             results.ratios["sample.1024.memory_over_dense_training"] = used / dense
 
     def measure_tokenizer(self, results: Results) -> None:
-        """Tokenising and decoding 256 px with the published architecture's shape at a fifth of its width."""
+        """Tokenizing and decoding 256 px with the published architecture's shape at a fifth of its width."""
         config = RQVAEConfig(scales=PYRAMIDS[256], channels=32)
         model = RQVAE(config).to(self.device).eval()
         image = torch.rand(2, 3, 256, 256, device=self.device) * 2 - 1
         with torch.no_grad():
             latent = model.tokens_to_latent(model.tokenize(image))
 
-            def tokenize(half: bool) -> None:
-                with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            def tokenize(mixed: bool) -> None:
+                with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
                     model.teacher_forcing(model.tokenize(image))
 
-            def decode(half: bool) -> None:
-                with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            def decode(mixed: bool) -> None:
+                with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
                     model.decode(latent)
 
             jobs = {
@@ -163,9 +163,9 @@ class Suite:
             results.ratios[f"tokenizer.256.{job}.bfloat16_over_float32"] = ratio
 
     def measure_full(self, results: Results) -> None:
-        """Sampling one 512 px picture with the published 2.5 B parameters' shape, random weights in bfloat16.
+        """Sampling one 512 px image with the published 2.5 B parameters' shape, random weights in bfloat16.
 
-        Four variants take turns; the two kinds of visibility share the weights. Without text encoders and decoding.
+        Four variants take turns; the two variants share the weights. Without text encoders and decoding.
         """
         peak = matmul_peak(torch.bfloat16, self.device)
         model = random_weights(
@@ -173,18 +173,20 @@ class Suite:
         )
         model.eval()
         case, everywhere = SamplingCase.of(model, 1), SamplingConfig(gumbel=False)
-        plans = {"full": everywhere, "stopped": late_stop(everywhere, 512)}
-        rows: dict[str, list[list[float]]] = {f"{v}.{kind}": [] for v in VARIANTS for kind in plans}
+        cases = {variant: replace(case, model=with_visibility(model, variant)) for variant in VARIANTS}
+        schedules = {"full": everywhere, "stopped": late_stop(everywhere, 512)}
+        rows: dict[str, list[list[float]]] = {f"{v}.{kind}": [] for v in VARIANTS for kind in schedules}
 
         def sample(variant: str, kind: str) -> None:
-            with_visibility(model, variant)
-            rows[f"{variant}.{kind}"].append(case.run(plans[kind], [0]))
+            rows[f"{variant}.{kind}"].append(cases[variant].run(schedules[kind], [0]))
 
-        jobs: dict[str, Job] = {f"{v}.{kind}": partial(sample, v, kind) for v in VARIANTS for kind in plans}
+        jobs: dict[str, Job] = {
+            f"{v}.{kind}": partial(sample, v, kind) for v in VARIANTS for kind in schedules
+        }
         seconds = interleaved_medians(jobs, self.full_repetitions, "full")
         for name, times in rows.items():
             variant, kind = name.split(".")
-            guided = GuidancePlan.of(plans[kind], model.pyramid).strengths
+            guided = GuidancePlan.of(schedules[kind], model.pyramid).strengths
             config = self.full_size.config(512, variant)
             by_scale = [statistics.median(scale) for scale in zip(*times[1:], strict=True)]
             shares = [

@@ -1,15 +1,15 @@
 """python -m experiments.plan CONFIG [setting=value …] [--gpu h100-80gb] [--utilisation 0.4] [--json FILE] [--measure]
 
-What a generator run will need, before paying for it: parameters, tokens, operations a step, memory of each GPU by kind,
-bytes exchanged, time and GPU hours. The run is set up for its nodes (trainer.num_nodes) and the GPUs of each
-(trainer.devices) on this machine, as in training, but with tensors without data; a model of 2.5 B parameters takes
-half a minute. --gpu list shows the GPUs that are known and what their makers state.
+Estimates what a generator run will cost: parameters, tokens, operations per step, memory of each GPU by kind, bytes
+exchanged, time and GPU hours. The run is set up on this machine for its nodes (trainer.num_nodes) and the GPUs of each
+(trainer.devices) by the training code, but with tensors without data; a model of 2.5 B parameters takes half a minute.
+--gpu list shows the known GPUs and their data-sheet figures.
 
-Memory and operations come from following a step; unsharded gradients, before ranks have exchanged them, are working
-memory. Time is an estimate: operations at --utilisation of what the GPU's maker states, or the exchange at the stated
-bandwidths, whichever is longer. --measure trains two steps here, if the run is for one device, and prints what they
-needed beside the plan for this machine. Not included: torch.compile, sampling, metrics and validation during training,
-and the buffers of driver and communication library.
+Memory and operations come from a simulated step; unsharded gradients, before they are reduced over ranks, are working
+memory. Time is an estimate: operations at --utilisation of the data sheet's peak, or communication at its bandwidths,
+whichever is longer. --measure trains two steps here, if the run is for one device, and prints their memory and
+operations beside the plan for this machine. Not included: torch.compile, sampling, metrics and validation during
+training, and the buffers of driver and communication library.
 """
 
 from dataclasses import asdict, replace
@@ -31,12 +31,14 @@ from configs.schema import RunConfig
 from experiments.cli import argument_parser, run
 from switti.errors import UserError
 from switti.files import write_json
+from switti.tables import aligned
 
 if TYPE_CHECKING:
-    from benchmarks.cost_model.simulated_step import Followed, Measured
+    from benchmarks.cost_model.simulated_step import Measured, StepProfile
 
 HOUR = 3600
-MOST_IMAGES = 16_384  # on a GPU at a time, or following them would take minutes
+# Per forward pass of a GPU; simulating more would take minutes.
+MOST_IMAGES = 16_384
 
 
 def main(argv: list[str]) -> int:
@@ -49,7 +51,10 @@ def main(argv: list[str]) -> int:
         "--gpu", default="h100-80gb", metavar="NAME", help=f"{', '.join(ACCELERATORS)}, or list (%(default)s)"
     )
     parser.add_argument(
-        "--utilisation", type=float, default=0.4, help="share of the stated operations a second (%(default)s)"
+        "--utilisation",
+        type=float,
+        default=0.4,
+        help="share of the stated operations per second (%(default)s)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="the same numbers for other programs")
     parser.add_argument("--measure", action="store_true", help="train two steps here and compare")
@@ -83,8 +88,8 @@ def check(config: RunConfig, measure: bool) -> None:
     if images > MOST_IMAGES:
         raise UserError(
             f"data.batch_size={config.data.batch_size} with trainer.devices × num_nodes={devices} and "
-            f"trainer.accumulate={trainer.accumulate} puts {images} images on a GPU at a time; a plan follows at most "
-            f"{MOST_IMAGES}: raise trainer.accumulate"
+            f"trainer.accumulate={trainer.accumulate} puts {images} images on a GPU at a time; a plan simulates at "
+            f"most {MOST_IMAGES}: raise trainer.accumulate"
         )
     if measure and (devices > 1 or config.trainer.strategy == "fsdp"):
         raise UserError(
@@ -95,20 +100,20 @@ def check(config: RunConfig, measure: bool) -> None:
 
 
 class Plan:
-    """What was found out about a run, and its presentation."""
+    """The estimates for a run, and their presentation."""
 
     def __init__(self, config: RunConfig, gpu: str, utilisation: float) -> None:
         from tqdm import tqdm
 
-        from benchmarks.cost_model.simulated_step import follow
+        from benchmarks.cost_model.simulated_step import simulate_step
 
         self.config, self.gpu, self.utilisation = config, gpu, utilisation
         trainer = config.trainer
-        self.followed: dict[bool, Followed] = {}
-        self.layouts: dict[str, tuple[Layout, Followed]] = {}
-        with tqdm(total=2, desc="following a step", unit="pass", leave=False) as bar:
+        self.profiles: dict[bool, StepProfile] = {}
+        self.layouts: dict[str, tuple[Layout, StepProfile]] = {}
+        with tqdm(total=2, desc="simulating a step", unit="step", leave=False) as bar:
             for checkpointing in (True, False):
-                self.followed[checkpointing] = follow(config, checkpointing, fused=True)
+                self.profiles[checkpointing] = simulate_step(config, checkpointing, "fused")
                 bar.update()
             ranks = trainer.world_size
             chosen = (trainer.sharding_size or ranks) if trainer.strategy == "fsdp" else 1
@@ -118,23 +123,23 @@ class Plan:
             for shards in sorted(others):
                 other = replace(config, trainer=replace(trainer, sharding_size=shards))
                 # What is exchanged does not depend on checkpointing, nor what is computed on the sharding.
-                found = follow(other, checkpointing=False, fused=True)
-                found.half, found.single = self.chosen.half, self.chosen.single
-                self.layouts[str(shards)] = self.layout(shards), found
+                profile = simulate_step(other, checkpointing=False, backend="fused")
+                operations = {"bfloat16": self.chosen.bfloat16, "float32": self.chosen.float32}
+                self.layouts[str(shards)] = self.layout(shards), replace(profile, **operations)
                 bar.update()
 
     @property
-    def chosen(self) -> "Followed":
-        return self.followed[self.config.trainer.checkpointing]
+    def chosen(self) -> "StepProfile":
+        return self.profiles[self.config.trainer.checkpointing]
 
     def layout(self, shards: int) -> Layout:
         return Layout(self.config.trainer.num_nodes, self.config.trainer.devices, shards)
 
-    def time(self, layout: Layout, followed: "Followed") -> StepTime:
+    def time(self, layout: Layout, profile: "StepProfile") -> StepTime:
         return step_time(
-            followed.half,
-            followed.single,
-            followed.received,
+            profile.bfloat16,
+            profile.float32,
+            profile.received,
             layout,
             ACCELERATORS[self.gpu],
             self.utilisation,
@@ -152,9 +157,9 @@ class Plan:
         config, trainer, chosen = self.config, self.config.trainer, self.chosen
         tokens, images = Pyramid(tuple(config.model.scales)).length, config.data.batch_size
         ranks = trainer.world_size
-        first = chosen.half + chosen.single
+        first = chosen.bfloat16 + chosen.float32
         nodes, gpus = _count(trainer.num_nodes, "node"), _count(trainer.devices, "GPU")
-        per_rank = f"{micro_batch(config)} images × {_count(trainer.accumulate, 'micro-batch', 'es')} a GPU"
+        per_rank = f"{micro_batch(config)} images × {_count(trainer.accumulate, 'micro-batch', 'es')} per GPU"
         lines = [
             f"{config.name}: {nodes} × {gpus} = {ranks} {self.gpu} "
             f"(trainer.num_nodes={trainer.num_nodes}, trainer.devices={trainer.devices}), "
@@ -164,49 +169,44 @@ class Plan:
             lines.append(f"{self.gpu} {note}")
         return [
             *lines,
-            f"parameters  {_spaced(chosen.whole)} trained, {_spaced(chosen.parameters)} of them on each GPU; "
+            f"parameters  {_spaced(chosen.unsharded)} trained, {_spaced(chosen.parameters)} of them on each GPU; "
             f"{_spaced(chosen.frozen)} frozen on each",
-            f"tokens      {tokens} an image, {_spaced(tokens * images)} a step ({_spaced(images)} images: {per_rank})",
-            f"operations  {_tera(first * ranks)} TFLOP a step, {_tera(first)} on each GPU, "
-            f"{_tera(chosen.single)} of that in float32",
+            f"tokens      {tokens} per image, {_spaced(tokens * images)} per step "
+            f"({_spaced(images)} images: {per_rank})",
+            f"operations  {_tera(first * ranks)} TFLOP per step, {_tera(first)} on each GPU, "
+            f"{_tera(chosen.float32)} of that in float32",
         ]
 
     def _lines_of_memory(self) -> list[str]:
-        """Bytes of a GPU by kind, with and without checkpointing; which of both is configured is marked."""
-        columns = [self.followed[True].memory, self.followed[False].memory]
+        """Bytes of a GPU by kind, with and without checkpointing, and whether the configured one fits."""
+        columns = [self.profiles[value].memory for value in (True, False)]
         kinds = sorted({kind for column in columns for kind in column}, key=lambda k: -columns[1].get(k, 0))
-        marks = ["*" if self.config.trainer.checkpointing == value else " " for value in (True, False)]
-        lines = [f"{'memory of a GPU, GB':22}{'checkpointing' + marks[0]:>16}{'all kept' + marks[1]:>12}"]
-        for kind in kinds:
-            lines.append(
-                f"  {kind:20}{_giga(columns[0].get(kind, 0)):>15} {_giga(columns[1].get(kind, 0)):>11}"
-            )
-        sums = [sum(column.values()) for column in columns]
-        lines.append(
-            f"  {'at most at a time':20}{_giga(sums[0]):>15} {_giga(sums[1]):>11}    * as configured"
+        marks = ["*" if self.config.trainer.checkpointing == value else "" for value in (True, False)]
+        rows = [("memory of a GPU, GB", f"checkpointing{marks[0]}", f"all kept{marks[1]}")]
+        rows += [(f"  {kind}", *(_giga(column.get(kind, 0)) for column in columns)) for kind in kinds]
+        rows.append(("  peak", *(_giga(sum(column.values())) for column in columns)))
+        available, needed = ACCELERATORS[self.gpu].memory, self.chosen.peak
+        size, difference = f"{available / GIGA:.0f} GB", f"{_giga(abs(available - needed))} GB"
+        verdict = (
+            f"fits in {size} with {difference} to spare"
+            if needed <= available
+            else f"exceeds {size} by {difference}"
         )
-        room, needed = ACCELERATORS[self.gpu].memory, self.chosen.peak
-        size, rest = f"{room / GIGA:.0f} GB", f"{_giga(abs(room - needed))} GB"
-        lines.append(
-            f"  of {size} this leaves {rest}"
-            if needed <= room
-            else f"  exceeds {size} by {rest}: does not fit"
-        )
-        return lines
+        return [*aligned(rows), f"  {verdict} (* as configured)"]
 
     def _lines_of_time(self) -> list[str]:
         trainer = self.config.trainer
         lines = []
-        for layout, followed in self.layouts.values():
-            time = self.time(layout, followed)
-            moved = ", ".join(f"{_giga(size)} GB {name}" for name, size in sorted(followed.received.items()))
+        for layout, profile in self.layouts.values():
+            time = self.time(layout, profile)
+            moved = ", ".join(f"{_giga(size)} GB {name}" for name, size in sorted(profile.received.items()))
             lines.append(
                 f"{layout.kind}: each GPU receives "
-                f"{moved or 'nothing'} a step; weights, optimizer and average {_giga(_state(followed.memory))} GB"
+                f"{moved or 'nothing'} per step; weights, optimizer and EMA {_giga(_state(profile.memory))} GB"
             )
             lines.append(
                 f"  a step: {time.computing:.3g} s computing at {self.utilisation:.0%} of the peak, "
-                f"{time.exchanging:.3g} s exchanging; {time.seconds:.3g} s if both overlap"
+                f"{time.exchanging:.3g} s communicating; {time.seconds:.3g} s if both overlap"
             )
         ranks = trainer.world_size
         lines.append(
@@ -218,44 +218,46 @@ class Plan:
     @property
     def gpu_hours(self) -> float:
         """Of the whole run as configured."""
-        layout, followed = next(iter(self.layouts.values()))
-        return self.time(layout, followed).seconds * self.config.trainer.max_steps * layout.ranks / HOUR
+        layout, profile = next(iter(self.layouts.values()))
+        return self.time(layout, profile).seconds * self.config.trainer.max_steps * layout.ranks / HOUR
 
     def as_json(self) -> dict[str, Any]:
         layouts = {
-            shards: {"received": followed.received, **asdict(self.time(layout, followed))}
-            for shards, (layout, followed) in self.layouts.items()
+            shards: {"received": profile.received, **asdict(self.time(layout, profile))}
+            for shards, (layout, profile) in self.layouts.items()
         }
-        followed = {"checkpointing": self.followed[True], "all_kept": self.followed[False]}
+        profiles = {"checkpointing": self.profiles[True], "all_kept": self.profiles[False]}
         return {
             "config": self.config.name,
             "gpu": self.gpu,
             "utilisation": self.utilisation,
-            "passes": {name: asdict(one) for name, one in followed.items()},
+            "passes": {name: asdict(one) for name, one in profiles.items()},
             "layouts_by_shards": layouts,
             "gpu_hours": self.gpu_hours,
         }
 
 
 def print_measured(config: RunConfig) -> dict[str, Any]:
-    """Two real steps on this machine, and what `follow` says of them."""
+    """Two real steps on this machine beside their simulation."""
     import torch
 
-    from benchmarks.cost_model.simulated_step import follow, measure
+    from benchmarks.cost_model.simulated_step import measure, simulate_step
+    from switti.models.kernels import Backend
 
-    planned = follow(config, config.trainer.checkpointing, fused=torch.cuda.is_available())
+    backend: Backend = "fused" if torch.cuda.is_available() else "auto"
+    planned = simulate_step(config, config.trainer.checkpointing, backend)
     measured: Measured = measure(config)
-    operations = planned.half + planned.single
+    operations = planned.bfloat16 + planned.float32
     print(
-        f"\ntwo steps on this machine: {_giga(measured.peak)} GB at most, planned {_giga(planned.peak)} "
-        f"({measured.peak / planned.peak - 1:+.1%}); {measured.operations / TERA:.4g} TFLOP a step, planned "
+        f"\ntwo steps on this machine: {_giga(measured.peak)} GB peak, planned {_giga(planned.peak)} "
+        f"({measured.peak / planned.peak - 1:+.1%}); {measured.operations / TERA:.4g} TFLOP per step, planned "
         f"{operations / TERA:.4g} ({measured.operations / operations - 1:+.1%})"
     )
     return {**asdict(measured), "planned_peak": planned.peak, "planned_operations": operations}
 
 
 def _state(memory: dict[str, int]) -> int:
-    return sum(memory.get(kind, 0) for kind in ("weights", "optimizer", "average"))
+    return sum(memory.get(kind, 0) for kind in ("weights", "optimizer", "EMA"))
 
 
 def _giga(size: float) -> str:

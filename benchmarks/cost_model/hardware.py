@@ -1,4 +1,4 @@
-"""What the makers of accelerators state, and how long a step so takes at best. Imports no torch."""
+"""Accelerator data-sheet figures and a roofline estimate of step time. Imports no torch."""
 
 import re
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ TERA, GIGA = 10**12, 10**9
 class Accelerator:
     """Figures of the data sheets, for dense matrices.
 
-    half, single: operations a second in bfloat16 with float32 sums, and in float32 outside of tensor cores, which is
-    torch's default. memory: bytes. link: bytes a second between accelerators of a node, one direction. network: bytes
-    a second that one accelerator's share of the node's network cards carries, one direction: in the maker's own
-    reference machine, or ASSUMED_NETWORK where there is none. source: where the figures stand. note: what a plan must
-    say beside them.
+    bfloat16, float32: operations per second in bfloat16 with float32 accumulation, and in float32 without tensor cores,
+    which is torch's default. memory: bytes. link: bytes per second between accelerators of a node, one direction.
+    network: bytes per second of one accelerator's share of the node's network cards, one direction: in the vendor's own
+    reference machine, or ASSUMED_NETWORK where there is none. source: where the figures come from. note: printed
+    beside them in a plan.
     """
 
-    half: float
-    single: float
+    bfloat16: float
+    float32: float
     memory: float
     link: float
     network: float
@@ -32,7 +32,8 @@ class Accelerator:
 
 # Cards for single machines: a share of 25 Gbit/s, such as one 200 Gbit/s card for eight.
 ASSUMED_NETWORK = 25 * GIGA / 8
-_PCIE_4, _PCIE_5 = 31.5 * GIGA, 63 * GIGA  # 16 lanes, one direction
+# 16 lanes, one direction.
+_PCIE_4, _PCIE_5 = 31.5 * GIGA, 63 * GIGA
 
 ACCELERATORS = {
     "rtx-3090": Accelerator(
@@ -90,7 +91,7 @@ def find_accelerator(name: str) -> str:
     Raises UserError that lists the candidates if there are several, the nearest name if there is none.
     """
     words = re.findall(r"[a-z0-9]+", name.lower())
-    known = [word for word in words if not _SAYS_NOTHING.fullmatch(word)]
+    known = [word for word in words if not _BRAND.fullmatch(word)]
     matches = [key for key in ACCELERATORS if known and all(_is_part(word, key) for word in known)]
     exact = [key for key in matches if key == "-".join(known)]
     if len(exact or matches) == 1:
@@ -103,7 +104,7 @@ def find_accelerator(name: str) -> str:
     )
 
 
-_SAYS_NOTHING = re.compile(r"nvidia|amd|geforce|instinct|tesla|quadro|sxm\d?|hbm\d?e?|oam")
+_BRAND = re.compile(r"nvidia|amd|geforce|instinct|tesla|quadro|sxm\d?|hbm\d?e?|oam")
 
 
 def _is_part(word: str, key: str) -> bool:
@@ -118,7 +119,13 @@ def table() -> str:
         ("", "TFLOP/s", "TFLOP/s", "GB", "GB/s", "GB/s", "GB = 10⁹ bytes; bandwidths in one direction")
     )
     for key, gpu in ACCELERATORS.items():
-        figures = (gpu.half / TERA, gpu.single / TERA, gpu.memory / GIGA, gpu.link / GIGA, gpu.network / GIGA)
+        figures = (
+            gpu.bfloat16 / TERA,
+            gpu.float32 / TERA,
+            gpu.memory / GIGA,
+            gpu.link / GIGA,
+            gpu.network / GIGA,
+        )
         assumed = "*" if gpu.network == ASSUMED_NETWORK else ""
         source = f"{gpu.source}; {gpu.note}" if gpu.note else gpu.source
         rows.append(
@@ -143,7 +150,7 @@ class Layout:
 
     @property
     def kind(self) -> str:
-        """What is shared by whom, in words."""
+        """How the model is sharded, such as "hybrid (8 share a copy)"."""
         if self.shards == 1:
             return "no sharding"
         name = "full sharding" if self.shards == self.ranks else "hybrid"
@@ -156,7 +163,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one optimiser step on every rank: computing, exchanging, and both if they overlap entirely."""
+    """Seconds of one optimizer step on every rank: computing, exchanging, and both if they overlap entirely."""
 
     computing: float
     exchanging: float
@@ -167,24 +174,25 @@ class StepTime:
 
 
 def step_time(
-    half: float,
-    single: float,
+    bfloat16: float,
+    float32: float,
     received: dict[str, int],
     layout: Layout,
     accelerator: Accelerator,
     utilisation: float,
 ) -> StepTime:
-    """half, single: operations of one rank in bfloat16 and in float32; received: its bytes by collective.
+    """bfloat16, float32: operations of one rank by type; received: its bytes by collective.
 
-    utilisation: share of the stated operations a second that is reached. Exchanges run at the stated bandwidths: those
-    among shards over the links of a node, or over the network if shards lie on several nodes, whose rings then share
-    all of a node's cards; those among copies of the model over each accelerator's own card.
+    utilisation: share of the stated operations per second that is reached. Exchanges run at the stated bandwidths:
+    those among shards over the links of a node, or over the network if shards lie on several nodes, whose rings then
+    share all of a node's cards; those among copies of the model over each accelerator's own card.
     """
-    computing = (half / accelerator.half + single / accelerator.single) / utilisation
+    computing = (bfloat16 / accelerator.bfloat16 + float32 / accelerator.float32) / utilisation
     whole_node = min(accelerator.link, accelerator.network * layout.devices)
     shards = whole_node if layout.shards_cross_nodes else accelerator.link
     copies = accelerator.network if layout.nodes > 1 else accelerator.link
-    if layout.shards == 1 and layout.nodes > 1:  # DDP: one ring over everything
+    # DDP: one ring over all ranks.
+    if layout.shards == 1 and layout.nodes > 1:
         copies = whole_node
     among_shards = received.get("all-gather", 0) + received.get("reduce-scatter", 0)
     return StepTime(computing, among_shards / shards + received.get("all-reduce", 0) / copies)

@@ -1,11 +1,11 @@
-"""Follows one training step of a generator run, as rank 0 of its processes sees it. Not a command itself.
+"""Simulated training step: memory, operations and communication of rank 0 of a generator run, without data or GPUs.
 
-The network is built, divided and run by the code that trains, but with tensors that have no data (torch's
-FakeTensorMode) and in a group of processes that are not there (torch's "fake" backend). So the numbers are those of
-what would run, for 128 ranks as well as for one.
+The network is built, sharded and run by the training code itself, but with tensors that have no data (torch's
+FakeTensorMode) and in a process group without other processes (torch's "fake" backend). The numbers are therefore those
+of what would run, for 128 ranks as well as for one.
 
-Blocks are alike, so a deep network is followed with four blocks and with five: every number is linear in the depth,
-that of memory section by section (before, in and after each of the first and last blocks, forward and backward).
+All blocks are alike, so a deep network is simulated with four blocks and with five: every number is linear in the
+depth, memory section by section (before, in and after each of the first and last blocks, forward and backward).
 """
 
 import warnings
@@ -28,39 +28,40 @@ from lightning_modules.optimization import build_optimizer
 from lightning_modules.strategies.parallel import build_mesh, end_step, set_accumulating, shard
 from switti.allocator import return_freed_memory
 from switti.distributed.optimizer_state import local_part
-from switti.models.kernels import kernels_of_gpus
+from switti.models.kernels import Backend
 from switti.models.transformer import ScaleTransformer
 from switti.tokenizer.rqvae import RQVAE
 from switti.weights.fill import build_empty
 
-WEIGHTS, TOKENIZER, AVERAGE, OPTIMIZER = "weights", "frozen tokenizer", "average", "optimizer"
+WEIGHTS, TOKENIZER, EMA, OPTIMIZER = "weights", "frozen tokenizer", "EMA", "optimizer"
 ACTIVATIONS, WORKING = "activations", "working memory"
 
 FEW_BLOCKS = 4
-ENDS = 2  # so many blocks at either end differ from those between them: sharding gathers weights ahead
+# Blocks at either end that differ from those between them: sharding gathers weights ahead.
+ENDS = 2
 MIDDLE = "middle"
 
-Section = tuple[str, ...]  # micro-batch, phase, block or nothing
-Counts = dict[
-    tuple[Any, ...], int
-]  # such as ("memory", section, kind) → bytes, ("operations", type) → number
+# Micro-batch, phase, block or nothing.
+Section = tuple[str, ...]
+# Such as ("memory", section, kind) → bytes, ("operations", type) → number.
+Counts = dict[tuple[Any, ...], int]
 
 
 @dataclass
-class Followed:
-    """One optimiser step of one rank.
+class StepProfile:
+    """Memory, operations and communication of one optimizer step of one rank.
 
-    memory: bytes by kind when most is needed. whole: trained parameters of the model, of which this rank keeps
-    `parameters`; frozen: the tokenizer's. half, single: operations in bfloat16 and in float32, which the head computes
-    in; a multiplication with an addition counts as two. received: bytes by collective.
+    memory: bytes by kind at the peak. unsharded: trained parameters of the model, of which this rank keeps
+    `parameters`; frozen: the tokenizer's. bfloat16, float32: operations by type, float32 being the head's; a
+    multiplication with an addition counts as two. received: bytes by collective.
     """
 
     memory: dict[str, int]
-    whole: int
+    unsharded: int
     parameters: int
     frozen: int
-    half: int
-    single: int
+    bfloat16: int
+    float32: int
     received: dict[str, int]
 
     @property
@@ -69,52 +70,50 @@ class Followed:
 
 
 def micro_batch(config: RunConfig) -> int:
-    """Pictures that a rank computes at a time."""
+    """Images of one rank and forward pass."""
     return config.data.batch_size // (config.trainer.world_size * config.trainer.accumulate)
 
 
-def follow(config: RunConfig, checkpointing: bool, fused: bool) -> Followed:
-    """The step of a rank. fused: with the kernels of a GPU; otherwise as on the CPU of this machine."""
+def simulate_step(config: RunConfig, checkpointing: bool, backend: Backend) -> StepProfile:
+    """The step of one rank. backend: "fused" for the kernels of a GPU, "auto" for those of this machine's CPU."""
     depth = config.model.depth
     if depth <= FEW_BLOCKS + 1:
-        return _sum_up(_count(config, checkpointing, fused))
+        return _sum_up(_count(config, checkpointing, backend))
     few, one_more = (
-        _count(replace(config, model=replace(config.model, depth=blocks)), checkpointing, fused)
+        _count(replace(config, model=replace(config.model, depth=blocks)), checkpointing, backend)
         for blocks in (FEW_BLOCKS, FEW_BLOCKS + 1)
     )
     return _sum_up(_deepen(few, one_more, depth - FEW_BLOCKS))
 
 
 def _deepen(few: Counts, one_more: Counts, blocks: int) -> Counts:
-    """Counts with so many blocks more than `few` has. Memory is largest in an outer block: between, it is linear."""
+    """Counts with `blocks` more blocks than `few` has. Memory peaks in an outer block; between them it is linear."""
     outer = [key for key in one_more if not (key[0] == "memory" and MIDDLE in key[1])]
     return {key: few.get(key, 0) + blocks * (one_more[key] - few.get(key, 0)) for key in outer}
 
 
-def _count(config: RunConfig, checkpointing: bool, fused: bool) -> Counts:
-    """Builds the network and follows its step."""
+def _count(config: RunConfig, checkpointing: bool, backend: Backend) -> Counts:
+    """Builds the network and traces its step."""
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # of sharding, about views that nothing writes to
-        if fused:
-            stack.enter_context(kernels_of_gpus())
         if config.trainer.world_size > 1:
             stack.enter_context(_absent_ranks(config.trainer.world_size))
         device, sharded = torch.device("cpu"), config.trainer.strategy == "fsdp"
-        generator, tokenizer = build_empty(config.model), _empty_tokenizer(config)
+        generator, tokenizer = build_empty(config.model, backend=backend), _empty_tokenizer(config)
         mesh = _mesh(config, device) if sharded else None
-        # Autograd looks for devices at its first backward pass, and must not find the GPU that the next line feigns.
+        # Autograd looks for devices at its first backward pass, and must not find FakeTensorMode's pretended GPU.
         torch.zeros((), requires_grad=True).backward()
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         for module in (generator, tokenizer):
             module.to_empty(device=device)
         if mesh is not None:
-            shard(generator, generator.blocks, mesh, _half(config))
+            shard(generator, generator.blocks, mesh, _mixed(config))
         generator.checkpointing = checkpointing
         return _trace(config, generator, tokenizer, device)
 
 
-def _half(config: RunConfig) -> bool:
+def _mixed(config: RunConfig) -> bool:
     return config.trainer.precision == "bf16-mixed"
 
 
@@ -143,7 +142,8 @@ def _trace(config: RunConfig, generator: ScaleTransformer, tokenizer: RQVAE, dev
     trace.count(tokenizer.parameters(), TOKENIZER)
     trace.count_gradients(parameters)
     _name_sections(generator, trace)
-    micro_batches = 2 if _gradients_stay(config) else 1  # of any number, the last finds most
+    # Of any number of micro-batches, memory peaks in the last.
+    micro_batches = 2 if _gradients_stay(config) else 1
     with trace:
         run_step(config, generator, tokenizer, device, micro_batches, trace)
     own = sum(local_part(p).nbytes for p in parameters)
@@ -153,10 +153,10 @@ def _trace(config: RunConfig, generator: ScaleTransformer, tokenizer: RQVAE, dev
         for kind, size in kinds.items()
     }
     for section in trace.peaks:
-        # Two moments of AdamW, which fused kernels update in place, like the average.
+        # Two moments of AdamW, which fused kernels update in place, like the EMA.
         counts["memory", section, OPTIMIZER] = 2 * own
-        counts["memory", section, AVERAGE] = own if config.callbacks.ema_decay is not None else 0
-    counts["parameters", "whole"] = sum(p.numel() for p in parameters)
+        counts["memory", section, EMA] = own if config.callbacks.ema_decay is not None else 0
+    counts["parameters", "unsharded"] = sum(p.numel() for p in parameters)
     counts["parameters", "own"] = sum(local_part(p).numel() for p in parameters)
     counts["parameters", "frozen"] = sum(p.numel() for p in tokenizer.parameters())
     for dtype in (torch.bfloat16, torch.float32):
@@ -168,7 +168,7 @@ def _trace(config: RunConfig, generator: ScaleTransformer, tokenizer: RQVAE, dev
 
 
 def _name_sections(generator: ScaleTransformer, trace: StepTrace) -> None:
-    """From now on each block begins a section of the trace, forward and backward, and what is after the last one."""
+    """Starts a section of the trace at each block, forward and backward, and after the last one."""
     depth = len(generator.blocks)
 
     def begin(where: str) -> None:
@@ -188,32 +188,35 @@ def _name_sections(generator: ScaleTransformer, trace: StepTrace) -> None:
         watch(block, f"block {i}" if i < ENDS else f"block -{from_end}" if from_end <= ENDS else MIDDLE)
 
 
-def _sum_up(counts: Counts) -> Followed:
-    """Memory of the section in which it is largest."""
+def _sum_up(counts: Counts) -> StepProfile:
+    """Memory is that of the section in which it peaks."""
     sections: dict[Section, dict[str, int]] = {}
     for key, size in counts.items():
         if key[0] == "memory" and size:
             sections.setdefault(key[1], {})[key[2]] = size
-    return Followed(
-        max(sections.values(), key=lambda kinds: sum(kinds.values())),
-        *(counts["parameters", name] for name in ("whole", "own", "frozen")),
-        *(counts["operations", str(dtype)] for dtype in (torch.bfloat16, torch.float32)),
-        {key[1]: size for key, size in counts.items() if key[0] == "received"},
+    return StepProfile(
+        memory=max(sections.values(), key=lambda kinds: sum(kinds.values())),
+        unsharded=counts["parameters", "unsharded"],
+        parameters=counts["parameters", "own"],
+        frozen=counts["parameters", "frozen"],
+        bfloat16=counts["operations", str(torch.bfloat16)],
+        float32=counts["operations", str(torch.float32)],
+        received={key[1]: size for key, size in counts.items() if key[0] == "received"},
     )
 
 
 def _gradients_stay(config: RunConfig) -> bool:
-    """Whether gradients of before are there in a backward pass: of other micro-batches, or in DDP's buckets."""
+    """Whether a backward pass finds gradients in memory: of other micro-batches, or in DDP's buckets."""
     ddp = config.trainer.strategy != "fsdp" and config.trainer.world_size > 1
     return ddp or config.trainer.accumulate > 1
 
 
-def _received(config: RunConfig, followed: dict[str, int], gradients: int) -> dict[str, int]:
-    """Bytes of a step. DDP, which does not run here, reduces each gradient once."""
+def _received(config: RunConfig, traced: dict[str, int], gradients: int) -> dict[str, int]:
+    """Bytes per step. DDP, which is not simulated, reduces each gradient once."""
     ranks = config.trainer.world_size
     if config.trainer.strategy != "fsdp" and ranks > 1:
         return {"all-reduce": 2 * gradients * (ranks - 1) // ranks}
-    return followed
+    return traced
 
 
 def run_step(
@@ -224,16 +227,16 @@ def run_step(
     micro_batches: int,
     trace: StepTrace | None = None,
 ) -> None:
-    """Forward and backward passes of made-up pictures, with gradients left in the parameters."""
+    """Forward and backward passes on blank images; the gradients stay in the parameters."""
     module = GeneratorModule(
         config.model, tokenizer, config.optimizer, config.loss, config.trainer, seed=0, ema=False
     )
-    half = _half(config)
+    mixed = _mixed(config)
     for i in range(micro_batches):
         set_accumulating(generator, i + 1 < micro_batches)
         _begin(trace, i, ACTIVATIONS)
-        with torch.autocast(device.type, torch.bfloat16) if half else nullcontext():
-            losses, *_ = module.compute_token_losses(_pictures(config, device), generator, 0.0)
+        with torch.autocast(device.type, torch.bfloat16) if mixed else nullcontext():
+            losses, *_ = module.compute_token_losses(_blank_batch(config, device), generator, 0.0)
             loss = losses.mean() / micro_batches
         del losses, _
         _begin(trace, i, WORKING)
@@ -247,7 +250,7 @@ def _begin(trace: StepTrace | None, micro_batch: int, phase: str) -> None:
         trace.phase, trace.section = phase, (str(micro_batch), phase)
 
 
-def _pictures(config: RunConfig, device: torch.device) -> dict[str, Any]:
+def _blank_batch(config: RunConfig, device: torch.device) -> dict[str, Any]:
     count, side = micro_batch(config), config.tokenizer.resolution
     text = config.text
     return {
@@ -262,14 +265,14 @@ def _pictures(config: RunConfig, device: torch.device) -> dict[str, Any]:
 
 @dataclass
 class Measured:
-    """What one device of this machine really needed: bytes at most, operations as torch's own counter counts them."""
+    """Measurements of one device of this machine: peak bytes, operations as torch's own counter counts them."""
 
     peak: int
     operations: int
 
 
 def measure(config: RunConfig) -> Measured:
-    """Two real steps of made-up pictures with optimiser and average on this process's device.
+    """Two real steps on blank images, with optimizer and EMA, on this process's device.
 
     With trainer.strategy=fsdp every rank must take part.
     """
@@ -279,22 +282,23 @@ def measure(config: RunConfig) -> Measured:
         generator = ScaleTransformer(config.model).to(device)
         generator.checkpointing = config.trainer.checkpointing
         if config.trainer.strategy == "fsdp":
-            shard(generator, generator.blocks, _mesh(config, device), _half(config))
+            shard(generator, generator.blocks, _mesh(config, device), _mixed(config))
         return generator, RQVAE(config.tokenizer).to(device).eval().requires_grad_(False)
 
     def train() -> None:
         generator, tokenizer = build()
         averaged = config.callbacks.ema_decay is not None
-        average = [local_part(p).detach().clone() for p in generator.parameters() if averaged]
+        ema = [local_part(p).detach().clone() for p in generator.parameters() if averaged]
         optimizer, _ = build_optimizer(generator, config.optimizer, config.trainer.max_steps)
         for _ in range(2):
             run_step(config, generator, tokenizer, device, config.trainer.accumulate)
             optimizer.step()
             optimizer.zero_grad()
-        del average
+        del ema
 
     return_freed_memory()
-    train()  # once without measuring: kernels are loaded and keep what they need
+    # Once without measuring: kernels are loaded and keep their workspaces.
+    train()
     peak = peak_bytes(train)
     with FlopCounterMode(display=False, custom_mapping=FUSED_ON_CPU) as counter:
         run_step(config, *build(), device, config.trainer.accumulate)

@@ -1,7 +1,7 @@
-"""Follows every tensor that a training step makes, real or fake: memory by kind, operations, bytes exchanged.
+"""Dispatch-mode trace of a training step: memory by kind, operations by type, bytes communicated.
 
-A tensor of torch's FakeTensorMode has shape, type and lifetime but no data, so that a step of a model of any size can
-be followed on a small machine.
+Tensors may be real or fake. A tensor of torch's FakeTensorMode has shape, type and lifetime but no data, so that a step
+of a model of any size can be traced on a small machine.
 """
 
 import weakref
@@ -32,7 +32,7 @@ def _attention_backward(gradient: Shape, q: Shape, k: Shape, v: Shape, *_: Any, 
     return sdpa_backward_flop_count(gradient, q, k, v)
 
 
-# Operations from the shapes of arguments: the fused attention of CPUs, which torch's own table leaves out.
+# Operations from the shapes of arguments: the fused attention of CPUs, which torch's own table lacks.
 FUSED_ON_CPU = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
@@ -43,14 +43,13 @@ FORMULAS = flop_registry | {operation: shape_wrapper(f) for operation, f in FUSE
 class StepTrace(TorchDispatchMode):
     """Largest memory within the context, by kind, operations by type, and the bytes that collectives moved.
 
-    What is made is counted as `phase` says at that time, which the caller sets; results of reduce-scatters count as
+    A new tensor is counted under the current `phase`, which the caller sets; results of reduce-scatters count as
     gradients and storages that sharding fills and empties as gathered weights. Tensors that exist before are counted
-    if they are given to `count`. A storage is counted once, however many tensors look at it.
+    if they are given to `count`. A storage is counted once, however many tensors share it.
 
     operations: by the type of their results; a multiplication with an addition counts as two.
-    peaks: by `section`, which the caller may set too, bytes by kind at the moment at which their sum was largest.
-    received: bytes that this rank receives in "all-gather", "reduce-scatter" and "all-reduce", as rings of that many
-    ranks need them.
+    peaks: by `section`, which the caller may set too, bytes by kind when their sum peaks. received: bytes that this
+    rank receives in "all-gather", "reduce-scatter" and "all-reduce", with ring algorithms.
     """
 
     def __init__(self) -> None:
@@ -80,7 +79,7 @@ class StepTrace(TorchDispatchMode):
         """Counts each gradient as one from the moment at which it is complete."""
 
         def complete(parameter: Tensor) -> None:
-            assert parameter.grad is not None  # that is when the hook is called
+            assert parameter.grad is not None
             self.count([parameter.grad], GRADIENTS)
 
         for parameter in parameters:
@@ -122,13 +121,14 @@ class StepTrace(TorchDispatchMode):
         self._live[kind] += size
         self._total += size
 
-    # ---- what happens in the context ------------------------------------------------------------------------------
+    # ---- operations in the context -------------------------------------------------------------------------------
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if any(issubclass(kind, DTensor) for kind in types):
-            return NotImplemented  # followed as the local tensors that it is made of
+            # Traced as the local tensors that it consists of.
+            return NotImplemented
         result = func(*args, **(kwargs or {}))
         if formula := FORMULAS.get(func.overloadpacket):
             computed = next(t for t in tree_leaves(result) if isinstance(t, Tensor))
@@ -137,7 +137,8 @@ class StepTrace(TorchDispatchMode):
         if func.namespace == "c10d":
             kind = self._exchange(func, args)
             made = result if kind is None else args[0]
-        elif func is torch.ops.fsdp.split_with_sizes_copy.default:  # the parts of what was gathered
+        # The parameters copied out of a gathered buffer.
+        elif func is torch.ops.fsdp.split_with_sizes_copy.default:
             made, kind = kwargs["out"], GATHERED  # type: ignore[index]
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor) and not isinstance(tensor, DTensor):
@@ -147,14 +148,14 @@ class StepTrace(TorchDispatchMode):
     def _exchange(self, func: Any, args: tuple[Any, ...]) -> str | None:
         """Adds a collective's bytes; the kind of its first argument, where that is its result."""
         name = func.overloadpacket.__name__
-        whole, times, label = {
+        operand, times, label = {
             "_allgather_base_": (0, 1, "all-gather"),
             "_reduce_scatter_base_": (1, 1, "reduce-scatter"),
             "allreduce_": (0, 2, "all-reduce"),
         }.get(name, (None, 0, ""))
-        if whole is None:
+        if operand is None:
             return None
-        tensors = [t for t in tree_leaves(args[whole]) if isinstance(t, Tensor)]
+        tensors = [t for t in tree_leaves(args[operand]) if isinstance(t, Tensor)]
         group = next(a for a in args if isinstance(a, torch.ScriptObject))
         ranks = torch.distributed.ProcessGroup.unbox(group).size()
         self.received[label] += times * sum(t.nbytes for t in tensors) * (ranks - 1) // ranks

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from switti.models.cpu_attention import attend_by_products
-from switti.models.kernels import uses_cpu_kernels
+from switti.models.kernels import Backend, attends_by_products
 from switti.models.norm import unit_layer_norm, unit_rms_norm
 from switti.models.rope import rotate
 
@@ -35,55 +35,62 @@ class KeyValueCache:
     """Keys and values of one block for all scales of a causal model, allocated once per call of the sampler.
 
     It is an argument that dies with the call. A smaller batch than the first one continues the first rows, as when
-    guidance stops. Room for `length` tokens is made at the first scale, in the type in which attention computes.
+    guidance stops. Buffers for `length` tokens are allocated at the first scale, in the type in which attention
+    computes.
     """
 
     def __init__(self, length: int) -> None:
         self.length = length
         self.filled = 0
-        self._room: tuple[Tensor, Tensor] | None = None
+        self.buffers: tuple[Tensor, Tensor] | None = None
 
     def append(self, k_BHLK: Tensor, v_BHLK: Tensor) -> tuple[Tensor, Tensor]:
         """Stores the new tokens and returns views of everything so far."""
         batch, heads, new, width = k_BHLK.shape
-        if self._room is None:
+        if self.buffers is None:
             shape = (batch, heads, self.length, width)
-            self._room = k_BHLK.new_empty(shape), v_BHLK.new_empty(shape)
+            self.buffers = k_BHLK.new_empty(shape), v_BHLK.new_empty(shape)
         start, self.filled = self.filled, self.filled + new
-        keys, values = (room[:batch, :, : self.filled] for room in self._room)
+        keys, values = (buffer[:batch, :, : self.filled] for buffer in self.buffers)
         keys[:, :, start:] = k_BHLK
         values[:, :, start:] = v_BHLK
         return keys, values
 
     @property
     def nbytes(self) -> int:
-        """Size of the room made so far."""
-        return sum(room.nbytes for room in self._room or ())
+        """Size of the buffers allocated so far."""
+        return sum(buffer.nbytes for buffer in self.buffers or ())
 
 
-def use_products(q: Tensor) -> bool:
-    """Whether batched products are faster than the fused kernel: in bfloat16 on a CPU."""
-    return q.dtype == torch.bfloat16 and uses_cpu_kernels(q)
-
-
-def attend(q_BHLK: Tensor, k_BHMK: Tensor, v_BHMK: Tensor, mask_B11M: Tensor | None = None) -> Tensor:
+def attend(
+    q_BHLK: Tensor,
+    k_BHMK: Tensor,
+    v_BHMK: Tensor,
+    mask_B11M: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
     """softmax(q·k / √K)·v. mask_B11M: bool, True where a key is seen.
 
-    On a CPU in bfloat16 the scores are rounded to bfloat16, as any unfused attention does: an error of half a percent
+    As products in bfloat16 the scores are rounded to bfloat16, as in any unfused attention: an error of half a percent
     of the output, the size of bfloat16's own.
     """
-    if use_products(q_BHLK):
+    if attends_by_products(backend, q_BHLK):
         ranges = ((0, q_BHLK.shape[2], 0, k_BHMK.shape[2]),)
         return attend_by_products(q_BHLK, k_BHMK, v_BHMK, ranges, mask_B11M)
     return F.scaled_dot_product_attention(q_BHLK, k_BHMK, v_BHMK, attn_mask=mask_B11M)
 
 
 def attend_by_scale(
-    q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, spans: tuple[tuple[int, int], ...], visibility: str
+    q_BHLK: Tensor,
+    k_BHLK: Tensor,
+    v_BHLK: Tensor,
+    spans: tuple[tuple[int, int], ...],
+    visibility: str,
+    backend: Backend = "auto",
 ) -> Tensor:
-    """All scales at once, as in training: one unmasked call a scale on its own tokens or on its prefix."""
+    """All scales at once, as in training: one unmasked call per scale, on its own tokens or on its prefix."""
     causal = visibility == "causal"
-    if use_products(q_BHLK):
+    if attends_by_products(backend, q_BHLK):
         ranges = tuple((start, stop, 0 if causal else start, stop) for start, stop in spans)
         return attend_by_products(q_BHLK, k_BHLK, v_BHLK, ranges)
     sizes = [stop - start for start, stop in spans]
@@ -97,13 +104,16 @@ def attend_by_scale(
 
 
 class SelfAttention(nn.Module):
-    """Query-key-normalised self-attention with normalised rotary embedding."""
+    """Query-key-normalized self-attention with normalized rotary embedding."""
 
-    def __init__(self, width: int, heads: int, visibility: str, query_key_norm: str) -> None:
+    def __init__(
+        self, width: int, heads: int, visibility: str, query_key_norm: str, backend: Backend = "auto"
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.visibility = visibility
-        self.normalise = QUERY_KEY_NORMS[query_key_norm]
+        self.backend: Backend = backend
+        self.normalize = QUERY_KEY_NORMS[query_key_norm]
         self.to_qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
@@ -118,31 +128,34 @@ class SelfAttention(nn.Module):
         q, k, v = self.project(x_BLD, rotation)
         if cache is not None:
             k, v = cache.append(k, v)
-            out = attend(q, k, v)
+            out = attend(q, k, v, backend=self.backend)
         else:
-            out = attend_by_scale(q, k, v, spans, self.visibility)
+            out = attend_by_scale(q, k, v, spans, self.visibility, self.backend)
         return self.proj(out.transpose(1, 2).flatten(2))
 
     def rotate(self, x_BLHK: Tensor, rotation: Rotation) -> Tensor:
         return rotate(x_BLHK, rotation.cosine, rotation.sine)
 
     def project(self, x_BLD: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalised and rotated queries and keys, and values, each [B, H, L, K]."""
+        """Normalized and rotated queries and keys, and values, each [B, H, L, K]."""
         q, k, v = self.to_qkv(x_BLD).chunk(3, dim=-1)
-        # Normalised over the full width, before the split into heads.
-        q, k = (self.normalise(t).to(v.dtype).unflatten(-1, (self.heads, -1)) for t in (q, k))
+        # Normalized over the full width, before the split into heads.
+        q, k = (self.normalize(t).to(v.dtype).unflatten(-1, (self.heads, -1)) for t in (q, k))
         if rotation is not None:
             q, k = (self.rotate(t, rotation) for t in (q, k))
         return q.transpose(1, 2), k.transpose(1, 2), v.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class CrossAttention(nn.Module):
-    """Attention to the caption; keys and values are computed once a caption and passed in."""
+    """Attention to the caption; keys and values are computed once per caption and passed in."""
 
-    def __init__(self, width: int, heads: int, text_width: int, query_key_norm: str) -> None:
+    def __init__(
+        self, width: int, heads: int, text_width: int, query_key_norm: str, backend: Backend = "auto"
+    ) -> None:
         super().__init__()
         self.heads = heads
-        self.normalise = QUERY_KEY_NORMS[query_key_norm]
+        self.backend: Backend = backend
+        self.normalize = QUERY_KEY_NORMS[query_key_norm]
         self.to_q = nn.Linear(width, width)
         self.to_kv = nn.Linear(text_width, 2 * width)
         self.proj = nn.Linear(width, width)
@@ -150,14 +163,14 @@ class CrossAttention(nn.Module):
     def project_text(self, text_BTC: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the caption, each [B, H, T, K]."""
         k, v = self.to_kv(text_BTC).chunk(2, dim=-1)
-        k = self.normalise(k).to(v.dtype)
+        k = self.normalize(k).to(v.dtype)
         return tuple(t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (k, v))
 
     def project_tokens(self, x_BLD: Tensor) -> Tensor:
-        """Normalised queries [B, H, L, K]."""
+        """Normalized queries [B, H, L, K]."""
         q = self.to_q(x_BLD)
-        return self.normalise(q).to(q.dtype).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return self.normalize(q).to(q.dtype).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def forward(self, x_BLD: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask_B11T: Tensor | None) -> Tensor:
-        out = attend(self.project_tokens(x_BLD), k_BHTK, v_BHTK, mask_B11T)
+        out = attend(self.project_tokens(x_BLD), k_BHTK, v_BHTK, mask_B11T, self.backend)
         return self.proj(out.transpose(1, 2).flatten(2))

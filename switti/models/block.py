@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from switti.models.attention import CrossAttention, KeyValueCache, Rotation, SelfAttention
 from switti.models.config import GeneratorConfig
+from switti.models.kernels import Backend
 from switti.models.norm import LayerNorm, NoNorm, RMSNorm
 
 
@@ -70,22 +71,24 @@ class BlockCondition:
 class Block(nn.Module):
     """Residual block. `norms="sandwich"` adds an RMSNorm after each sub-layer, before the residual sum."""
 
-    def __init__(self, config: GeneratorConfig) -> None:
+    def __init__(self, config: GeneratorConfig, backend: Backend = "auto") -> None:
         super().__init__()
         width, sandwich = config.width, config.norms == "sandwich"
 
         def before(size: int) -> nn.Module:
-            return RMSNorm(size) if sandwich else LayerNorm(size, eps=1e-6)
+            return RMSNorm(size, backend=backend) if sandwich else LayerNorm(size, eps=1e-6)
 
         def after() -> nn.Module:
-            return RMSNorm(width) if sandwich else NoNorm()
+            return RMSNorm(width, backend=backend) if sandwich else NoNorm()
 
         if config.crop_condition:
             self.crop_cond_scales = nn.Parameter(torch.zeros(1, width))
         else:
             self.register_parameter("crop_cond_scales", None)
-        self.attn = SelfAttention(width, config.heads, config.visibility, config.query_key_norm)
-        self.cross_attn = CrossAttention(width, config.heads, config.text_width, config.query_key_norm)
+        self.attn = SelfAttention(width, config.heads, config.visibility, config.query_key_norm, backend)
+        self.cross_attn = CrossAttention(
+            width, config.heads, config.text_width, config.query_key_norm, backend
+        )
         self.ffn = SwiGLU(width) if config.ffn == "swiglu" else GELUFeedForward(width)
         self.self_attention_norm1, self.self_attention_norm2 = before(width), after()
         self.cross_attention_norm1, self.cross_attention_norm2 = before(width), after()

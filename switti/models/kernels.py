@@ -1,24 +1,26 @@
-"""Whose kernels run: those of the device that holds the tensors, or, for a plan, those that a GPU would use."""
+"""Kernel backends of attention and norms: PyTorch's fused kernels, or batched products in pieces for CPUs.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+"auto" chooses by device and type. The other two are for comparisons, and for a plan that simulates a GPU's step on a
+CPU.
+"""
 
+from typing import Literal
+
+import torch
 from torch import Tensor
 
-_as_on_gpu = False
+Backend = Literal["auto", "fused", "products"]
 
 
-def uses_cpu_kernels(x: Tensor) -> bool:
-    """Whether what is written for CPUs alone is to be used for this tensor."""
-    return x.device.type == "cpu" and not _as_on_gpu
+def attends_by_products(backend: Backend, q: Tensor) -> bool:
+    """Whether attention runs as batched products. They are faster than the fused kernel in bfloat16 on a CPU."""
+    if backend == "auto":
+        return q.dtype == torch.bfloat16 and q.device.type == "cpu"
+    return backend == "products"
 
 
-@contextmanager
-def kernels_of_gpus() -> Iterator[None]:
-    """Within it tensors on a CPU are computed as a GPU would, for plans: slower, and with other roundings."""
-    global _as_on_gpu
-    before, _as_on_gpu = _as_on_gpu, True
-    try:
-        yield
-    finally:
-        _as_on_gpu = before
+def normalizes_in_pieces(backend: Backend, x: Tensor) -> bool:
+    """Whether RMSNorm runs piece by piece, as is faster on a CPU. GPUs have a fused kernel and compilers make one."""
+    if torch.compiler.is_compiling():
+        return False
+    return x.device.type == "cpu" if backend == "auto" else backend == "products"

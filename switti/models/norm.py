@@ -1,4 +1,7 @@
-"""Normalisations that take the modulation and the residual sum along. Shape suffixes: B batch, L tokens, D width."""
+"""Normalization layers fused with AdaLN modulation and the residual sum.
+
+Shape suffixes: B batch, L tokens, D width.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from switti.models.kernels import uses_cpu_kernels
+from switti.models.kernels import Backend, normalizes_in_pieces
 
-# Numbers handled at a time on a CPU, so that all passes over them but the first find them in the cache.
+# Elements handled at a time, so that every pass over them but the first finds them in the CPU cache.
 PIECE = 2**18
 
 
 def pieces(batch: int, length: int, width: int) -> Iterator[tuple[slice, slice]]:
-    """(rows of B, rows of L) of about PIECE numbers."""
+    """(slice of B, slice of L) of about PIECE elements."""
     rows = max(1, min(length, PIECE // width))
     group = max(1, PIECE // (length * width)) if rows == length else 1
     for first in range(0, batch, group):
@@ -23,7 +26,7 @@ def pieces(batch: int, length: int, width: int) -> Iterator[tuple[slice, slice]]
 
 
 class ModulatedRMS(torch.autograd.Function):
-    """addend + x / sqrt(mean(x²) + eps) · gain in few passes over the data, forward and backward, piece by piece.
+    """addend + x / sqrt(mean(x²) + eps) · gain, piece by piece, with few passes over the data forward and backward.
 
     x [B, L, D]; gain [B, 1, D]; addend None, [B, 1, D] or [B, L, D]. Computes in float32 at least; the result has type
     `dtype`. Autograd's own formulation needs three times as many passes, each over the whole tensor.
@@ -83,19 +86,18 @@ class RMSNorm(nn.Module):
     before the gain, as the released code does.
     """
 
-    def __init__(self, width: int, eps: float = 1e-6) -> None:
+    def __init__(self, width: int, eps: float = 1e-6, backend: Backend = "auto") -> None:
         super().__init__()
         self.eps = eps
+        self.backend: Backend = backend
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor, factor: Tensor | None = None, addend: Tensor | None = None) -> Tensor:
         """norm(x), times `factor` [B, 1, D] and plus `addend` [B, 1, D] or [B, L, D] where given.
 
-        On a CPU, autocast's type is returned but where an addend has x's shape: what follows is a matrix product.
-        GPUs have a fused kernel and compilers make one.
+        In pieces, autocast's type is returned except where an addend has x's shape: what follows is a matrix product.
         """
-        plain = torch.compiler.is_compiling() or not uses_cpu_kernels(x)
-        if plain or self.weight.dtype.itemsize < 4 or x.dim() != 3:
+        if not normalizes_in_pieces(self.backend, x) or self.weight.dtype.itemsize < 4 or x.dim() != 3:
             return combine(F.rms_norm(x, (x.shape[-1],), eps=self.eps) * self.weight, factor, addend)
         gain = self.weight.expand(len(x), 1, -1) if factor is None else self.weight * factor
         if addend is not None and addend.shape == x.shape:
@@ -115,7 +117,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class NoNorm(nn.Identity):
-    """Nothing, with the arguments of `RMSNorm`."""
+    """The identity, with the arguments of `RMSNorm`."""
 
     def forward(self, x: Tensor, factor: Tensor | None = None, addend: Tensor | None = None) -> Tensor:
         return combine(x, factor, addend)

@@ -19,6 +19,7 @@ from switti.models.attention import KeyValueCache, Rotation
 from switti.models.block import Block, BlockCondition
 from switti.models.config import GeneratorConfig
 from switti.models.crop_embedding import FourierFeatures
+from switti.models.kernels import Backend
 from switti.models.norm import unit_layer_norm
 from switti.models.rope import pyramid_angles, rotary_tables
 from switti.scales import Pyramid
@@ -42,7 +43,7 @@ class AdaLNBeforeHead(nn.Module):
 
 @dataclass
 class Condition:
-    """Everything the sampler reuses at every scale: computed once a caption.
+    """Everything the sampler reuses at every scale: computed once per caption.
 
     first_BPD: tokens of scale 0 without the level embedding; mask_B11T: True where the caption has a token.
     """
@@ -66,14 +67,14 @@ class ScaleTransformer(nn.Module):
     """Predicts every token of a scale at once from the caption and the coarser scales (Section 3).
 
     config.visibility is the variant: "causal" lets a token see its own and all coarser scales, "non_causal" its own
-    scale only. Both variants have the same parameters.
+    scale only. Both variants have the same parameters. backend: of attention and norms, see `switti.models.kernels`.
     """
 
     cosine_LK: Tensor
     sine_LK: Tensor
     level_L: Tensor
 
-    def __init__(self, config: GeneratorConfig) -> None:
+    def __init__(self, config: GeneratorConfig, backend: Backend = "auto") -> None:
         super().__init__()
         config.validate("model")
         self.config = config
@@ -89,7 +90,7 @@ class ScaleTransformer(nn.Module):
         if config.crop_condition:
             self.crop_embed = FourierFeatures(width // 8)
             self.crop_proj = nn.Linear(width, width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config, backend) for _ in range(config.depth))
         self.head_nm = AdaLNBeforeHead(width)
         self.head = nn.Linear(width, config.codebook_size)
         self.build_tables(self.pos_start.device)
@@ -107,7 +108,7 @@ class ScaleTransformer(nn.Module):
             self.register_buffer("sine_LK", sine.to(device), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ScaleTransformer":
-        """Moves or casts the model; the tables are made anew where a cast or the meta device would spoil them."""
+        """Moves or casts the model; the tables are built again where a cast or the meta device would spoil them."""
         was_meta = self.level_L.is_meta
         super()._apply(fn, recurse)
         half = self.config.rope and self.cosine_LK.dtype in (torch.bfloat16, torch.float16)
@@ -117,7 +118,7 @@ class ScaleTransformer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialisation of the VAR family: N(0, 1/3D) matrices, small gates and head, output maps by 1/√(2·depth)."""
+        """Initialization of the VAR family: N(0, 1/3D) matrices, small gates and head, output maps by 1/√(2·depth)."""
         std = math.sqrt(1.0 / (3 * self.config.width))
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -210,7 +211,7 @@ class ScaleTransformer(nn.Module):
     # ---- one scale at a time: sampling --------------------------------------------------------------------------
 
     def build_cache(self) -> list[KeyValueCache] | None:
-        """Key/value caches, one a block, for a causal model; None for a non-causal one, which needs none."""
+        """Key/value caches, one per block, for a causal model; None for a non-causal one, which needs none."""
         if self.config.visibility == "non_causal":
             return None
         return [KeyValueCache(self.pyramid.length) for _ in self.blocks]

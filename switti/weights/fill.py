@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from switti.errors import UserError
 from switti.models.config import GeneratorConfig
 from switti.models.crop_embedding import FourierFeatures
+from switti.models.kernels import Backend
 from switti.models.norm import RMSNorm
 from switti.models.transformer import ScaleTransformer
 from switti.suggestions import printable
@@ -104,14 +105,16 @@ def count_parameters(config: GeneratorConfig) -> int:
     return sum(value.numel() for value in expected_state(config).values())
 
 
-def build_empty(config: GeneratorConfig, dtype: torch.dtype = torch.float32) -> ScaleTransformer:
+def build_empty(
+    config: GeneratorConfig, dtype: torch.dtype = torch.float32, backend: Backend = "auto"
+) -> ScaleTransformer:
     """A transformer without weights (on the meta device) in its final type, for `fill` or `random_weights`.
 
     2.5 B parameters in bfloat16 so take 5 GB and never 10. The crop frequencies stay float32, and the tables that no
     file stores are real from the start.
     """
     with torch.device("meta"):
-        model = ScaleTransformer(config)
+        model = ScaleTransformer(config, backend)
     model.to(dtype)
     model.build_tables(torch.device("cpu"))
     return model

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from launching import finish, start
 
-from benchmarks.cost_model.simulated_step import follow
+from benchmarks.cost_model.simulated_step import simulate_step
 from configs.loading import load
 
 pytestmark = pytest.mark.distributed
@@ -23,7 +23,7 @@ def test_memory_of_two_sharding_ranks(tmp_path: Path, more: list[str]) -> None:
     program = [str(CASE), str(tmp_path), "generator/demo", *settings]
     for code, output in finish(start(program, ranks=2), seconds=300):
         assert code == 0, output
-    planned = follow(load("generator/demo", settings), bool(more), fused=False).peak
+    planned = simulate_step(load("generator/demo", settings), bool(more), "auto").peak
     for rank in range(2):
         real = json.loads((tmp_path / f"{rank}.json").read_text())
         assert real == pytest.approx(planned, rel=0.1)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.cost_model import simulated_step as followed_step
+from benchmarks.cost_model import simulated_step
 from benchmarks.cost_model.hardware import ACCELERATORS, Accelerator, Layout, find_accelerator, step_time
-from benchmarks.cost_model.simulated_step import follow
+from benchmarks.cost_model.simulated_step import simulate_step
 from benchmarks.cost_model.trace import GATHERED, StepTrace
 from benchmarks.flops import head_flops, training_flops
 from configs.loading import load
@@ -31,7 +31,7 @@ def tiny(*settings: str) -> RunConfig:
 HYBRID = ["trainer.strategy=fsdp", "trainer.devices=2", "trainer.num_nodes=2", "trainer.sharding_size=2"]
 
 
-# ---- what is followed ---------------------------------------------------------------------------------------------
+# ---- what is traced -----------------------------------------------------------------------------------------------
 
 
 def test_memory_is_counted_by_kind_and_let_go() -> None:
@@ -104,17 +104,17 @@ def test_operations_by_type() -> None:
 @pytest.mark.parametrize("visibility", ["causal", "non_causal"])
 def test_operations_are_those_of_the_formula(visibility: str) -> None:
     config = load("generator/demo", [f"model.visibility={visibility}", "data.batch_size=4"])
-    found = follow(config, checkpointing=False, fused=True)
+    found = simulate_step(config, checkpointing=False, backend="fused")
     tokenizer = RQVAE(config.tokenizer).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         tokenizer.teacher_forcing(tokenizer.tokenize(torch.zeros(4, 3, 64, 64)))
     of_tokenizer = counter.get_total_flops()
     expected = training_flops(config.model, 4, config.text.max_length)
-    assert found.half + found.single == pytest.approx(expected + of_tokenizer, rel=0.02)
+    assert found.bfloat16 + found.float32 == pytest.approx(expected + of_tokenizer, rel=0.02)
     # The tolerance is for scores, which fused attention computes again in its backward pass.
-    assert found.single >= 3 * head_flops(config.model, 4)  # the search for codes is in float32, too
-    recomputed = follow(config, checkpointing=True, fused=True)
-    assert recomputed.half > 1.2 * found.half
+    assert found.float32 >= 3 * head_flops(config.model, 4)  # the search for codes is in float32, too
+    recomputed = simulate_step(config, checkpointing=True, backend="fused")
+    assert recomputed.bfloat16 > 1.2 * found.bfloat16
     assert recomputed.memory["activations"] < 0.1 * found.memory["activations"]
 
 
@@ -126,7 +126,7 @@ def test_a_sharded_step_exchanges_what_the_formula_says() -> None:
     outside = sum(p.numel() for p in model.parameters()) - in_blocks
     for accumulate in (1, 4):
         config = tiny(*HYBRID, "trainer.precision=bf16-mixed", f"trainer.accumulate={accumulate}")
-        found = follow(config, checkpointing=False, fused=True)
+        found = simulate_step(config, checkpointing=False, backend="fused")
         gathers = 2 if accumulate == 1 else 1  # of a block: again for the backward pass, unless it has stayed
         # Parts of unequal size are filled up, hence the tolerance.
         assert found.received["all-gather"] == pytest.approx(
@@ -135,15 +135,17 @@ def test_a_sharded_step_exchanges_what_the_formula_says() -> None:
         gradients = 4 * sum(p.numel() for p in trained)
         assert found.received["reduce-scatter"] == pytest.approx(gradients / 2, rel=0.02)
         assert found.received["all-reduce"] == pytest.approx(2 * gradients / 2 / 2, rel=0.02)
-        assert found.parameters == pytest.approx(found.whole / 2, rel=0.02)
+        assert found.parameters == pytest.approx(found.unsharded / 2, rel=0.02)
         assert found.memory["optimizer"] == pytest.approx(2 * found.memory["weights"], rel=0.02)
 
 
 def test_a_ring_of_copies_reduces_each_gradient_once() -> None:
-    found = follow(tiny("trainer.strategy=ddp", "trainer.devices=4"), checkpointing=False, fused=True)
+    found = simulate_step(
+        tiny("trainer.strategy=ddp", "trainer.devices=4"), checkpointing=False, backend="fused"
+    )
     trained = sum(p.numel() for p in ScaleTransformer(tiny().model).parameters() if p.requires_grad)
     assert found.received == {"all-reduce": 2 * 4 * trained * 3 // 4}
-    assert found.parameters == found.whole == trained
+    assert found.parameters == found.unsharded == trained
 
 
 @pytest.mark.parametrize(
@@ -158,17 +160,17 @@ def test_a_ring_of_copies_reduces_each_gradient_once() -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_a_deep_network_needs_what_following_all_of_its_blocks_finds(
+def test_a_deep_network_needs_what_simulating_all_of_its_blocks_gives(
     settings: list[str], checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny("model.depth=7", *settings)
-    found = follow(config, checkpointing, fused=True)
-    monkeypatch.setattr(followed_step, "FEW_BLOCKS", 7)
-    assert found == follow(config, checkpointing, fused=True)
+    found = simulate_step(config, checkpointing, backend="fused")
+    monkeypatch.setattr(simulated_step, "FEW_BLOCKS", 7)
+    assert found == simulate_step(config, checkpointing, backend="fused")
 
 
 def test_no_group_of_processes_is_left() -> None:
-    follow(tiny("trainer.strategy=fsdp", "trainer.devices=8", "data.batch_size=8"), False, True)
+    simulate_step(tiny("trainer.strategy=fsdp", "trainer.devices=8", "data.batch_size=8"), False, "fused")
     assert not torch.distributed.is_initialized()
 
 
@@ -198,7 +200,7 @@ def test_a_real_step_needs_what_was_planned(settings: list[str], tmp_path: Path,
 
 # ---- time ---------------------------------------------------------------------------------------------------------
 
-ROUND = Accelerator(half=1000.0, single=100.0, memory=1.0, link=50.0, network=10.0, source="made up")
+ROUND = Accelerator(bfloat16=1000.0, float32=100.0, memory=1.0, link=50.0, network=10.0, source="made up")
 
 
 def test_time_is_the_longer_of_computing_and_exchanging() -> None:
@@ -229,22 +231,22 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
         "hybrid (2 share a copy)",
         "full sharding (4 share a copy)",
         "GPU hours",
-        "of 40 GB this leaves",
+        "fits in 40 GB with 40.0 GB to spare (* as configured)",
         "2 nodes × 2 GPUs = 4 a100-40gb (trainer.num_nodes=2, trainer.devices=2)",
     ):
         assert words in text
     content = json.loads(out.read_text())
     assert set(content["layouts_by_shards"]) == {"2", "4"}
-    assert content["passes"]["all_kept"]["whole"] == content["passes"]["checkpointing"]["whole"]
+    assert content["passes"]["all_kept"]["unsharded"] == content["passes"]["checkpointing"]["unsharded"]
     hours = content["layouts_by_shards"]["2"]
     expected = max(hours["computing"], hours["exchanging"]) * tiny().trainer.max_steps * 4 / 3600
     assert content["gpu_hours"] == pytest.approx(expected)
 
 
-def test_a_run_that_does_not_fit_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_says_by_how_much_a_run_exceeds_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     small = replace(plan.ACCELERATORS["a100-40gb"], memory=10**6)
     monkeypatch.setitem(plan.ACCELERATORS, "small", small)
-    assert re.search(r"exceeds 0 GB by 0\.00\d GB: does not fit", plan.Plan(tiny(), "small", 0.4).text())
+    assert re.search(r"exceeds 0 GB by 0\.00\d GB", plan.Plan(tiny(), "small", 0.4).text())
 
 
 @pytest.mark.parametrize(
@@ -272,9 +274,9 @@ def test_the_list_of_gpus_gives_figures_and_sources(capsys: pytest.CaptureFixtur
     text = capsys.readouterr().out
     for key, gpu in ACCELERATORS.items():
         (line,) = [line for line in text.splitlines() if line.startswith(key)]
-        assert f" {gpu.half / 1e12:g} " in line and gpu.source in line
+        assert f" {gpu.bfloat16 / 1e12:g} " in line and gpu.source in line
     assert "no bfloat16 tensor cores" in text
-    assert all(gpu.half >= gpu.single for gpu in ACCELERATORS.values())
+    assert all(gpu.bfloat16 >= gpu.float32 for gpu in ACCELERATORS.values())
 
 
 def test_a_gpu_without_bfloat16_is_said_to_have_none() -> None:

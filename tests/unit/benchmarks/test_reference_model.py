@@ -5,7 +5,7 @@ import torch
 from sampler_cases import build, captions
 from transformer_cases import inputs, model
 
-from benchmarks.reference_model import draw_from_sorted, same_weights, sample_latent_plainly
+from benchmarks.reference_model import DenseTransformer, draw_from_sorted, same_weights, sample_latent_plainly
 from switti.sampling.config import SamplingConfig
 from switti.sampling.filters import draw_tokens
 from switti.sampling.sampler import PictureNoise, sample_latent
@@ -15,7 +15,7 @@ from switti.sampling.sampler import PictureNoise, sample_latent
 @pytest.mark.parametrize("ladder", [{}, {"norms": "pre", "ffn": "gelu", "rope": False}])
 def test_logits_and_gradients(visibility: str, ladder: dict) -> None:
     fast = model(visibility=visibility, **ladder)
-    plain = same_weights(fast)
+    plain = same_weights(fast, DenseTransformer)
     outputs = [built(**inputs()) for built in (fast, plain)]
     torch.testing.assert_close(*outputs, rtol=0, atol=1e-12)
     for output in outputs:
@@ -29,7 +29,7 @@ def test_logits_and_gradients(visibility: str, ladder: dict) -> None:
 @pytest.mark.parametrize("stop", [None, 2])
 def test_latents(visibility: str, stop: int | None) -> None:
     fast, tokenizer = build(visibility)
-    plain = same_weights(fast)
+    plain = same_weights(fast, DenseTransformer)
     config = SamplingConfig(guidance=2.0, guidance_stop=stop, top_k=20, top_p=0.9, gumbel=False)
     text, null = captions(2), captions(1, seed=4)
     found = sample_latent(fast, tokenizer, text, null, config, PictureNoise([1, 2], torch.device("cpu")))

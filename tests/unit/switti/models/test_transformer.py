@@ -11,6 +11,7 @@ from benchmarks.reference_model import dense_mask
 from switti.errors import UserError
 from switti.models import attention
 from switti.models.attention import attend_by_scale
+from switti.models.norm import RMSNorm
 from switti.models.transformer import ScaleTransformer
 from switti.scales import Pyramid
 
@@ -58,10 +59,32 @@ def influence(built: ScaleTransformer, source: int) -> list[bool]:
     ]
 
 
-def test_variant_reaches_the_attention_that_runs() -> None:
+def test_perturbing_one_scale_changes_the_logits_of_exactly_the_scales_that_may_see_it() -> None:
     assert influence(model(visibility="non_causal"), 1) == [False, True, False, False]
     assert influence(model(visibility="causal"), 1) == [False, True, True, True]
     assert influence(model(visibility="causal"), 2) == [False, False, True, True]
+
+
+@pytest.mark.parametrize("visibility", ["causal", "non_causal"])
+def test_the_backend_reaches_attention_and_norms(visibility: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused and by products: other kernels, the same numbers; in float64 on a CPU attention is fused by itself."""
+    calls: list[str] = []
+    by_products = attention.attend_by_products
+    monkeypatch.setattr(
+        attention, "attend_by_products", lambda *a, **k: calls.append("products") or by_products(*a, **k)
+    )
+    auto, outputs = model(visibility=visibility), {}
+    for backend in ("auto", "fused", "products"):
+        built = ScaleTransformer(auto.config, backend=backend).to(torch.float64)
+        built.load_state_dict(auto.state_dict())
+        norms = [m for m in built.modules() if isinstance(m, RMSNorm)]
+        assert norms and {norm.backend for norm in norms} == {backend}
+        calls.clear()
+        with torch.no_grad():
+            outputs[backend] = built(**inputs())
+        assert len(calls) == (2 * auto.config.depth if backend == "products" else 0)
+    torch.testing.assert_close(outputs["fused"], outputs["auto"], rtol=0, atol=1e-12)
+    torch.testing.assert_close(outputs["products"], outputs["auto"], rtol=0, atol=1e-12)
 
 
 def test_no_attention_call_spans_more_than_one_scale_without_causality(
