@@ -16,7 +16,8 @@ from switti.errors import UserError
 from switti.files import kind_of
 from switti.models.config import GeneratorConfig
 from switti.run_folder import CONFIG
-from switti.sampling.pipeline import SwittiPipeline, changed
+from switti.sampling.pipeline import SwittiPipeline
+from switti.sampling.pipeline_arguments import change_settings
 from switti.suggestions import printable
 from switti.text.build import build_text_encoder
 from switti.tokenizer.rqvae import RQVAE, check_codes
@@ -162,7 +163,7 @@ def open_pipeline(target: Path, settings: list[str]) -> tuple[SwittiPipeline, di
     pipeline = SwittiPipeline.from_pretrained(
         target, device=device, dtype=torch.bfloat16 if published else None
     )
-    pipeline.sampling = changed(pipeline.sampling, changes)
+    pipeline.sampling = change_settings(pipeline.sampling, changes)
     return pipeline, {"run": str(target)}
 
 

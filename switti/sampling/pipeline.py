@@ -1,11 +1,11 @@
-"""Prompts to pictures in one call."""
+"""Text-to-image pipeline: text encoder, scale transformer and tokenizer in one call."""
 
 import inspect
 import tempfile
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -14,22 +14,35 @@ from torch import Tensor
 from tqdm import tqdm
 
 from switti import arguments
-from switti.config_values import from_values
 from switti.errors import UserError
 from switti.models.transformer import ScaleTransformer
-from switti.sampling.config import FOREIGN, SamplingConfig
+from switti.sampling.config import SamplingConfig
 from switti.sampling.image_grid import to_pil
+from switti.sampling.pipeline_arguments import (
+    change_settings,
+    check_crop,
+    check_texts,
+    one_each,
+    random_sources,
+    rename_aliases,
+)
 from switti.sampling.pipeline_folder import Parts, read_parts, write_parts
 from switti.sampling.sampler import PictureNoise, PromptSwitch, ScaleTrace, sample_latent
-from switti.suggestions import did_you_mean, shortened
+from switti.suggestions import shortened
 from switti.text.base import TextEmbedding, TextEncoder
 from switti.text.build import build_text_encoder
 from switti.text.config import TextConfig
 from switti.tokenizer.rqvae import RQVAE
 from switti.weights.hub import is_hub_id, upload
 
-Seed = int | torch.Generator
-MAX_CROP = 1 << 24  # px; the condition is computed in float32
+Images = list[Image.Image] | Tensor | np.ndarray
+
+
+@dataclass
+class PipelineOutput:
+    """What a call with return_dict=True returns."""
+
+    images: Images
 
 
 @dataclass
@@ -50,6 +63,33 @@ class SwittiPipeline:
     @property
     def device(self) -> torch.device:
         return self.generator.pos_start.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the transformer's weights."""
+        return self.generator.pos_start.dtype
+
+    def to(self, *targets: torch.device | str | torch.dtype, **named: Any) -> Self:
+        """Move all parts to a device, and convert the transformer's weights to a dtype; in place, and returned.
+
+        Either or both, by position or as device=… and dtype=…. Crop frequencies, tokenizer and text encoder keep their
+        types, as in `from_pretrained`.
+        """
+        if unknown := named.keys() - {"device", "dtype"}:
+            raise UserError(f"to() takes device and dtype, not {', '.join(sorted(unknown))}")
+        device, dtype = named.get("device"), named.get("dtype")
+        for target in targets:
+            if isinstance(target, torch.dtype):
+                dtype = target
+            else:
+                device = target
+        if dtype is not None and not dtype.is_floating_point:
+            raise UserError(f"dtype={dtype} is not a floating-point type")
+        self.generator.to(device=device, dtype=dtype)
+        if device is not None:
+            self.tokenizer.to(device)
+            self.text_encoder = self.text_encoder.to(device)
+        return self
 
     # ---- files and hubs -----------------------------------------------------------------------------------------
 
@@ -119,7 +159,7 @@ class SwittiPipeline:
     @torch.no_grad()
     def __call__(
         self,
-        prompts: str | Sequence[str],
+        prompts: str | Sequence[str] | None = None,
         *,
         num_images_per_prompt: int = 1,
         seeds: Sequence[int] | None = None,
@@ -130,40 +170,51 @@ class SwittiPipeline:
         switch_scale: int | None = None,
         crop: tuple[int, int, int, int] | None = None,
         batch_size: int = 8,
-        output_type: Literal["pil", "pt", "latent"] = "pil",
+        output_type: Literal["pil", "np", "pt", "latent"] = "pil",
+        return_dict: bool | None = None,
         callback_on_scale_end: Callable[[ScaleTrace], None] | None = None,
         progress: bool = False,
         **changes: Any,
-    ) -> list[Image.Image] | Tensor:
-        """Pictures in the order of the prompts, all of one prompt together.
+    ) -> Images | PipelineOutput | tuple[Images]:
+        """Images in the order of the prompts, all of one prompt together.
 
-        A picture depends on its prompt, seed and settings alone, not on its batch.
+        An image depends on its prompt, seed and settings alone, not on its batch.
 
-        seeds: one a picture, each in [0, 2⁶⁴) (default 0, 1, …). generator: a CPU generator a picture, or a single one
-        for all: each draws a seed a picture and so moves on. sampling: instead of the pipeline's; **changes: single
-        fields of it, such as guidance=6.0 or top_k=100. negative_prompt: what guidance leads away from, one for all or
-        one a prompt (None: ""). switch_prompts: the captions that are followed from scale `switch_scale` on
-        (Section 3.4). crop: (height, width, top, left) of the crop condition (None: a square that was not cropped).
+        Args:
+            prompts: one text or several; diffusers' name `prompt` means the same.
+            seeds: one per image, each in [0, 2⁶⁴) (default 0, 1, …).
+            generator: a CPU generator per image, or a single one for all; each draws one seed per image.
+            sampling: settings instead of the pipeline's. **changes: single fields of them, such as guidance=6.0 or
+                top_k=100. diffusers' name `guidance_scale` means `guidance`, with the same number: strength c of
+                (1 + c·r)·conditional − c·r·unconditional, so that 0 switches guidance off.
+            negative_prompt: what guidance leads away from, one for all or one per prompt (None: "").
+            switch_prompts: the captions that are followed from scale `switch_scale` on (Section 3.4).
+            crop: (height, width, top, left) of the crop condition (None: a square that was not cropped).
+            output_type: "pil": PIL images; "np": an array [B, H, W, 3] in [0, 1]; "pt": a tensor [B, 3, H, W] in
+                [0, 1]; "latent": the input of the tokenizer's decoder, [B, C, H, W].
+            return_dict: None: the images themselves; True: an object with `images`; False: the tuple (images,), both
+                as in diffusers.
 
-        Returns PIL pictures; with output_type "pt" a tensor [B, 3, H, W] in [0, 1], with "latent" what the tokenizer
-        decodes, [B, C, H, W]. Raises UserError for lists of different lengths, arguments of another type, settings out
-        of range, and where logits are not finite.
+        Raises:
+            UserError: lists of different lengths, an argument given under two names, arguments of another type,
+                settings out of range, or logits that are not finite.
         """
+        prompts, changes = rename_aliases(changes, prompts)
         repeats = arguments.integer("num_images_per_prompt", num_images_per_prompt, 1)
         batch_size = arguments.integer("batch_size", batch_size, 1)
-        if output_type not in ("pil", "pt", "latent"):
-            raise UserError(f"output_type={shortened(repr(output_type))} must be pil, pt or latent")
-        prompts = _texts("prompts", prompts)
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise UserError(f"output_type={shortened(repr(output_type))} must be pil, np, pt or latent")
+        prompts = check_texts("prompts", prompts)
         if not prompts:
             raise UserError("no prompt given")
-        captions = _one_each(prompts, len(prompts), repeats, "prompts")
-        negative = _one_each(
+        captions = one_each(prompts, len(prompts), repeats, "prompts")
+        negative = one_each(
             "" if negative_prompt is None else negative_prompt, len(prompts), repeats, "negative_prompt"
         )
         later = self._later(switch_prompts, switch_scale, len(prompts), repeats)
-        sources = _sources(seeds, generator, len(captions))
-        settings = changed(self.sampling if sampling is None else sampling, changes, _ARGUMENTS)
-        crop_4 = None if crop is None else torch.tensor(_checked_crop(crop), device=self.device)
+        sources = random_sources(seeds, generator, len(captions))
+        settings = change_settings(self.sampling if sampling is None else sampling, changes, _ARGUMENTS)
+        crop_4 = None if crop is None else torch.tensor(check_crop(crop), device=self.device)
         starts = range(0, len(captions), batch_size)
         results = []
         for start in tqdm(starts, unit="batch", disable=not progress, desc="sampling"):
@@ -183,8 +234,10 @@ class SwittiPipeline:
                     switch,
                 )
                 results.append(latent if output_type == "latent" else self._decode(latent))
-        result = torch.cat(results)
-        return to_pil(result) if output_type == "pil" else result
+        images = _convert(torch.cat(results), output_type)
+        if return_dict is None:
+            return images
+        return PipelineOutput(images) if return_dict else (images,)
 
     def _encode(self, captions: list[str]) -> TextEmbedding:
         return self.text_encoder.encode(captions).to(self.device)
@@ -199,97 +252,20 @@ class SwittiPipeline:
     def _later(
         self, prompts: str | Sequence[str] | None, scale: int | None, count: int, repeats: int
     ) -> list[str]:
-        """Captions of the pictures after the switch; empty without one."""
+        """Captions of the images after the switch; empty without one."""
         if (prompts is None) != (scale is None):
             raise UserError("switch_prompts and switch_scale belong together; give both or none")
         if prompts is None or scale is None:
             return []
         last = self.generator.pyramid.count - 1
         arguments.integer("switch_scale", scale, 1, last)
-        return _one_each(prompts, count, repeats, "switch_prompts")
+        return one_each(prompts, count, repeats, "switch_prompts")
+
+
+def _convert(result: Tensor, output_type: str) -> Images:
+    if output_type == "pil":
+        return to_pil(result)
+    return result.permute(0, 2, 3, 1).float().cpu().numpy() if output_type == "np" else result
 
 
 _ARGUMENTS = inspect.getfullargspec(SwittiPipeline.__call__).kwonlyargs
-
-
-def _texts(name: str, given: Any) -> list[str]:
-    """One text or several as a list. Raises UserError for anything else."""
-    if isinstance(given, str):
-        return [arguments.text(name, given)]
-    if not isinstance(given, Sequence) or isinstance(given, bytes):
-        raise UserError(f"{name} must be a text or a list of texts, not {type(given).__name__}")
-    return [arguments.text(f"{name}[{i}]", item) for i, item in enumerate(given)]
-
-
-def _one_each(given: str | Sequence[str], count: int, repeats: int, name: str) -> list[str]:
-    """One text a picture: one for all, or one a prompt."""
-    texts = _texts(name, given)
-    if isinstance(given, str):
-        texts = texts * count
-    if len(texts) != count:
-        raise UserError(f"{name}: {len(texts)} texts for {count} prompts; give one for all or one a prompt")
-    return [text for text in texts for _ in range(repeats)]
-
-
-def _checked_crop(crop: Any) -> list[list[int]]:
-    """(height, width, top, left) in pixels as a row. Raises UserError."""
-    if not isinstance(crop, Sequence) or isinstance(crop, str) or len(crop) != 4:
-        raise UserError(f"crop={shortened(repr(crop))} must be (height, width, top, left) in pixels")
-    return [[arguments.integer("crop", side, 0, MAX_CROP) for side in crop]]
-
-
-def _sources(
-    seeds: Sequence[int] | None, generator: torch.Generator | Sequence[torch.Generator] | None, count: int
-) -> list[Seed]:
-    """Where each picture's randomness comes from."""
-    if generator is None:
-        found: list[Seed] = list(range(count)) if seeds is None else _checked_seeds(seeds)
-        name = "seeds"
-    elif seeds is not None:
-        raise UserError("give seeds or generator, not both")
-    else:
-        single = isinstance(generator, torch.Generator)
-        generators = [generator] if isinstance(generator, torch.Generator) else generator
-        if not isinstance(generators, Sequence) or not all(
-            isinstance(g, torch.Generator) for g in generators
-        ):
-            raise UserError(
-                f"generator={shortened(repr(generator))} must be a torch.Generator or a list of them"
-            )
-        for item in generators:
-            if item.device.type != "cpu":
-                raise UserError(
-                    f"generator lives on {item.device}; noise is drawn on the CPU: torch.Generator()"
-                )
-        drawn = torch.randint(2**63 - 1, (count,), generator=generators[0]).tolist() if single else []
-        found, name = drawn if single else list(generators), "generators"
-    if len(found) != count:
-        raise UserError(f"{len(found)} {name} for {count} pictures; give one a picture")
-    return found
-
-
-def _checked_seeds(seeds: Any) -> list[Seed]:
-    if isinstance(seeds, str | bytes) or not hasattr(seeds, "__iter__"):
-        raise UserError(f"seeds={shortened(repr(seeds))} must be a list with one seed a picture")
-    return [arguments.seed(f"seeds[{i}]", seed) for i, seed in enumerate(seeds)]
-
-
-def changed(
-    sampling: SamplingConfig, changes: dict[str, Any], others: Collection[str] = ()
-) -> SamplingConfig:
-    """Settings with some fields replaced; others: arguments of the caller that may have been meant.
-
-    Raises UserError for a name that is not a setting, a value of another type or out of range.
-    """
-    names = [item.name for item in fields(SamplingConfig)]
-    for name in changes:
-        if name not in names:
-            hint = did_you_mean(name, [*names, *others], FOREIGN) or f"; sampling has {', '.join(names)}"
-            raise UserError(f"unknown argument {name!r}{hint}")
-    if not isinstance(sampling, SamplingConfig):
-        raise UserError(f"sampling={shortened(repr(sampling))} must be a SamplingConfig")
-    plain = {
-        name: value.item() if isinstance(value, np.generic) else value
-        for name, value in (asdict(sampling) | changes).items()
-    }
-    return from_values(SamplingConfig, plain, "sampling")

@@ -32,6 +32,9 @@ class Letters:
 
     name, width, pooled_width, max_length, truncated, fingerprint = "letters", WIDTH, POOLED, 5, 0, "f"
 
+    def to(self, device: Any) -> "Letters":
+        return self
+
     def encode(self, captions: list[str]) -> TextEmbedding:
         rows = []
         for caption in captions:
@@ -75,6 +78,55 @@ def pipeline() -> SwittiPipeline:
 
 def close(a: Any, b: Any) -> bool:
     return torch.allclose(a, b, rtol=0, atol=1e-4)
+
+
+# ---- devices, types, and diffusers' names -------------------------------------------------------------------------
+
+
+def test_moving_converts_the_transformer_alone() -> None:
+    pipeline = build()
+    assert pipeline.to("cpu", torch.bfloat16) is pipeline
+    assert pipeline.dtype == torch.bfloat16 and pipeline.device == torch.device("cpu")
+    assert next(pipeline.tokenizer.parameters()).dtype == torch.float32
+    assert pipeline.generator.crop_embed.weight.dtype == torch.float32
+    assert pipeline.to(dtype=torch.float32).dtype == torch.float32
+    with pytest.raises(UserError, match="takes device and dtype, not memory"):
+        pipeline.to(memory=3)
+    with pytest.raises(UserError, match="not a floating-point type"):
+        pipeline.to(torch.int8)
+
+
+def test_names_of_diffusers_mean_the_same(pipeline: SwittiPipeline) -> None:
+    ours = pipeline(["a", "b"], guidance=5.0, output_type="pt")
+    theirs = pipeline(prompt=["a", "b"], guidance_scale=5.0, output_type="pt", return_dict=True)
+    assert torch.equal(ours, theirs.images)
+    (images,) = pipeline(["a", "b"], guidance_scale=5.0, output_type="np", return_dict=False)
+    assert images.shape == (2, *ours.shape[2:], 3) and images.dtype == np.float32
+    assert torch.equal(torch.from_numpy(images).permute(0, 3, 1, 2), ours)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"guidance": 3.0, "guidance_scale": 3.0}, "guidance_scale and guidance are the same argument"),
+        ({"prompt": "a"}, "prompt and prompts are the same argument"),
+    ],
+)
+def test_an_argument_under_two_names_is_refused(pipeline: SwittiPipeline, given: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        pipeline("a", **given)
+
+
+def test_a_folder_names_no_code(tmp_path: Path) -> None:
+    pipeline = build()
+    pipeline.text_config = TextConfig(
+        encoder="poison.module:X", width=WIDTH, pooled_width=POOLED, max_length=5
+    )
+    pipeline.save_pretrained(tmp_path / "exported")
+    with pytest.raises(UserError, match="no code is imported because a folder names it"):
+        SwittiPipeline.from_pretrained(tmp_path / "exported")
+    opened = SwittiPipeline.from_pretrained(tmp_path / "exported", text_encoder=Letters())
+    assert torch.equal(opened("a", output_type="pt"), pipeline("a", output_type="pt"))
 
 
 # ---- a call -----------------------------------------------------------------------------------------------------
@@ -176,8 +228,8 @@ def test_a_causal_switch_keeps_what_was_seen() -> None:
     ("arguments", "words"),
     [
         ({"prompts": []}, "no prompt given"),
-        ({"seeds": [1, 2]}, "2 seeds for 1 pictures"),
-        ({"generator": [torch.Generator()] * 3}, "3 generators for 1 pictures"),
+        ({"seeds": [1, 2]}, "2 seeds for 1 images"),
+        ({"generator": [torch.Generator()] * 3}, "3 generators for 1 images"),
         ({"generator": torch.Generator(), "seeds": [1]}, "not both"),
         ({"guidence": 3.0}, "unknown argument 'guidence'; did you mean 'guidance'"),
         ({"top_p": 2.0}, "sampling.top_p=2.0 must lie in"),
@@ -187,7 +239,7 @@ def test_a_causal_switch_keeps_what_was_seen() -> None:
         ({"switch_prompts": "b", "switch_scale": 4}, r"switch_scale=4 must be an integer in \[1, 3\]"),
         ({"switch_prompts": "b", "switch_scale": 0}, r"switch_scale=0 must be an integer in \[1, 3\]"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt=0"),
-        ({"output_type": "np"}, "output_type='np' must be"),
+        ({"output_type": "tiff"}, "output_type='tiff' must be"),
         ({"prompts": None}, "prompts must be a text or a list of texts, not NoneType"),
         ({"prompts": ["a", 3]}, r"prompts\[1\]=3 must be text, not int"),
         ({"prompts": b"a"}, "not bytes"),
