@@ -59,15 +59,8 @@ class CallbacksConfig:
 
     def validate(self, path: str) -> None:
         check_paths(f"{path}.extra", self.extra)
-        check(
-            self,
-            path,
-            OFF_OR_POSITIVE,
-            "activation_norms_every",
-            "metrics_every",
-            "samples_every",
-            "keep_every",
-        )
+        intervals = ("activation_norms_every", "metrics_every", "samples_every", "keep_every")
+        check(self, path, OFF_OR_POSITIVE, *intervals)
         check(self, path, AT_LEAST_1, "sample_count", "checkpoint_every", "keep_last")
         check(self, path, NOT_NEGATIVE, "max_skipped_steps", "max_skipped_in_a_row", "watchdog_seconds")
         check(self, path, POSITIVE, "grace_seconds", "heartbeat_seconds")

@@ -6,13 +6,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks.csv_logger import MetricsCSV
 from callbacks.event_log import EventLog
 from configs.loading import to_dict
 from configs.schema import RunConfig
 from lightning_modules.config import LOGGERS
+from lightning_modules.strategies.launch_environment import is_first_rank
 from switti.errors import UserError
 from switti.import_path import build_object, load_factory
 
@@ -77,6 +77,6 @@ def _mlflow(config: RunConfig) -> MLFlowLogger:
         tags={"study": config.study or "single"},
         save_dir=str(config.run_dir / "mlruns"),
     )
-    if rank_zero_only.rank == 0 and not config.trainer.fast_dev_run:
+    if is_first_rank() and not config.trainer.fast_dev_run:
         logger.log_hyperparams(to_dict(config))
     return logger

@@ -107,17 +107,8 @@ class TrainerConfig:
         return self.devices * self.num_nodes
 
     def validate(self, path: str) -> None:
-        check(
-            self,
-            path,
-            AT_LEAST_1,
-            "max_steps",
-            "devices",
-            "num_nodes",
-            "accumulate",
-            "validate_every",
-            "log_every",
-        )
+        counts = ("max_steps", "devices", "num_nodes", "accumulate", "validate_every", "log_every")
+        check(self, path, AT_LEAST_1, *counts)
         check(self, path, OFF_OR_POSITIVE, "gradient_clip")
         for name in self.loggers:
             check_choice(f"{path}.loggers", name, LOGGERS)
