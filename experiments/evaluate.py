@@ -15,7 +15,7 @@ import os
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from experiments.cli import argument_parser, run
 from reports.data.runs import find_runs
@@ -25,6 +25,8 @@ from switti.run_folder import CONFIG, EVALUATION
 from switti.weights.hub import is_hub_id
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from datamodules.datamodule import ShardDataModule
     from switti.metrics.config import MetricsConfig
     from switti.sampling.config import SamplingConfig
@@ -201,7 +203,7 @@ def score(system: System, count: int, sampling: "SamplingConfig") -> tuple[dict[
         part = captions[start : start + size]
         seeds = list(range(start, start + len(part)))
         pictures = pipeline(part, seeds=seeds, sampling=sampling, batch_size=size, output_type="pt")
-        metrics.update(pictures, part)
+        metrics.update(cast("Tensor", pictures), part)
     return metrics.compute(), len(captions)
 
 

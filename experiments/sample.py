@@ -13,13 +13,16 @@ A word is a setting if it is name=value without blanks; all words after -- are p
 import argparse
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from experiments.cli import argument_parser, parse_with_prompts, run
 from switti import arguments
 from switti.errors import UserError
 from switti.files import check_output, check_output_folder, check_target
 from switti.sampling.formats import check_image, format_of, save_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def parser() -> argparse.ArgumentParser:
@@ -98,7 +101,7 @@ def main(argv: list[str]) -> int:
         for image, file, caption, seed in zip(images, files, captions, seeds, strict=True):
             save_image(image, file, details | {"prompt": caption, "seed": seed})
     else:
-        save_image(captioned_grid(images, captions, columns), options.out, grid_details)
+        save_image(captioned_grid(cast("list[Image]", images), captions, columns), options.out, grid_details)
     cut = pipeline.text_encoder.truncated
     if cut:
         print(f"note: {cut} captions were cut to text.max_length={pipeline.text_encoder.max_length} tokens")

@@ -148,6 +148,15 @@ def test_configs_and_settings_in_documents_exist(page: Path) -> None:
                 assert name in SETTINGS, word
 
 
+@pytest.mark.parametrize("page", CURRENT, ids=str)
+def test_settings_that_documents_name_exist(page: Path) -> None:
+    groups = {name.split(".")[0] for name in SETTINGS if "." in name} - {"metrics"}
+    text = FENCE.sub("", (ROOT / page).read_text())
+    named = re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)[=:` ]", text)
+    settings = {name for name in named if name.split(".")[0] in groups and not name.endswith(".safetensors")}
+    assert settings <= SETTINGS.keys()
+
+
 def test_command_lines_are_found_in_blocks_and_spans() -> None:
     text = """`sample RUN "a b" --n 8`, `data`, `python -m experiments.bench`
 ```bash
