@@ -124,8 +124,8 @@ class Plan:
                 other = replace(config, trainer=replace(trainer, sharding_size=shards))
                 # What is exchanged does not depend on checkpointing, nor what is computed on the sharding.
                 profile = simulate_step(other, checkpointing=False, backend="fused")
-                operations = {"bfloat16": self.chosen.bfloat16, "float32": self.chosen.float32}
-                self.layouts[str(shards)] = self.layout(shards), replace(profile, **operations)
+                profile = replace(profile, bfloat16=self.chosen.bfloat16, float32=self.chosen.float32)
+                self.layouts[str(shards)] = self.layout(shards), profile
                 bar.update()
 
     @property
@@ -182,7 +182,9 @@ class Plan:
         columns = [self.profiles[value].memory for value in (True, False)]
         kinds = sorted({kind for column in columns for kind in column}, key=lambda k: -columns[1].get(k, 0))
         marks = ["*" if self.config.trainer.checkpointing == value else "" for value in (True, False)]
-        rows = [("memory of a GPU, GB", f"checkpointing{marks[0]}", f"all kept{marks[1]}")]
+        rows: list[tuple[str, ...]] = [
+            ("memory of a GPU, GB", f"checkpointing{marks[0]}", f"all kept{marks[1]}")
+        ]
         rows += [(f"  {kind}", *(_giga(column.get(kind, 0)) for column in columns)) for kind in kinds]
         rows.append(("  peak", *(_giga(sum(column.values())) for column in columns)))
         available, needed = ACCELERATORS[self.gpu].memory, self.chosen.peak

@@ -87,7 +87,7 @@ def main(argv: list[str]) -> int:
     if not options.separate:
         side = pipeline.tokenizer.config.resolution
         check_image(options.out, grid_size(count, side, side, columns), grid_details)
-    images = pipeline(
+    sampled = pipeline(
         prompts,
         num_images_per_prompt=repeats,
         seeds=seeds,
@@ -97,11 +97,12 @@ def main(argv: list[str]) -> int:
         batch_size=batch,
         progress=True,
     )
+    images = cast("list[Image]", sampled)
     if options.separate:
         for image, file, caption, seed in zip(images, files, captions, seeds, strict=True):
             save_image(image, file, details | {"prompt": caption, "seed": seed})
     else:
-        save_image(captioned_grid(cast("list[Image]", images), captions, columns), options.out, grid_details)
+        save_image(captioned_grid(images, captions, columns), options.out, grid_details)
     cut = pipeline.text_encoder.truncated
     if cut:
         print(f"note: {cut} captions were cut to text.max_length={pipeline.text_encoder.max_length} tokens")
