@@ -19,7 +19,8 @@ from switti.losses.cross_entropy import token_losses
 from switti.models.config import GeneratorConfig
 from switti.models.transformer import Condition, ScaleTransformer
 from switti.sampling.config import SamplingConfig
-from switti.sampling.sampler import PictureNoise, ScaleTrace, sample_latent
+from switti.sampling.noise import ImageNoise
+from switti.sampling.sampler import ScaleTrace, sample_latent
 from switti.scales import PYRAMIDS
 from switti.text.base import TextEmbedding
 from switti.tokenizer.config import RQVAEConfig
@@ -117,12 +118,12 @@ class SamplingCase:
         def mark(_trace: ScaleTrace) -> None:
             marks.append(time.perf_counter())
 
-        noise = PictureNoise(seeds, self.text.pooled_BP.device)
+        noise = ImageNoise(seeds, self.text.pooled_BP.device)
         sample_latent(self.model, self.tokenizer, self.text, self.null, sampling, noise, on_scale_end=mark)
         return [after - before for before, after in pairwise(marks)]
 
     def run_plainly(self, plain: DenseTransformer, sampling: SamplingConfig, seeds: list[int]) -> None:
-        noise = PictureNoise(seeds, self.text.pooled_BP.device)
+        noise = ImageNoise(seeds, self.text.pooled_BP.device)
         sample_latent_plainly(plain, self.tokenizer, self.text, self.null, sampling, noise)
 
     def share_outside(self, sampling: SamplingConfig, seeds: list[int]) -> float:

@@ -17,6 +17,7 @@ from switti.models.config import GeneratorConfig
 from switti.models.transformer import ScaleTransformer
 from switti.sampling.config import SamplingConfig
 from switti.sampling.guidance import GuidancePlan
+from switti.sampling.noise import ScaleNoise
 from switti.sampling.sampler import Noise
 from switti.scales import Pyramid
 from switti.text.base import TextEmbedding
@@ -120,6 +121,7 @@ def sample_latent_plainly(
         logits = model.forward_scale(scale, inputs, condition, caches)  # type: ignore[arg-type]
         guided = plan.combine(logits, batch, scale)
         drawn = noise(scale, (guided.shape[1], guided.shape[2]))
+        drawn = drawn.all() if isinstance(drawn, ScaleNoise) else drawn
         tokens = draw_from_sorted(guided, config.top_k, config.top_p, drawn)
         latent = quantizer.accumulate(scale, latent, quantizer.embed(tokens))
         if scale + 1 < model.pyramid.count:

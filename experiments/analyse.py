@@ -84,12 +84,13 @@ def sample(
     import torch
 
     from switti.sampling.attention_analysis import recording
-    from switti.sampling.sampler import PictureNoise, sample_latent
+    from switti.sampling.noise import ImageNoise
+    from switti.sampling.sampler import sample_latent
 
     device = pipeline.device
     text = pipeline.text_encoder.encode(prompts).to(device)
     null = pipeline.text_encoder.encode([""]).to(device)
-    noise = PictureNoise(list(range(len(prompts))), device)
+    noise = ImageNoise(list(range(len(prompts))), device)
     watch = nullcontext() if recorder is None else recording(pipeline.generator, recorder)
     with torch.no_grad(), watch, torch.autocast(device.type, torch.bfloat16, enabled=pipeline.autocast):
         latent = sample_latent(

@@ -23,7 +23,8 @@ from switti.metrics.generator_statistics import GeneratorStatistics
 from switti.models.config import GeneratorConfig
 from switti.models.transformer import ScaleTransformer
 from switti.sampling.config import SamplingConfig
-from switti.sampling.sampler import PictureNoise, sample_latent
+from switti.sampling.noise import ImageNoise
+from switti.sampling.sampler import sample_latent
 from switti.text.base import TextEmbedding
 from switti.tokenizer.rqvae import CODES, RQVAE, check_codes
 from switti.weights.fill import build_empty, fill
@@ -253,7 +254,7 @@ class GeneratorModule(LightningModule):
                     text.to(self.device),
                     null.to(self.device),
                     sampling,
-                    PictureNoise(seeds, self.device),
+                    ImageNoise(seeds, self.device),
                 )
                 image = self.tokenizer.decode(latent)
         finally:

@@ -27,7 +27,8 @@ from switti.sampling.pipeline_arguments import (
     rename_aliases,
 )
 from switti.sampling.pipeline_folder import Parts, read_parts, write_parts
-from switti.sampling.sampler import PictureNoise, PromptSwitch, ScaleTrace, sample_latent
+from switti.sampling.noise import ImageNoise
+from switti.sampling.sampler import PromptSwitch, ScaleTrace, sample_latent
 from switti.suggestions import shortened
 from switti.text.base import TextEmbedding, TextEncoder
 from switti.text.build import build_text_encoder
@@ -228,7 +229,7 @@ class SwittiPipeline:
                     text,
                     self._null(negative[part]),
                     settings,
-                    PictureNoise(sources[part], self.device),
+                    ImageNoise(sources[part], self.device),
                     None if crop_4 is None else crop_4.expand(len(text), -1),
                     callback_on_scale_end,
                     switch,

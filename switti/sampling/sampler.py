@@ -3,34 +3,33 @@
 Shape suffixes: B pictures, P tokens of a scale, V vocabulary, C code width, T caption tokens.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from switti import arguments
 from switti.errors import UserError
 from switti.models.transformer import Condition, ScaleTransformer
 from switti.sampling.config import SamplingConfig
 from switti.sampling.filters import draw_tokens, gumbel_softmax, gumbel_temperature
 from switti.sampling.guidance import GuidancePlan
+from switti.sampling.noise import ScaleNoise
 from switti.text.base import TextEmbedding
 from switti.tokenizer.rqvae import RQVAE
 
 LARGEST_LOGIT = 1e35
-# noise(scale, (P, V)) → Exp(1) draws [B, P, V]; None stands for the most probable token.
-Noise = Callable[[int, tuple[int, int]], Tensor | None]
+# noise(scale, (P, V)) → Exp(1) draws [B, P, V], or what makes them; None stands for the most probable token.
+Noise = Callable[[int, tuple[int, int]], Tensor | ScaleNoise | None]
 
 
 @dataclass
 class ScaleTrace:
     """What happened at one scale; handed to `on_scale_end`.
 
-    tokens_BP is None where the codebook was mixed softly (soft_BPV then holds the weights).
+    tokens_BP is None where the codebook was mixed softly (soft_BPV then holds the weights). noise_BPV: all draws, where
+    they were given or needed.
     cache_bytes: size of the key/value caches of all blocks, 0 for a non-causal model.
     """
 
@@ -42,41 +41,6 @@ class ScaleTrace:
     noise_BPV: Tensor | None
     latent_BCHW: Tensor
     cache_bytes: int
-
-
-@dataclass
-class PictureNoise:
-    """Exp(1) draws of one random stream a picture, so that a picture depends on its seed alone.
-
-    seeds: one a picture; a generator gives a seed and so moves on.
-    Drawn by NumPy, five times as fast as torch on a CPU, the streams side by side; the same on every device.
-    """
-
-    seeds: Sequence[int | torch.Generator]
-    device: torch.device
-    dtype: torch.dtype = torch.float32
-    streams: list[np.random.Generator] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.streams = [np.random.Generator(np.random.SFC64(_as_seed(seed))) for seed in self.seeds]
-
-    def __call__(self, scale: int, shape: tuple[int, int]) -> Tensor:
-        draws = np.empty((len(self.streams), *shape), dtype=np.float32)
-
-        def fill(row: int) -> None:
-            self.streams[row].standard_exponential(dtype=np.float32, out=draws[row])
-
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            list(pool.map(fill, range(len(draws))))
-        draws += np.float32(2**-24)  # never 0: it divides
-        return torch.from_numpy(draws).to(self.device, self.dtype)
-
-
-def _as_seed(seed: int | torch.Generator) -> int:
-    """A number in [0, 2^64) that a stream can start from. Raises UserError for any other."""
-    if isinstance(seed, torch.Generator):
-        return int(torch.randint(2**63 - 1, (), generator=seed, device=seed.device))
-    return arguments.seed("seed", seed)
 
 
 @dataclass(frozen=True)
@@ -110,28 +74,36 @@ def _choose(
     scale: int,
     logits: Tensor,
     guided: Tensor,
-    noise: Tensor | None,
-) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    """(tokens, None, guided) or (None, soft weights, guided·(1 + r)), depending on Gumbel smoothing."""
+    noise: Tensor | ScaleNoise | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor | None]:
+    """(tokens, None, guided, noise) or (None, soft weights, guided·(1 + r), noise), depending on Gumbel smoothing."""
     soft = config.gumbel and config.gumbel_start <= scale < plan.stop and noise is not None
     if soft:
         guided = guided * (1.0 + ratio)
-    _check_finite(guided, logits, config, scale)
+    if guided.device.type == "cpu":
+        _check_finite(guided, logits, config, scale)
     if soft and noise is not None:
-        return None, gumbel_softmax(guided, noise, gumbel_temperature(ratio)), guided
-    return draw_tokens(guided, config.top_k, config.top_p, noise, logits.dtype.itemsize < 4), None, guided
+        draws = noise.all() if isinstance(noise, ScaleNoise) else noise
+        return None, gumbel_softmax(guided, draws, gumbel_temperature(ratio)), guided, draws
+    tokens = draw_tokens(guided, config.top_k, config.top_p, noise, logits.dtype.itemsize < 4)
+    return tokens, None, guided, noise if isinstance(noise, Tensor) else None
 
 
 def _check_finite(guided: Tensor, logits: Tensor, config: SamplingConfig, scale: int) -> None:
     """UserError if no token can be drawn from `guided`, naming what has made it of the model's `logits`."""
-    # The largest of a row is not a number if any of them is not one.
-    if bool((guided.amax(dim=-1).abs() < LARGEST_LOGIT).all()):
+    if bool(_is_finite(guided)):
         return
     if bool(logits.isfinite().all()):
         cause = f"sampling.guidance={config.guidance} and late_temperature={config.late_temperature} make them overflow"
     else:
         cause = f"the model's weights or its caption are not finite, or overflow in {str(logits.dtype)[6:]}"
     raise UserError(f"logits of scale {scale} are not finite: {cause}")
+
+
+def _is_finite(guided: Tensor) -> Tensor:
+    """Whether tokens can be drawn, without asking the device for the answer."""
+    # The largest of a row is not a number if any of them is not one.
+    return (guided.amax(dim=-1).abs() < LARGEST_LOGIT).all()
 
 
 @torch.no_grad()
@@ -152,7 +124,8 @@ def sample_latent(
     text: B captions; null: one caption (or B) for the unconditional rows, "" or a negative prompt. Guidance, filters
     and the running latent are kept in float32 whatever the model's precision. switch: other captions from some scale
     on; what a causal model remembers of the coarser scales stays as it was. plan: guidance by scale, if another than
-    `config` describes. Raises UserError where logits are not finite.
+    `config` describes. Raises UserError where logits are not finite on a CPU; a device is not asked in between, and
+    the latent of such images is not finite either.
     """
     pyramid, quantizer = model.pyramid, tokenizer.quantize
     plan = plan or GuidancePlan.of(config, pyramid)
@@ -171,20 +144,19 @@ def sample_latent(
         logits = model.forward_scale(scale, inputs, condition if unconditional else conditional, cache)
         guided = plan.combine(logits, batch, scale)
         drawn = noise(scale, (guided.shape[1], guided.shape[2]))
-        tokens, soft, guided = _choose(config, plan, pyramid.ratio(scale), scale, logits, guided, drawn)
+        ratio = pyramid.ratio(scale)
+        tokens, soft, guided, drawn = _choose(config, plan, ratio, scale, logits, guided, drawn)
         codes = (
-            soft @ quantizer.embedding.weight if soft is not None else quantizer.embed(cast(Tensor, tokens))
+            quantizer.embed(tokens) if tokens is not None else cast(Tensor, soft) @ quantizer.embedding.weight
         )
+        if guided.device.type != "cpu":
+            codes = torch.where(_is_finite(guided), codes, torch.nan)
         latent = quantizer.accumulate(scale, latent, codes)
         if scale + 1 < pyramid.count:
             rows = quantizer.next_input(scale, latent)
         if on_scale_end is not None:
             cache_bytes = sum(block.nbytes for block in cache or ())
             on_scale_end(ScaleTrace(scale, logits, guided, tokens, soft, drawn, latent, cache_bytes))
-        del (
-            logits,
-            guided,
-            drawn,
-            soft,
-        )  # the vocabulary times thousands of tokens, before the next scale is computed
+        # The vocabulary times thousands of tokens, before the next scale is computed.
+        del logits, guided, drawn, soft
     return latent

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from switti.sampling.config import SamplingConfig
+from switti.sampling.noise import ImageNoise
 from switti.sampling.pipeline import SwittiPipeline
-from switti.sampling.sampler import PictureNoise, ScaleTrace, sample_latent
+from switti.sampling.sampler import ScaleTrace, sample_latent
 from switti.text.base import TextEmbedding
 
 ROUNDS = 9
@@ -79,7 +80,7 @@ def _one_batch(case: TimedCase, text: TextEmbedding, null: TextEmbedding) -> tup
         cache_bytes = trace.cache_bytes
         marks.append(now())
 
-    noise = PictureNoise(list(range(len(text))), pipeline.device)
+    noise = ImageNoise(list(range(len(text))), pipeline.device)
     marks = [now()]
     with torch.autocast(pipeline.device.type, torch.bfloat16, enabled=pipeline.autocast):
         sample_latent(

@@ -29,8 +29,9 @@ from switti.errors import UserError
 from switti.models.config import GeneratorConfig
 from switti.models.transformer import ScaleTransformer
 from switti.sampling.config import SamplingConfig
+from switti.sampling.noise import ImageNoise
 from switti.sampling.pipeline_folder import Parts, read_parts, write_parts
-from switti.sampling.sampler import PictureNoise, sample_latent
+from switti.sampling.sampler import sample_latent
 from switti.text.base import TextEmbedding
 from switti.text.config import TextConfig
 from switti.tokenizer.config import RQVAEConfig
@@ -73,7 +74,7 @@ def sample(found: Parts) -> None:
             text,
             text,
             found.sampling,
-            PictureNoise([0], torch.device("cpu")),
+            ImageNoise([0], torch.device("cpu")),
         )
         found.tokenizer.decode(latent)
 

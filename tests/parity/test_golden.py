@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -101,12 +102,14 @@ def test_command_reports_a_wrong_weight(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_a_wrong_filter_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A nucleus a little too large is noticed."""
-    original = filters.kept_tokens
+    original = filters._kept_on_cpu
 
-    def lenient(logits: torch.Tensor, top_k: int, top_p: float, rounded: bool = False) -> torch.Tensor:
+    def lenient(
+        logits: torch.Tensor, top_k: int, top_p: float, rounded: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
         return original(logits, top_k, min(1.0, top_p + 0.02), rounded)
 
-    monkeypatch.setattr(filters, "kept_tokens", lenient)
+    monkeypatch.setattr(filters, "_kept_on_cpu", lenient)
     golden = Golden.open(FOLDER)
     check_functions(golden)
     assert golden.failed

@@ -8,7 +8,8 @@ from transformer_cases import inputs, model
 from benchmarks.reference_model import DenseTransformer, draw_from_sorted, same_weights, sample_latent_plainly
 from switti.sampling.config import SamplingConfig
 from switti.sampling.filters import draw_tokens
-from switti.sampling.sampler import PictureNoise, sample_latent
+from switti.sampling.noise import ImageNoise
+from switti.sampling.sampler import sample_latent
 
 
 @pytest.mark.parametrize("visibility", ["causal", "non_causal"])
@@ -32,8 +33,8 @@ def test_latents(visibility: str, stop: int | None) -> None:
     plain = same_weights(fast, DenseTransformer)
     config = SamplingConfig(guidance=2.0, guidance_stop=stop, top_k=20, top_p=0.9, gumbel=False)
     text, null = captions(2), captions(1, seed=4)
-    found = sample_latent(fast, tokenizer, text, null, config, PictureNoise([1, 2], torch.device("cpu")))
-    noise = PictureNoise([1, 2], torch.device("cpu"))
+    found = sample_latent(fast, tokenizer, text, null, config, ImageNoise([1, 2], torch.device("cpu")))
+    noise = ImageNoise([1, 2], torch.device("cpu"))
     expected = sample_latent_plainly(plain, tokenizer, text, null, config, noise)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 

@@ -16,13 +16,14 @@ from switti.sampling.attention_analysis import CaptionAttention, ScaleAttention,
 from switti.sampling.config import SamplingConfig
 from switti.sampling.guidance import GuidancePlan
 from switti.sampling.image_grid import drawable, font
-from switti.sampling.sampler import PictureNoise, sample_latent
+from switti.sampling.noise import ImageNoise
+from switti.sampling.sampler import sample_latent
 from switti.text.minilm import MiniLMEncoder
 
 
 def sampled(visibility: str, recorder: CaptionAttention | ScaleAttention) -> None:
     model, tokenizer = build(visibility)
-    noise = PictureNoise([1, 2], torch.device("cpu"))
+    noise = ImageNoise([1, 2], torch.device("cpu"))
     config = SamplingConfig(guidance=2.0, guidance_stop=3, top_k=8)
     with recording(model, recorder):
         sample_latent(model, tokenizer, captions(2), captions(1, seed=4), config, noise)
@@ -67,7 +68,7 @@ def test_caption_shares_leave_padding_out() -> None:
     text = captions(2)
     text.mask_BT[0, 3:] = False
     recorder = CaptionAttention(2)
-    noise = PictureNoise([1, 2], torch.device("cpu"))
+    noise = ImageNoise([1, 2], torch.device("cpu"))
     with recording(model, recorder):
         sample_latent(model, tokenizer, text, captions(1, seed=4), SamplingConfig(top_k=8), noise)
     shares = recorder.result()
@@ -83,7 +84,7 @@ def test_a_plan_replaces_the_schedule() -> None:
     plan = GuidancePlan((0.0,) * 4, 0, 4, None)
     found, expected = (
         sample_latent(
-            model, tokenizer, text, null, settings, PictureNoise([1, 2], torch.device("cpu")), plan=given
+            model, tokenizer, text, null, settings, ImageNoise([1, 2], torch.device("cpu")), plan=given
         )
         for settings, given in ((config, plan), (SamplingConfig(guidance=0.0, top_k=8, gumbel=False), None))
     )

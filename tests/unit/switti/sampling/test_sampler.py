@@ -7,7 +7,8 @@ from sampler_cases import build, captions
 from switti.sampling.config import SamplingConfig
 from switti.sampling.filters import draw_tokens, filtered_probabilities, gumbel_softmax, gumbel_temperature
 from switti.sampling.guidance import GuidancePlan
-from switti.sampling.sampler import PictureNoise, ScaleTrace, sample_latent
+from switti.sampling.noise import ImageNoise
+from switti.sampling.sampler import ScaleTrace, sample_latent
 from switti.scales import Pyramid
 
 
@@ -81,10 +82,10 @@ def test_a_picture_does_not_depend_on_its_batch(visibility: str, gumbel: bool) -
     text, null = captions(3), captions(1, seed=4)
     config = SamplingConfig(guidance=3.0, guidance_stop=3, top_k=20, gumbel=gumbel)
     cpu = torch.device("cpu")
-    together = sample_latent(model, tokenizer, text, null, config, PictureNoise([5, 6, 7], cpu))
-    alone = sample_latent(model, tokenizer, text[[2]], null, config, PictureNoise([7], cpu))
+    together = sample_latent(model, tokenizer, text, null, config, ImageNoise([5, 6, 7], cpu))
+    alone = sample_latent(model, tokenizer, text[[2]], null, config, ImageNoise([7], cpu))
     torch.testing.assert_close(together[2:], alone, rtol=0, atol=1e-5)
-    other = sample_latent(model, tokenizer, text[[2]], null, config, PictureNoise([8], cpu))
+    other = sample_latent(model, tokenizer, text[[2]], null, config, ImageNoise([8], cpu))
     assert not torch.allclose(alone, other)
 
 
@@ -97,7 +98,7 @@ def test_skipped_rows_change_nothing(visibility: str, monkeypatch: pytest.Monkey
     rows: list[int] = []
 
     def run() -> torch.Tensor:
-        noise = PictureNoise([1, 2], torch.device("cpu"))
+        noise = ImageNoise([1, 2], torch.device("cpu"))
 
         def note(trace: ScaleTrace) -> None:
             rows.append(len(trace.logits))
@@ -117,7 +118,7 @@ def test_non_causal_model_needs_no_cache() -> None:
     for visibility in ("causal", "non_causal"):
         model, tokenizer = build(visibility)
         seen = sizes.setdefault(visibility, [])
-        noise = PictureNoise([1, 2], torch.device("cpu"))
+        noise = ImageNoise([1, 2], torch.device("cpu"))
         sample_latent(
             model, tokenizer, captions(2), captions(1), SamplingConfig(top_k=8), noise,
             on_scale_end=lambda trace, seen=seen: seen.append(trace.cache_bytes),
@@ -137,7 +138,7 @@ def test_mixed_precision_samples_close_to_float32(visibility: str) -> None:
     )
     logits: dict[bool, list[torch.Tensor]] = {False: [], True: []}
     for half, seen in logits.items():
-        noise = PictureNoise([1, 2], torch.device("cpu"))
+        noise = ImageNoise([1, 2], torch.device("cpu"))
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             sample_latent(
                 model, tokenizer, text, null, config, noise,
