@@ -24,7 +24,7 @@ from switti.models.config import GeneratorConfig
 from switti.models.transformer import ScaleTransformer
 from switti.sampling.config import SamplingConfig
 from switti.sampling.noise import ImageNoise
-from switti.sampling.sampler import sample_latent
+from switti.sampling.sampler import check_latent, sample_latent
 from switti.text.base import TextEmbedding
 from switti.tokenizer.rqvae import CODES, RQVAE, check_codes
 from switti.weights.fill import build_empty, fill
@@ -180,7 +180,7 @@ class GeneratorModule(LightningModule):
             values |= {f"train/{name}_by_scale/{k}": value for k, value in enumerate(per_scale)}
         self._collect(values)
         used_V = losses.new_zeros(self.model_config.codebook_size)
-        self._collect({"used": used_V.index_fill(0, tokens.unique(), 1.0)})
+        self._collect({"used": used_V.index_fill(0, tokens.flatten(), 1.0)})
 
     def _collect(self, values: Mapping[str, Tensor]) -> None:
         """Keeps values of a micro-batch until the optimizer step, when their means are logged."""
@@ -256,6 +256,7 @@ class GeneratorModule(LightningModule):
                     sampling,
                     ImageNoise(seeds, self.device),
                 )
+                check_latent(latent)
                 image = self.tokenizer.decode(latent)
         finally:
             model.train(was_training)

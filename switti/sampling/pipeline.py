@@ -18,6 +18,7 @@ from switti.errors import UserError
 from switti.models.transformer import ScaleTransformer
 from switti.sampling.config import SamplingConfig
 from switti.sampling.image_grid import to_pil
+from switti.sampling.noise import ImageNoise
 from switti.sampling.pipeline_arguments import (
     change_settings,
     check_crop,
@@ -27,8 +28,7 @@ from switti.sampling.pipeline_arguments import (
     rename_aliases,
 )
 from switti.sampling.pipeline_folder import Parts, read_parts, write_parts
-from switti.sampling.noise import ImageNoise
-from switti.sampling.sampler import PromptSwitch, ScaleTrace, sample_latent
+from switti.sampling.sampler import PromptSwitch, ScaleTrace, check_latent, sample_latent
 from switti.suggestions import shortened
 from switti.text.base import TextEmbedding, TextEncoder
 from switti.text.build import build_text_encoder
@@ -234,6 +234,7 @@ class SwittiPipeline:
                     callback_on_scale_end,
                     switch,
                 )
+                check_latent(latent)
                 results.append(latent if output_type == "latent" else self._decode(latent))
         images = _convert(torch.cat(results), output_type)
         if return_dict is None:

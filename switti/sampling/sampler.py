@@ -106,6 +106,14 @@ def _is_finite(guided: Tensor) -> Tensor:
     return (guided.amax(dim=-1).abs() < LARGEST_LOGIT).all()
 
 
+def check_latent(latent: Tensor) -> None:
+    """UserError if a device has met logits that are not finite while it sampled. Waits for the device."""
+    if latent.device.type != "cpu" and not bool(latent.isfinite().all()):
+        raise UserError(
+            "logits of a scale are not finite: the model's weights or its caption are not, or the guidance overflows"
+        )
+
+
 @torch.no_grad()
 def sample_latent(
     model: ScaleTransformer,
@@ -125,7 +133,7 @@ def sample_latent(
     and the running latent are kept in float32 whatever the model's precision. switch: other captions from some scale
     on; what a causal model remembers of the coarser scales stays as it was. plan: guidance by scale, if another than
     `config` describes. Raises UserError where logits are not finite on a CPU; a device is not asked in between, and
-    the latent of such images is not finite either.
+    the latent of such images is not finite either (`check_latent`).
     """
     pyramid, quantizer = model.pyramid, tokenizer.quantize
     plan = plan or GuidancePlan.of(config, pyramid)
