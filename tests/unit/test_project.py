@@ -48,6 +48,11 @@ def foreign(root: Path, project: dict, *layers: str) -> dict[str, Path]:
     }
 
 
+def test_mypy_checks_every_package(project: dict) -> None:
+    tools = project["tool"]
+    assert set(tools["mypy"]["packages"]) == set(tools["ruff"]["lint"]["isort"]["known-first-party"])
+
+
 def test_conda_and_pip_ask_for_the_same(root: Path, project: dict) -> None:
     environment = yaml.safe_load((root / "environment.yml").read_text())
     (pip,) = [item["pip"] for item in environment["dependencies"] if isinstance(item, dict)]
