@@ -1,10 +1,10 @@
 """python -m experiments.compare STUDY|RUN_DIR … [--out DIR] [--pair-by seed] [--vary model.visibility]
 
-Compare runs: one self-contained page (index.html), report.md, rows.csv (a row a run), paired.csv (paired differences
-with intervals), every plot as SVG and PNG and the pictures as sheets. Reads run folders only; no torch, no network.
-Overwrites nothing but an earlier report.
+Compare runs: one self-contained page (index.html), report.md, rows.csv (a row for each run), paired.csv (paired
+differences with intervals), every plot as SVG and PNG and the images as sheets. Reads run folders only; no torch, no
+network. Overwrites nothing but an earlier report.
 
-Of a study that is a search the page tells the best trial and the command that repeats it, the history, the objective
+For a search the page gives the best trial and the command that repeats it, the history, the objective
 against each parameter and the ranking; --vary or --pair-by compare its trials as runs instead.
 """
 
@@ -20,6 +20,7 @@ from reports.data.study import group
 from reports.render.formatting import plural
 from switti.errors import UserError
 from switti.escape import printable
+from switti.run_folder import RECORD
 
 RUNS_DIR, PAIR_BY = "runs", "seed"
 
@@ -62,7 +63,7 @@ def read_runs(paths: list[Path], named: set[Path]) -> tuple[list[Run], list[tupl
                 raise
             skipped.append((path, str(error)))
     for folder in sorted({path.parent for path in paths if path.resolve() not in named}):
-        skipped += [(path, "it has no record.json") for path in folders_without_record(folder)]
+        skipped += [(path, f"it has no {RECORD}") for path in folders_without_record(folder)]
     if not runs:
         raise UserError(skipped[0][1])
     return runs, skipped
@@ -81,10 +82,11 @@ def main(arguments: list[str]) -> None:
     options = parser().parse_args(arguments)
     paths = find_runs(options.runs, RUNS_DIR)
     named = {path.resolve() for text in options.runs for path in (Path(text), Path(RUNS_DIR) / text)}
-    runs, left_out = read_runs(paths, named)
-    skipped = tuple((path.name, reason) for path, reason in left_out)
+    runs, unreadable = read_runs(paths, named)
+    skipped = tuple((path.name, reason) for path, reason in unreadable)
 
-    from reports.build import write_report, write_search_report  # only now: it takes a second
+    # Only now: it takes a second.
+    from reports.build import write_report, write_search_report
 
     if folder := searched_folder(options):
         search = read_search(folder, runs, skipped)
@@ -94,7 +96,7 @@ def main(arguments: list[str]) -> None:
         study = replace(group(runs, options.pair_by or PAIR_BY, options.vary), skipped=skipped)
         page = write_report(study, options.out or default_folder(paths))
         counts = f"{plural(len(study.runs), 'run')}, {plural(len(study.variants), 'variant')}"
-    for path, reason in left_out:
+    for path, reason in unreadable:
         print(printable(f"skipped {path}: {reason}"), file=sys.stderr)
     print(printable(f"{counts}: {page}"))
 

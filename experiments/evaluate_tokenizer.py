@@ -59,7 +59,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
     from evaluation.tokenizer_tables import worst_first, write_tables
     from evaluation.tokenizers import Pictures, check_resolution, measure, open_tokenizer
-    from reports.tokenizer_page import show_pictures, write_page, write_sheet
+    from reports.tokenizer_page import show_images, write_page, write_sheet
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = {name: open_tokenizer(source, options.scales).to(device) for name, source in names.items()}
@@ -73,7 +73,7 @@ def evaluate(options: argparse.Namespace) -> None:
     write_tables(out, reports, pictures.keys)
     print("\n".join(notes))
     worst = {number: pictures.read(number) for number in worst_first(reports)[: options.worst]}
-    shown = show_pictures(models, reports, worst, pictures.keys)
+    shown = show_images(models, reports, worst, pictures.keys)
     write_page(out / "page.html", reports, shown, notes)
     write_sheet(out / "worst.png", shown[:12])
     print(f"{out}: table.csv, pictures.csv, page.html, worst.png")

@@ -1,7 +1,7 @@
-"""The event files that `experiments.board` shows: one TensorBoard run for each run folder, made from what it holds.
+"""Event files for `experiments.board`: one TensorBoard run for each run folder, written from its metrics and samples.
 
 metrics.csv becomes charts, in groups that TensorBoard, which sorts by name, shows in a sensible order; so the steps are
-those of the report, for runs of any age. Not a command itself.
+those of the report, for runs of any age.
 """
 
 import sys
@@ -31,8 +31,10 @@ from switti.errors import UserError
 from switti.files import read_bytes
 from switti.run_folder import CONFIG, METRICS, SAMPLES, Row, read_metrics
 
-POINTS = 1000  # of a curve, which is as many as TensorBoard keeps
-GRIDS = 10  # of each kind of sample grid, likewise
+# Of a curve, which is as many as TensorBoard keeps.
+POINTS = 1000
+# Of each kind of sample grid, likewise.
+GRIDS = 10
 _MAX_GRID_BYTES = 64 << 20
 
 
@@ -49,7 +51,7 @@ class Board:
     def renew(self) -> None:
         """Write what has changed since the last call.
 
-        A run that cannot be read is named once, and left out; UserError if there is no other.
+        A run that cannot be read is named once and skipped; UserError if there is no other.
         """
         problems: list[str] = []
         configs: dict[str, RunConfig] = {}
@@ -82,7 +84,7 @@ class Board:
             self._layout = content
             first.write([Event(summary=layout_summary(content))])
         shown = table_metrics(metrics)
-        # TensorBoard takes the first description that it finds: it must not come before what it describes.
+        # TensorBoard takes the first description that it reads: it must not come before what it describes.
         waiting = "running" in states.values() and not _is_complete(shown, configs)
         if shown and not self._has_table and not waiting:
             self._has_table = True
@@ -92,7 +94,7 @@ class Board:
         for problem in problems:
             if problem not in self._reported:
                 self._reported.add(problem)
-                print(f"left out: {problem}", file=sys.stderr, flush=True)
+                print(f"skipped: {problem}", file=sys.stderr, flush=True)
 
 
 def _is_complete(metrics: list[str], configs: dict[str, RunConfig]) -> bool:
@@ -126,7 +128,8 @@ class MirroredRun:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("ab") as stream:
             records = RecordWriter(stream)
-            for event in [Event(file_version="brain.Event:2")] * new + events:
+            header = [Event(file_version="brain.Event:2")] if new else []
+            for event in header + events:
                 event.wall_time = event.wall_time or time.time()
                 records.write(event.SerializeToString())
 
@@ -184,7 +187,7 @@ def _scalar(row: Row) -> Event:
 
 
 def _grid(path: Path, kind: str) -> Event | None:
-    """A sample grid as it is; None while it is being written, or if it is damaged."""
+    """A sample grid as it is; None while it is being written, or if it is corrupt."""
     try:
         content, step = read_bytes(path, _MAX_GRID_BYTES), int(path.name.split("_")[1])
         with Image.open(path, formats=("PNG",)) as image:

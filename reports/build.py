@@ -1,4 +1,4 @@
-"""From runs to the report's files."""
+"""Report of a study or a search: numbers, sections, then files."""
 
 from datetime import datetime
 from pathlib import Path
@@ -9,13 +9,13 @@ from reports.data.search import Search
 from reports.data.study import Study, show, sort_values
 from reports.render import html, markdown, plots, tables
 from reports.render import image_sheet as sheets
-from reports.render.document import Block, Document, Figure, Pictures, Text, cleaned, code
+from reports.render.document import Block, Document, Figure, ImageGrid, Text, cleaned, code
 from reports.render.forest import forest_figure
 from reports.render.formatting import plural
 from reports.sections.images import (
     caption_section,
     conventions_section,
-    first_pictures,
+    first_images,
     samples_section,
 )
 from reports.sections.metrics import cost_section, curves_section, metrics_section
@@ -29,14 +29,18 @@ from switti.files import atomic_write, writing
 from switti.run_folder import RECORD
 from switti.tables import write_csv
 
-_TITLE = 70  # characters of variants' labels that a heading can take
-_MARK = '<section id="conventions">'  # stands in every report's page
-_SUMMARIES = 2  # that may stand above the first plot
-_VALUES = 12  # pairing values that a sentence can take
+# Characters of variants' labels in a heading.
+_TITLE = 70
+# Occurs in every report's page.
+_MARK = '<section id="conventions">'
+# Summaries above the first plot.
+_SUMMARIES = 2
+# Pairing values in a sentence.
+_VALUES = 12
 
 
 def document(comparison: Comparison) -> Document:
-    """All that the report says, independent of how it is shown."""
+    """The report's content, independent of its format."""
     study, images = comparison.study, samples_section(comparison.study)
     lead: list[Block] = [*learning(comparison)]
     summaries, sentences = _split(comparison, verdict(comparison))
@@ -45,11 +49,11 @@ def document(comparison: Comparison) -> Document:
         text = f"Preliminary: {plural(len(unfinished), 'run')} of {len(study.runs)} not finished (see Runs)."
         lead.append(Text(text, "warning"))
     if study.skipped:
-        text = f"{plural(len(study.skipped), 'run folder')} could not be read and stand apart (see Runs)."
+        text = f"{plural(len(study.skipped), 'run folder')} could not be read (see Runs)."
         lead.append(Text(text, "warning"))
     if forest := forest_figure(comparison):
         lead.append(forest)
-    lead += [*first_pictures(images), *sentences, Text(_subject(study), "note")]
+    lead += [*first_images(images), *sentences, Text(_subject(study), "note")]
     sections = [
         metrics_section(comparison),
         curves_section(comparison),
@@ -63,7 +67,7 @@ def document(comparison: Comparison) -> Document:
         conventions_section(comparison),
     ]
     if study.runs[0].record.get("task") in ("tokenizer", "decoder"):
-        # what speaks of generated tokens has nothing to say here
+        # Sections on generated tokens do not apply.
         sections = [section for section in sections if section.anchor not in ("norms", "scales", "captions")]
     labels = label_variants(study.variants)
     title = labels if len(labels) <= _TITLE else f"{len(study.variants)} variants"
@@ -73,7 +77,7 @@ def document(comparison: Comparison) -> Document:
 
 
 def _split(comparison: Comparison, texts: list[Text]) -> tuple[list[Text], list[Text]]:
-    """(what stands above the plot, what stands below); a summary for each of many variants would hide the plot."""
+    """(texts above the plot, texts below it); a summary for each of many variants would hide the plot."""
     above = [text for text in texts if text.kind != "verdict"]
     below = [text for text in texts if text.kind == "verdict"]
     if len(above) <= _SUMMARIES:
@@ -86,13 +90,13 @@ def _subject(study: Study) -> str:
     counts = ", ".join(f"{variant.label} ({plural(len(variant.runs), 'run')})" for variant in study.variants)
     what = f"Compared by {varied}: {counts}" if varied else f"One variant: {plural(len(study.runs), 'run')}"
     if len(study.vary) > 2:
-        what += "; a name tells only what differs from the most frequent settings (all are under Settings that differ)"
+        what += "; names give only what differs from the most frequent settings (all are under Settings that differ)"
     made = f"Made {datetime.now():%Y-%m-%d %H:%M} from the run folders alone."
     return f"{what}; paired by {code(study.pair_by)} ({_pairs(study)}). {made}"
 
 
 def _pairs(study: Study) -> str:
-    """The pairing values, and plainly so where one is too few for an interval."""
+    """The pairing values, and whether one pair is too few for an interval."""
     values = [show(value) for value in sort_values({run.setting(study.pair_by) for run in study.runs})]
     listed = ", ".join(values[:_VALUES]) + (f" … ({len(values)})" if len(values) > _VALUES else "")
     if len(study.variants) < 2:
@@ -142,7 +146,7 @@ def _write(report: Document, files: dict[str, tuple[list[str], list[list[Any]]]]
     for block in [*report.lead, *(block for section in report.sections for block in section.blocks)]:
         if isinstance(block, Figure):
             plots.save_figure(block, folder)
-        elif isinstance(block, Pictures):
+        elif isinstance(block, ImageGrid):
             sheets.save_sheet(block, folder)
     for name, text in (("report.md", markdown.render(report)), ("index.html", html.render(report))):
         with atomic_write(folder / name) as temporary:

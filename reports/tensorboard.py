@@ -1,4 +1,4 @@
-"""How `experiments.board` arranges things for TensorBoard: order and layout of charts, HPARAMS table. Not a command."""
+"""Layout of a study in TensorBoard: order and groups of charts, HPARAMS table."""
 
 import re
 import time

@@ -16,35 +16,37 @@ from switti.metrics.tokenizer_quality import TokenizerReport, reconstruct
 from switti.sampling.image_grid import captioned_grid, to_pil
 from switti.tokenizer.rqvae import RQVAE
 
-AMPLIFIED = 4  # differences are drawn so many times as strong
-LOSSLESS_SIDE = 256  # px; larger pictures go into the page as JPEG, or it would weigh hundreds of megabytes
+# Factor by which differences are amplified.
+AMPLIFIED = 4
+# Pixels; larger images go into the page as JPEG, or it would weigh hundreds of megabytes.
+LOSSLESS_SIDE = 256
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One picture. cells: (what it is, its caption, the picture): the original, then two for each tokenizer."""
+    """One image. cells: (description, caption, image): the original, then two for each tokenizer."""
 
     key: str
     cells: list[tuple[str, str, Image.Image]]
 
 
-def show_pictures(
+def show_images(
     models: Mapping[str, RQVAE],
     reports: Mapping[str, TokenizerReport],
     originals: Mapping[int, Tensor],
     keys: list[str],
 ) -> list[Shown]:
-    """originals: number of the picture → [3, H, W] in [-1, 1]. keys: of all pictures."""
+    """originals: number of the image → [3, H, W] in [-1, 1]. keys: of all images."""
     shown = []
     for number, image_3HW in originals.items():
         target_3HW = (image_3HW + 1) / 2
         short = keys[number].rsplit("/", 1)[-1]
         cells = [("original", short, to_pil(target_3HW[None])[0])]
         for name, model in models.items():
-            found_3HW = reconstruct(model, image_3HW[None])[0].cpu()
-            difference_3HW = AMPLIFIED * (found_3HW - target_3HW).abs()
+            output_3HW = reconstruct(model, image_3HW[None])[0].cpu()
+            difference_3HW = AMPLIFIED * (output_3HW - target_3HW).abs()
             figures = reports[name].pictures[number]
-            cells.append((name, f"{name} {figures['psnr']:.1f} dB", to_pil(found_3HW[None])[0]))
+            cells.append((name, f"{name} {figures['psnr']:.1f} dB", to_pil(output_3HW[None])[0]))
             words = f"{name}, difference ×{AMPLIFIED}"
             cells.append((words, words, to_pil(difference_3HW[None])[0]))
         shown.append(Shown(keys[number], cells))
@@ -52,8 +54,8 @@ def show_pictures(
 
 
 def write_sheet(path: Path, shown: Sequence[Shown]) -> None:
-    """All in one PNG, a row a picture."""
-    cells = [cell for picture in shown for cell in picture.cells]
+    """All in one PNG, a row an image."""
+    cells = [cell for item in shown for cell in item.cells]
     sheet = captioned_grid([c[2] for c in cells], [c[1] for c in cells], columns=len(shown[0].cells))
     with atomic_write(path) as temporary:
         sheet.save(temporary, format="PNG")
@@ -62,11 +64,11 @@ def write_sheet(path: Path, shown: Sequence[Shown]) -> None:
 def write_page(
     path: Path, reports: Mapping[str, TokenizerReport], shown: Sequence[Shown], notes: Sequence[str]
 ) -> None:
-    """One HTML file that needs nothing else: the table, then the pictures, worst first."""
+    """One self-contained HTML file: the table, then the images, worst first."""
     rows = [(metric, scale, values) for metric, scale, *values in map(in_words, comparison(reports))]
     text = ENVIRONMENT.get_template("tokenizers.html.jinja").render(
         title=f"Tokenizers: {', '.join(reports)}",
-        contents=[("table", "Table"), ("pictures", "Images")],
+        contents=[("table", "Table"), ("images", "Images")],
         style=style("page.css", "tokenizers.css"),
         notes=notes,
         names=list(reports),

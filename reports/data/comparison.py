@@ -154,6 +154,6 @@ def _few_images(runs: Sequence[Run], name: str) -> int | None:
     if name.startswith("metrics/"):
         counts = [run.config.get("metrics.prompts") for run in runs if name in run.series]
     else:
-        counts = [run.evaluation.pictures for run in runs if run.evaluation]
+        counts = [run.evaluation.images for run in runs if run.evaluation]
     known = [count for count in counts if isinstance(count, int) and count > 0]
     return min(known) if known and min(known) < ENOUGH_IMAGES else None

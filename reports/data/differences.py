@@ -61,7 +61,7 @@ def paired_difference(
 
 
 def _common_step(a: Run, b: Run, name: str) -> int | None:
-    """Last step at which both runs logged the metric; None for numbers that are no curve."""
+    """Last step at which both runs logged the metric; None for numbers that are not curves."""
     if name not in a.series or name not in b.series:
         return None
     common = np.intersect1d(a.series[name].steps, b.series[name].steps)
@@ -78,8 +78,8 @@ def _unequal_evaluation(name: str, a: Run, b: Run) -> str | None:
     if name.startswith(measured):
         if a.evaluation.step != b.evaluation.step:
             return "evaluated at different steps"
-        same = (a.evaluation.pictures, a.evaluation.captions) == (
-            b.evaluation.pictures,
+        same = (a.evaluation.images, a.evaluation.captions) == (
+            b.evaluation.images,
             b.evaluation.captions,
         )
         return None if same else "evaluated on different captions or numbers of images"

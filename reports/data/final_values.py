@@ -1,4 +1,4 @@
-"""One number a metric and run: the final value of a curve, or what was measured once."""
+"""Final value of each metric of a run: the end of a curve, or a number that was measured once."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -42,7 +42,7 @@ def _scaled(value: float | None, unit: float | None) -> float | None:
 
 
 def final(run: Run, name: str, until: int | None = None) -> float | None:
-    """The number that stands for a metric at the run's end (or at step `until`); None if it was not logged."""
+    """Value of a metric at the run's end (or at step `until`); None if it was not logged."""
     if name not in run.series:
         return single_numbers(run).get(name) if until is None else None
     series = _until(run.series[name], until)

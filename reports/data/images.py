@@ -20,7 +20,7 @@ _SIDE = 256  # pixels; larger images are shrunk, or a page of 512 px samples wou
 def read_image(path: Path) -> tuple[bytes, Image.Image]:
     """A file's bytes and the image in them, decoded; its mode and format are as stored.
 
-    Raises FileNotFoundError, and UserError unless it is a regular file of moderate size with an undamaged image.
+    Raises FileNotFoundError, and UserError unless it is a regular file of moderate size with an intact image.
     """
     try:
         content = read_bytes(path, _MAX_BYTES)
@@ -37,13 +37,14 @@ def read_image(path: Path) -> tuple[bytes, Image.Image]:
         image.load()
     except UserError:
         raise
-    except Exception as error:  # a decoder may raise anything at damaged bytes
+    except Exception as error:
+        # A decoder may raise anything on corrupt bytes.
         raise UserError(f"{path} is not a readable image: {error}") from None
     return content, image
 
 
 def open_image(path: Path) -> Image.Image:
-    """The same in RGB."""
+    """A file's image in RGB, as `read_image`."""
     return read_image(path)[1].convert("RGB")
 
 
@@ -60,7 +61,8 @@ def problem_of(path: Path, run: Path) -> str | None:
         return ABSENT
     except UserError as error:
         return str(error).removeprefix(f"{path} ")
-    except (OSError, ValueError, RuntimeError):  # a null byte, a circle of links
+    except (OSError, ValueError, RuntimeError):
+        # A null byte, a circle of links.
         return "is not a file name"
     return None
 

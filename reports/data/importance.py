@@ -8,7 +8,8 @@ from reports.data.search import Parameter, Search
 from reports.data.study import show
 
 LEAST_TRIALS = 10
-_TOP_TRIALS, _TOP_SHARE = 5, 0.1  # of the finished ones, which count as good
+# Of the finished trials, how many count as good.
+_TOP_TRIALS, _TOP_SHARE = 5, 0.1
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Importance:
 
 
 def importance(search: Search) -> Importance | str:
-    """The parameters' importance, or in words why there is none."""
+    """The parameters' importance, or the reason why there is none."""
     trials = search.of("finished")
     varied = [p for p in search.parameters if len({show(trial.parameters[p.name]) for trial in trials}) > 1]
     if len(trials) < LEAST_TRIALS:
@@ -40,7 +41,8 @@ def importance(search: Search) -> Importance | str:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the evaluator counts as experimental
+            # The evaluator is marked as experimental.
+            warnings.simplefilter("ignore")
             study = optuna.create_study(direction="minimize" if search.minimize else "maximize")
             for trial in trials:
                 values = {p.name: _stored(p, trial.parameters[p.name]) for p in varied}
@@ -50,8 +52,9 @@ def importance(search: Search) -> Importance | str:
                 )
             evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=top)
             shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    except Exception as error:  # values outside of the space, or an Optuna that counts differently
-        return f"Optuna cannot tell it: {error}"
+    except Exception as error:
+        # Values outside of the space, or another version of Optuna.
+        return f"Optuna cannot compute it: {error}"
     finally:
         optuna.logging.set_verbosity(level)
     return Importance(dict(shares), f"PED-ANOVA, Optuna {optuna.__version__}", len(trials), top)
@@ -65,7 +68,7 @@ def _distribution(parameter: Parameter, optuna: Any) -> Any:
     kinds = optuna.distributions
     if parameter.choices is not None:
         return kinds.CategoricalDistribution([show(choice) for choice in parameter.choices])
-    if parameter.whole:
+    if parameter.is_integer:
         step = int(parameter.step or 1)
         return kinds.IntDistribution(int(parameter.low), int(parameter.high), log=parameter.log, step=step)
     return kinds.FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)

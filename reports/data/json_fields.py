@@ -1,4 +1,4 @@
-"""Values out of JSON that may hold anything: what is there must be what it claims, what is not there is left out."""
+"""Typed reads from untrusted JSON: a wrong type raises UserError, a missing key gives a default."""
 
 import math
 from pathlib import Path
@@ -6,7 +6,8 @@ from typing import Any
 
 from switti.errors import UserError
 
-_LARGEST = 1e300  # a whole number beyond it is not a float
+# An integer beyond it is not a float.
+_LARGEST = 1e300
 
 
 def mapping(tree: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
@@ -39,12 +40,12 @@ def number(tree: dict[str, Any], key: str, path: Path) -> float | None:
     raise _wrong(path, key, "a number", value)
 
 
-def whole(tree: dict[str, Any], key: str, path: Path) -> int | None:
-    """The whole number under `key`, None if there is none."""
+def integer(tree: dict[str, Any], key: str, path: Path) -> int | None:
+    """The integer under `key`, None if there is none."""
     value = tree.get(key)
     if value is None or (_is(int, value) and abs(value) < _LARGEST):
         return value
-    raise _wrong(path, key, "a whole number", value)
+    raise _wrong(path, key, "an integer", value)
 
 
 def seconds(tree: dict[str, Any], key: str, path: Path) -> float | None:
@@ -72,7 +73,7 @@ def text(tree: dict[str, Any], key: str, path: Path) -> str | None:
 
 
 def _is(kind: type, value: Any) -> bool:
-    """A whole number is a number as well, a truth value is not."""
+    """An integer is a number as well, a boolean is not."""
     return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
 
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from switti.metrics.catalogue import Better, MetricInfo, find_info, from_record
 
-# tokens: only in one token space and on one data set; pictures: on one data set; cost: on one machine; any: always.
-Needs = Literal["tokens", "pictures", "cost", "any"]
+# tokens: only in one token space and on one data set; images: on one data set; cost: on one machine; any: always.
+Needs = Literal["tokens", "images", "cost", "any"]
 # How a curve becomes one number: last value, mean of the last tenth, median, largest.
 Reduction = Literal["last", "tail", "median", "max"]
 
@@ -35,15 +35,17 @@ class Metric:
         return {"lower": "↓", "higher": "↑", None: ""}[self.better]
 
 
-EARLY = ", guidance stopped early"  # ends the title of a metric of pictures with guidance left out at the last scales
-ONLINE = " in training"  # ends the title of a metric that was taken during training, not by an evaluation
+# Ends the title of a metric of images sampled without guidance at the last scales.
+EARLY = ", guidance stopped early"
+# Ends the title of a metric that was taken during training, not by an evaluation.
+ONLINE = " in training"
 _KNOWN: dict[str, tuple[str, Better, Needs, Reduction, str]] = {
     "train/loss": (
         "training loss",
         "lower",
         "tokens",
         "tail",
-        "what is minimised; for a generator the mean cross-entropy over all tokens, nats a token",
+        "minimized by training; for a generator the mean cross-entropy over all tokens, nats a token",
     ),
     "validation/loss": (
         "validation loss",
@@ -89,24 +91,24 @@ _KNOWN: dict[str, tuple[str, Better, Needs, Reduction, str]] = {
         "lower",
         "cost",
         "last",
-        "peak over the whole run, from the record",
+        "peak over the entire run, from the record",
     ),
     "sampling/seconds_total": (
         "sampling time of a batch",
         "lower",
         "cost",
         "last",
-        "generator, all scales, whole batch",
+        "generator, all scales, entire batch",
     ),
     "sampling/seconds_total_stopped_early": (
         "sampling time of a batch, guidance stopped early",
         "lower",
         "cost",
         "last",
-        "the same with guidance left out at the last two scales, where only the conditional half is computed",
+        "the same without guidance at the last two scales, where only the conditional half is computed",
     ),
     "sampling/seconds_per_picture": (
-        "sampling time of a picture",
+        "sampling time of an image",
         "lower",
         "cost",
         "last",
@@ -159,7 +161,7 @@ def describe(name: str) -> Metric:
         if name.startswith(prefix) and (
             prefix in ("metrics/", "evaluation/", "stopped_early/") or find_info(short) is not None
         ):
-            return _picture_metric(name, short, suffix, "tail" if prefix == "train/" else "last")
+            return _image_metric(name, short, suffix, "tail" if prefix == "train/" else "last")
     if match := _SCALE.fullmatch(name):
         part, kind, scale = match.groups()
         direction: dict[str, Better] = {"loss": "lower", "accuracy": "higher", "codebook_use": "higher"}
@@ -173,14 +175,14 @@ def describe(name: str) -> Metric:
     return _unknown(name)
 
 
-def _picture_metric(name: str, short: str, suffix: str, reduction: Reduction) -> Metric:
+def _image_metric(name: str, short: str, suffix: str, reduction: Reduction) -> Metric:
     if (info := find_info(short) or _extra.get(short)) is not None:
-        return Metric(name, info.title + suffix, info.better, "pictures", reduction, info.meaning, info.unit)
-    return Metric(name, short + suffix, needs="pictures")
+        return Metric(name, info.title + suffix, info.better, "images", reduction, info.meaning, info.unit)
+    return Metric(name, short + suffix, needs="images")
 
 
 def _unknown(name: str) -> Metric:
-    """A name of another version: losses still need one token space, and noisy training curves are still averaged."""
+    """A name of another version: losses still need one token space, and noisy training curves are still smoothed."""
     about_tokens = any(word in name for word in ("loss", "accuracy", "entropy"))
     return Metric(
         name,

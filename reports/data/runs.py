@@ -1,4 +1,4 @@
-"""Run folders into dataclasses. This is the only place of the report that opens a run's files."""
+"""Run folders read into dataclasses: the only place of the report that opens a run's files."""
 
 import os
 from dataclasses import dataclass, field
@@ -29,7 +29,8 @@ from switti.suggestions import did_you_mean, not_found
 
 _MAX_CONFIG_BYTES = 4 << 20
 _MAX_CONFIG_VALUES = 100_000
-_LARGEST = 1e300  # a whole number beyond it is not a float
+# An integer beyond it is not a float.
+_LARGEST = 1e300
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Sampling:
-    """What the evaluation measured while sampling one batch. Seconds are wall-clock for the whole batch.
+    """What the evaluation measured while sampling one batch. Seconds are wall-clock for the entire batch.
 
     rounds: seconds of each repetition; those with the same `together` were measured in turn, round by round.
     processor: processor time of each repetition (all threads); empty on a GPU.
@@ -62,7 +63,7 @@ class Sampling:
 class Evaluation:
     """evaluation.json: metric names are without the prefix `metrics/`.
 
-    stopped_early, metrics_stopped_early: the same with guidance left out at the last scales. pictures, captions: how
+    stopped_early, metrics_stopped_early: the same with guidance skipped at the last scales. images, captions: how
     many were measured, of which split. settings: of the sampler, as they were for the evaluation.
     """
 
@@ -70,7 +71,7 @@ class Evaluation:
     metrics: dict[str, float]
     sampling: Sampling | None
     stopped_early: Sampling | None = None
-    pictures: int | None = None
+    images: int | None = None
     captions: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     metrics_stopped_early: dict[str, float] = field(default_factory=dict)
@@ -78,7 +79,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Samples:
-    """samples/latest: one entry of `prompts`, `seeds` and `files` per picture."""
+    """samples/latest: one entry of `prompts`, `seeds` and `files` per image."""
 
     step: int | None
     prompts: tuple[str, ...]
@@ -89,7 +90,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder. `config` is flat: dotted key → value; lists are kept whole."""
+    """One run folder. `config` is flat: dotted key → value; lists stay lists."""
 
     path: Path
     config: dict[str, Any]
@@ -122,7 +123,7 @@ def find_runs(targets: list[str], runs_dir: str | Path = "runs") -> list[Path]:
     """Run folders meant by `targets`: runs, folders of runs, or names of either below `runs_dir`; sorted, unique."""
     found: list[Path] = []
     for target in targets:
-        # isdir is false for what cannot be the name of a folder, too.
+        # False for what cannot be the name of a folder, too.
         folder = next((path for path in (Path(target), Path(runs_dir) / target) if os.path.isdir(path)), None)
         if folder is None:
             known = sorted(path.name for path in Path(runs_dir).glob("*") if path.is_dir())
@@ -161,7 +162,7 @@ def _read_text(path: Path) -> str:
 
 
 def _is_endless(tree: Any) -> bool:
-    """Whether it has more values than any config: aliases in a short text can stand for any number of them."""
+    """Whether it has more values than any config: a short text can repeat its parts by aliases any number of times."""
     waiting, count = [tree], 0
     while waiting and count < _MAX_CONFIG_VALUES:
         value = waiting.pop()
@@ -175,10 +176,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is missing: a run folder needs the resolved config to be compared")
     try:
         value = yaml.safe_load(_read_text(path))
-    except (
-        yaml.YAMLError,
-        ValueError,
-    ) as error:  # ValueError: a number of thousands of digits, a date out of range
+    except (yaml.YAMLError, ValueError) as error:
+        # ValueError: a number of thousands of digits, a date out of range.
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise UserError(f"{path} is nested too deeply") from None
@@ -220,11 +219,11 @@ def _evaluation(folder: Path) -> Evaluation | None:
     value = read_json_object(path)
     learn(value.get("about"))
     return Evaluation(
-        fields.whole(value, "step", path),
+        fields.integer(value, "step", path),
         _numbers(value, "metrics", path),
         _sampling(value, "sampling", path),
         _sampling(value, "sampling_stopped_early", path),
-        fields.whole(value, "pictures", path),
+        fields.integer(value, "pictures", path),
         fields.text(value, "captions", path),
         fields.mapping(value, "settings", path),
         _numbers(value, "metrics_stopped_early", path),
@@ -232,7 +231,7 @@ def _evaluation(folder: Path) -> Evaluation | None:
 
 
 def _numbers(tree: dict[str, Any], key: str, path: Path) -> dict[str, float]:
-    """Finite numbers; what is none is left out."""
+    """Finite numbers; other values are skipped."""
     if len(found := fields.mapping(tree, key, path)) > MAX_METRICS:
         raise UserError(f"{path}: {key} has {len(found)} entries; at most {MAX_METRICS} can be shown")
     return {
@@ -251,7 +250,7 @@ def _sampling(tree: dict[str, Any], key: str, path: Path) -> Sampling | None:
         seconds_per_scale=fields.many_seconds(value, "seconds_per_scale", path),
         seconds_total=fields.seconds(value, "seconds_total", path),
         batch=None if batch is None else int(batch),
-        guidance_stop=fields.whole(value, "guidance_stop", path),
+        guidance_stop=fields.integer(value, "guidance_stop", path),
         cache_bytes=fields.number(value, "cache_bytes", path),
         rounds=fields.many_seconds(value, "seconds_by_round", path),
         processor=fields.many_seconds(value, "processor_seconds_by_round", path),
@@ -271,7 +270,7 @@ def _samples(folder: Path) -> Samples | None:
             f"{index}: prompts ({len(prompts)}), seeds ({len(seeds)}) and files ({len(files)}) must match"
         )
     return Samples(
-        fields.whole(value, "step", index),
+        fields.integer(value, "step", index),
         tuple(prompts),
         tuple(seeds),
         tuple(index.parent / name for name in files),
@@ -280,7 +279,7 @@ def _samples(folder: Path) -> Samples | None:
 
 
 def folders_without_record(study: Path) -> list[Path]:
-    """Folders of a study in which a run was begun, or is to begin, and which hold no record; sorted."""
+    """Folders of runs that have begun, or are about to, and have no record; sorted."""
     begun = (CONFIG, METRICS, LOG, CHECKPOINTS)
     return sorted(
         folder

@@ -1,4 +1,4 @@
-"""A search's run folders as trials: parameters, objective, how each ended, and which is best."""
+"""Trials of a search from its run folders: parameters, objective, state, and the best one."""
 
 import math
 import re
@@ -33,7 +33,7 @@ class Parameter:
     log: bool = False
 
     @property
-    def whole(self) -> bool:
+    def is_integer(self) -> bool:
         """Whether its numbers are integers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
@@ -55,7 +55,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Search:
-    """Trials by number. others: runs beside them that are not trials. skipped: (name, why) of what was not read."""
+    """Trials by number. others: runs beside them that are not trials. skipped: (name, reason) of unreadable folders."""
 
     name: str
     metric: Metric
@@ -161,7 +161,7 @@ def _trial(number: int, run: Run, metric: str, parameters: Sequence[Parameter]) 
 
 
 def _state(run: Run) -> State:
-    """As the record says, but a run that the search has stopped is pruned, not interrupted."""
+    """Status in the record, but a run that the search has stopped is pruned, not interrupted."""
     status = run.record.get("status")
     if status == "finished":
         return "finished"

@@ -8,8 +8,10 @@ import numpy as np
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-TAIL = 0.1  # share of a noisy training curve that stands for its end
-WINDOW = 0.05  # share of a training curve that is averaged to draw it
+# Share of a noisy training curve whose mean is its final value.
+TAIL = 0.1
+# Share of a training curve over which it is smoothed.
+WINDOW = 0.05
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Paired:
 
     @property
     def firm(self) -> bool:
-        """The interval leaves out 0 and there are pairs enough for that to mean something (sign test below 5 %)."""
+        """The interval excludes 0 and there are enough pairs for that to mean something (sign test below 5 %)."""
         apart = self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
         return apart and self.chance < 1 - LEVEL
 

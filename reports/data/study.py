@@ -13,12 +13,14 @@ from switti.errors import UserError
 MISSING = "not set"
 _WORD = re.compile(r"[A-Za-z][\w+-]*")
 _IDENTITY = {"name", "study", "runs_dir", "seed"}
-# Settings that change how batches come, never which pictures and captions there are.
+# Settings that change how batches are read, never which images and captions there are.
 _DATA_MECHANICS = {"workers", "batch_size", "shuffle_window_shards", "max_bad_fraction", "embeddings"}
-_TRAINING_DATA = {"train", "crop", "caption_dropout"}  # of no concern to what is measured on validation data
+# Of no concern to what is measured on validation data.
+_TRAINING_DATA = {"train", "crop", "caption_dropout"}
 _TOKEN_KEYS = ("tokenizer_weights", "model.scales", "model.codebook_size")
 _TOKEN_MECHANICS = {"tokenizer.commitment"}
-_MOST_STEPS = 32  # of doubling the side, in any tokenizer
+# Doublings of the side in any tokenizer.
+_MOST_STEPS = 32
 _MACHINE_KEYS = ("device", "world_size")
 
 
@@ -101,7 +103,7 @@ def group(
 
 
 def differing(runs: Iterable[Run]) -> dict[str, list[Any]]:
-    """Dotted keys whose values are not the same in all runs, with one value a run; names and folders left out."""
+    """Dotted keys whose values are not the same in all runs, with one value a run; without names and folders."""
     runs = list(runs)
     keys = sorted({key for run in runs for key in run.config})
     table = {
@@ -129,7 +131,7 @@ def _refuse_twins(runs: list[Run], pair_by: str, variant: str) -> None:
         if value in seen:
             raise UserError(
                 f"runs {seen[value].path} and {run.path} are both '{variant}' with {pair_by}={value}: leave one out, "
-                "or name the setting that tells them apart with --vary"
+                "or name the setting in which they differ with --vary"
             )
         seen[value] = run
 
@@ -142,7 +144,7 @@ def _common(keys: tuple[str, ...], runs: list[Run]) -> tuple[str, ...]:
 
 
 def label(keys: tuple[str, ...], values: tuple[str, ...], common: tuple[str, ...] = ()) -> str:
-    """Short name of a variant: words stand alone, numbers and truth values with their key's last part.
+    """Short name of a variant: words as they are, numbers and booleans with their key's last part.
 
     common: where three keys or more are varied, only values that differ from these are named.
     """
@@ -203,14 +205,14 @@ def overlapping(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
 
 def obstacle(metric: Metric, a: Run, b: Run) -> str | None:
     """Why `metric` of two runs must not be subtracted, as a clause for the page; None if it may."""
-    if metric.needs in ("tokens", "pictures") and (keys := _unlike(a, b, _data_keys(a, b, metric))):
+    if metric.needs in ("tokens", "images") and (keys := _unlike(a, b, _data_keys(a, b, metric))):
         return f"the data differ ({', '.join(keys)})"
-    if metric.needs in ("tokens", "pictures") and (splits := _unlike_contents(a, b, metric)):
+    if metric.needs in ("tokens", "images") and (splits := _unlike_contents(a, b, metric)):
         return f"the data differ (contents of {', '.join(splits)})"
-    sides = sorted({side for run in (a, b) if (side := picture_side(run))})
-    if metric.needs == "pictures" and len(sides) > 1:
-        return f"the pictures differ in size ({' and '.join(f'{side} px' for side in sides)})"
-    if metric.needs == "pictures" and (keys := _unlike(a, b, _measurement_keys(metric))):
+    sides = sorted({side for run in (a, b) if (side := image_size(run))})
+    if metric.needs == "images" and len(sides) > 1:
+        return f"the images differ in size ({' and '.join(f'{side} px' for side in sides)})"
+    if metric.needs == "images" and (keys := _unlike(a, b, _measurement_keys(metric))):
         return f"they were measured differently ({', '.join(keys)})"
     if metric.needs == "tokens" and (keys := token_differences(a, b)):
         return f"the token spaces differ ({', '.join(keys)})"
@@ -228,7 +230,7 @@ def obstacle(metric: Metric, a: Run, b: Run) -> str | None:
 
 
 def token_differences(a: Run, b: Run) -> list[str]:
-    """Keys that make the tokens of two runs mean different things: their losses are then no common scale."""
+    """Keys that make the tokens of two runs mean different things: their losses then have no common scale."""
     tokenizer = {
         key for run in (a, b) for key in run.config if key.startswith("tokenizer.")
     } - _TOKEN_MECHANICS
@@ -236,7 +238,7 @@ def token_differences(a: Run, b: Run) -> list[str]:
 
 
 def _shows_training_captions(metric: Metric, *runs: Run) -> bool:
-    return metric.needs == "pictures" and "train" in (run.config.get("metrics.captions") for run in runs)
+    return metric.needs == "images" and "train" in (run.config.get("metrics.captions") for run in runs)
 
 
 def _unlike_contents(a: Run, b: Run, metric: Metric) -> list[str]:
@@ -249,15 +251,15 @@ def _unlike_contents(a: Run, b: Run, metric: Metric) -> list[str]:
 
 def exchanged_contents(runs: Sequence[Run]) -> list[tuple[str, list[list[Run]]]]:
     """("data.train", runs by what it held) wherever one setting has meant several contents."""
-    found = []
+    exchanged = []
     for key in ("data.train", "data.validation"):
         groups: dict[str, dict[str, list[Run]]] = {}
         for run in runs:
             if digest := run.contents(key.removeprefix("data.")):
                 setting = show(run.config.get(key, MISSING))
                 groups.setdefault(setting, {}).setdefault(digest, []).append(run)
-        found += [(key, list(by_digest.values())) for by_digest in groups.values() if len(by_digest) > 1]
-    return found
+        exchanged += [(key, list(by_digest.values())) for by_digest in groups.values() if len(by_digest) > 1]
+    return exchanged
 
 
 def _data_keys(a: Run, b: Run, metric: Metric) -> list[str]:
@@ -266,13 +268,14 @@ def _data_keys(a: Run, b: Run, metric: Metric) -> list[str]:
     if metric.name.startswith("train/"):
         idle = _DATA_MECHANICS
     elif _shows_training_captions(metric, a, b):
-        idle = idle - {"train"}  # training captions are drawn, training pictures are compared with
+        # Training captions are drawn, training images are compared with.
+        idle = idle - {"train"}
     keys = {key for run in (a, b) for key in run.config if key.startswith("data.")}
     return sorted(key for key in keys if key.rpartition(".")[2] not in idle)
 
 
 def _measurement_keys(metric: Metric) -> list[str]:
-    """Settings that change what a number about pictures means. An evaluation says itself how many it took of which."""
+    """Settings that change what a number about images means; an evaluation records its own number and captions."""
     keys = ["metrics.mini_clip"] if "mini_clip" in metric.name else []
     return keys + (["metrics.captions", "metrics.prompts"] if metric.name.startswith("metrics/") else [])
 
@@ -286,16 +289,16 @@ def scale_sides(run: Run) -> list[int]:
     return _integers(run.config.get("model.scales")) or _integers(run.config.get("tokenizer.scales"))
 
 
-def picture_side(run: Run) -> int | None:
+def image_size(run: Run) -> int | None:
     """Pixels of a side of what the tokenizer decodes; None if the config does not say."""
     sides, steps = (_integers(run.config.get(f"tokenizer.{key}")) for key in ("scales", "multipliers"))
     return sides[-1] * 2 ** (len(steps) - 1) if sides and 0 < len(steps) < _MOST_STEPS else None
 
 
 def _integers(value: Any) -> list[int]:
-    """A list of whole numbers as it is, [] for anything else."""
-    whole = isinstance(value, list) and all(type(item) is int for item in value)
-    return list(value) if whole else []
+    """A list of integers as it is, [] for anything else."""
+    is_list = isinstance(value, list) and all(type(item) is int for item in value)
+    return list(value) if is_list else []
 
 
 def loss_groups(study: Study) -> list[tuple[Variant, ...]]:

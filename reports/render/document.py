@@ -18,9 +18,9 @@ _CODE = re.compile(r"`([^`]*)`")
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph. `note` explains, `warning` must not be overlooked, `missing` tells how to get what is not there.
+    """A paragraph. `note` explains, `warning` must not be overlooked, `missing` says how to get what is missing.
 
-    `command` is for a terminal: its text is taken as it is, backticks and all.
+    `command` is for a terminal: its text is shown verbatim, backticks and all.
     """
 
     text: str
@@ -43,7 +43,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot. `draw` fills the axes; `alt` says in words what they show; height in inches, None for the usual one."""
+    """One plot. `draw` fills the axes; `alt` describes it in words; height in inches, None for the default."""
 
     name: str
     title: str
@@ -69,21 +69,21 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A sampled picture, or None where a variant has none for the row."""
+class GridImage:
+    """A sampled image, or None where a variant has none for the row."""
 
     path: Path | None
     alt: str
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Rows: (caption, picture seed, one picture a column). Saved as a sheet, `<name>.png`."""
+class ImageGrid:
+    """Rows: (caption, image seed, one image a column). Saved as a sheet, `<name>.png`."""
 
     name: str
     title: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[str, int, tuple[Picture, ...]], ...]
+    rows: tuple[tuple[str, int, tuple[GridImage, ...]], ...]
     opened: bool = True
 
 
@@ -94,7 +94,7 @@ class Definitions:
     items: tuple[tuple[str, tuple[str, ...], str], ...]
 
 
-Block = Text | Table | Figure | Pictures | Definitions
+Block = Text | Table | Figure | ImageGrid | Definitions
 
 
 @dataclass

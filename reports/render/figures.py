@@ -17,10 +17,9 @@ from reports.render import plots
 from reports.render.document import Figure, Legend, Panel
 from reports.render.formatting import number, percent, plus_minus
 
-BAND_NOTE = (
-    "Lines are means over seeds, bands reach from the lowest to the highest run, of those that got so far."
-)
-_PANELS = 48  # more in one figure nobody looks at
+BAND_NOTE = "Lines are means over seeds, bands the lowest and highest run, of the runs that reached a step."
+# More in one figure nobody looks at.
+_PANELS = 48
 _SMOOTHED = {"train/loss", "train/gradient_norm"}
 _BLOCK = re.compile(r"norms/block_(\d+)/(mean|max)")
 
@@ -220,7 +219,7 @@ def _draw_bars(axes: Axes, measured: Sequence[tuple[Variant, np.ndarray]], sides
 
 
 def other_names(comparison: Comparison, drawn: set[str]) -> list[str]:
-    """Logged curves that no figure has drawn yet, so that nothing in a run folder stays unseen."""
+    """Logged curves that no figure has drawn yet, so that nothing in a run folder is hidden."""
     runs = comparison.study.runs
     return [
         name

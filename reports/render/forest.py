@@ -18,11 +18,16 @@ from reports.render.document import Figure, Panel
 from reports.render.figures import legend
 from reports.render.formatting import number
 
-_TALLEST = 4.6  # inches: on a phone the first images follow on the same two screens
-_LABEL = 21  # characters of a line beside the axis
-_LARGEST = 1e6  # percent
-_WIDE = 8.0  # times the typical difference, from which on the axis is compressed
-_HEIGHT, _ROW = 0.75, 0.30  # inches: of the axis, and of a row for one variant
+# Inches: on a phone the first images follow on the same two screens.
+_TALLEST = 4.6
+# Characters of a line beside the axis.
+_LABEL = 21
+# Percent.
+_LARGEST = 1e6
+# Multiple of the typical difference from which the axis is compressed.
+_WIDE = 8.0
+# Inches: of the axis, and of a row for one variant.
+_HEIGHT, _ROW = 0.75, 0.30
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def forest_figure(comparison: Comparison) -> Figure | None:
     reference, variants = study.variants[0].label, study.variants[1:]
     caption = f"Paired differences from {reference} in percent of its mean, turned so that better is right"
     if any(dot.low is not None for row in rows for dot in row.dots):
-        caption += ", with 95 % intervals. Filled: the interval leaves out 0 and at least six pairs agree; "
+        caption += ", with 95 % intervals. Filled: the interval excludes 0 and at least six pairs agree; "
         caption += "hollow: anything less."
     else:
         caption += "; of one pair, hence without intervals."

@@ -1,10 +1,10 @@
-"""Numbers as a reader wants them."""
+"""Formatting of numbers: significant digits, intervals, times."""
 
 import math
 from collections.abc import Sequence
 from datetime import datetime
 
-from reports.data.statistics import Paired, Spread
+from reports.data.statistics import Paired, Ratio, Spread
 
 DASH = "–"
 
@@ -98,6 +98,13 @@ def _differences(paired: Paired, *values: float) -> list[str]:
         f"{value:{'+' if value else ''}.{decimals}f}".replace("-", "−")
         for value in (r or 0.0 for r in rounded)
     ]
+
+
+def ratio_interval(ratio: Ratio) -> str:
+    """A ratio of paired values with its interval, or the statement that one pair has none."""
+    if ratio.low is None or ratio.high is None:
+        return f"{number(ratio.mean, 3)} (one pair, no interval)"
+    return f"{number(ratio.mean, 3)} [{number(ratio.low, 3)}, {number(ratio.high, 3)}]"
 
 
 def moment(text: str | None) -> str:

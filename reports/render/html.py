@@ -24,7 +24,7 @@ class Verdicts:
 
 
 def render(document: Document) -> str:
-    """The whole page as text."""
+    """The page as text."""
     return ENVIRONMENT.get_template("report.html.jinja").render(
         title=document.title,
         lead=document.lead,

@@ -1,11 +1,11 @@
-"""Sampled pictures as one PNG for a paper or an issue: a row for each variant, a column for each caption."""
+"""Sampled images as one PNG for a paper or an issue: a row for each variant, a column for each caption."""
 
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
 from reports.data.images import open_image
-from reports.render.document import Pictures
+from reports.render.document import ImageGrid
 from switti.files import atomic_write
 from switti.sampling.image_grid import drawable, font
 
@@ -14,8 +14,8 @@ COLUMNS = 8
 _SIDE, _GAP, _LABEL, _LETTER = 128, 6, 22, 13
 
 
-def save_sheet(block: Pictures, folder: Path) -> None:
-    """`<name>.png`: the first captions' pictures under each other, with the variants' names above their rows."""
+def save_sheet(block: ImageGrid, folder: Path) -> None:
+    """`<name>.png`: the first captions' images under each other, with the variants' names above their rows."""
     rows = block.rows[:COLUMNS]
     width = len(rows) * (_SIDE + _GAP) + _GAP
     height = len(block.columns) * (_LABEL + _SIDE + _GAP) + _GAP
@@ -25,9 +25,9 @@ def save_sheet(block: Pictures, folder: Path) -> None:
         top = i * (_LABEL + _SIDE + _GAP)
         place = (_GAP, top + _LABEL / 2 + _GAP / 2)
         draw.text(place, drawable(label), fill="black", font=font(_LETTER), anchor="lm")
-        for j, (_, _, pictures) in enumerate(rows):
+        for j, (_, _, images) in enumerate(rows):
             place = (_GAP + j * (_SIDE + _GAP), top + _LABEL)
-            if (path := pictures[i].path) is not None:
+            if (path := images[i].path) is not None:
                 sheet.paste(_square(path), place)
             else:
                 draw.rectangle((*place, place[0] + _SIDE, place[1] + _SIDE), outline="#d6dade")
@@ -36,11 +36,11 @@ def save_sheet(block: Pictures, folder: Path) -> None:
 
 
 def _square(path: Path) -> Image.Image:
-    """Fitted into a square: small pictures by whole pixels, large ones smoothly."""
-    picture = open_image(path)
-    scale = _SIDE / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    picture = picture.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS)
+    """Fitted into a square: small images by whole pixels, large ones smoothly."""
+    image = open_image(path)
+    scale = _SIDE / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    image = image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS)
     square = Image.new("RGB", (_SIDE, _SIDE), "white")
-    square.paste(picture, ((_SIDE - picture.width) // 2, (_SIDE - picture.height) // 2))
+    square.paste(image, ((_SIDE - image.width) // 2, (_SIDE - image.height) // 2))
     return square

@@ -2,7 +2,7 @@
 
 import re
 
-from reports.render.document import Block, Definitions, Document, Figure, Pictures, Table, Text, segments
+from reports.render.document import Block, Definitions, Document, Figure, ImageGrid, Table, Text, segments
 from reports.render.image_sheet import COLUMNS
 from switti.escape import markdown_code, markdown_text, printable
 
@@ -52,7 +52,7 @@ def _block(block: Block) -> str:
         return _image(title, block.name, block.caption)
     if isinstance(block, Definitions):
         return "\n".join(_definition(*item) for item in block.items)
-    return _pictures(block)
+    return _image_grid(block)
 
 
 def _command(text: str) -> str:
@@ -99,7 +99,7 @@ def _cell(table: Table, column: int, text: str) -> str:
     return markdown_code(text).replace("|", "\\|")  # a bar ends a cell even inside code
 
 
-def _pictures(block: Pictures) -> str:
+def _image_grid(block: ImageGrid) -> str:
     """The sheet that `sheets.save_sheet` writes, and what is on it."""
     captions = "; ".join(f"{prompt} (seed {seed})" for prompt, seed, _ in block.rows[:COLUMNS])
     rest = f" {len(block.rows) - COLUMNS} more are in `index.html`." if len(block.rows) > COLUMNS else ""

@@ -19,15 +19,18 @@ from reports.data.statistics import Band
 from reports.render.document import Figure, LegendKey, Panel
 from switti.files import atomic_write
 
-# Okabe & Ito's colours, told apart by every kind of colour vision; the page holds their counterparts on dark ground.
+# Okabe & Ito's colours, distinguishable by every kind of colour vision; the page has their counterparts for dark mode.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b08900", "#2b9fd6", "#6f6f6f")
 INK, GRID, DASHED = "#24292f", "#d6dade", "#57606b"
 _THEME = {INK: "currentColor", GRID: "var(--grid)", DASHED: "var(--faint)"} | {
     colour: f"var(--series-{i})" for i, colour in enumerate(PALETTE)
 }
-_SIZE, _SMALL = (4.0, 2.6), (2.1, 1.7)  # inches of a panel, as on the page: on a phone 350 and 170 px wide
-LARGEST = 1e100  # what is beyond, or no number, cannot be drawn
-_POINTS = 400  # more cannot be told apart in a panel
+# Inches of a panel, as on the page: on a phone 350 and 170 px wide.
+_SIZE, _SMALL = (4.0, 2.6), (2.1, 1.7)
+# What is beyond, or not a number, cannot be drawn.
+LARGEST = 1e100
+# More cannot be distinguished in a panel.
+_POINTS = 400
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -107,7 +110,8 @@ def save_figure(figure: Figure, folder: Path) -> None:
             names = [name for name, _ in figure.legend]
             canvas.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)))
         canvas.draw_without_rendering()
-        canvas.set_layout_engine("none")  # the layout is found once, not again for each file
+        # The layout is computed once, not again for each file.
+        canvas.set_layout_engine("none")
         for kind in ("svg", "png"):
             with atomic_write(folder / f"{figure.name}.{kind}") as temporary:
                 canvas.savefig(
@@ -136,7 +140,7 @@ MARKS = {"o": "●", "O": "○", "v": "▽", "x": "×", "D": "◇"}
 
 
 def mark(name: str, number: int, size: float = 5.0) -> dict[str, Any]:
-    """How a point is drawn that tells its kind by form and colour: "o" filled, "O", "v" and "D" hollow, "x"."""
+    """Style of a point whose shape and colour show its kind: "o" filled, "O", "v" and "D" hollow, "x"."""
     face = colour(number) if name == "o" else "none"
     return {
         "marker": name.lower() if name == "O" else name,

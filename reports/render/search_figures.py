@@ -23,10 +23,13 @@ _LOOK: dict[State, tuple[str, int]] = {
     "running": ("D", 4),
 }
 _WORDS: dict[State, str] = {"interrupted": "not finished", "running": "not finished"}
-_BEST = 2  # colour
-_FAR = 5.0  # times the distance between the best and the median, beyond which a value is drawn at the border
+# Colour of the best trial.
+_BEST = 2
+# Multiple of the distance between the best and the median beyond which a value is drawn at the border.
+_FAR = 5.0
 _PANELS = 24
-_LABEL = 14  # characters of a choice below an axis
+# Characters of a choice below an axis.
+_LABEL = 14
 
 
 def legend(search: Search, line: str | None = None) -> Legend:
@@ -165,18 +168,18 @@ def _beyond(search: Search) -> str:
     return f" {count} far beyond the others are drawn at the border." if count else ""
 
 
-def importance_figure(found: Importance, search: Search) -> Figure:
+def importance_figure(importance: Importance, search: Search) -> Figure:
     """Bars, the most important parameter on top."""
     labels = {parameter.name: parameter.label for parameter in search.parameters}
-    shares = [(labels[name], share) for name, share in found.shares.items()][:_PANELS]
+    shares = [(labels[name], share) for name, share in importance.shares.items()][:_PANELS]
     alt = "Importance: " + ", ".join(f"{label} {percent(share)}" for label, share in shares) + "."
     height = 0.6 + 0.28 * len(shares)
     panel = Panel("search/importance", "importance", alt, partial(_draw_importance, shares=shares), height)
     caption = (
-        f"{found.evaluator}, over {found.trials} finished trials: how much each parameter decides whether a "
+        f"{importance.evaluator}, over {importance.trials} finished trials: how much each parameter decides "
     )
-    caption += f"trial is among the best {percent(found.top)}; the shares sum to 1."
-    caption += " From so few trials it is a hint only." if found.trials < 2 * LEAST_TRIALS else ""
+    caption += f"whether a trial is among the best {percent(importance.top)}; the shares sum to 1."
+    caption += " From so few trials it is a hint only." if importance.trials < 2 * LEAST_TRIALS else ""
     return Figure("importance", caption, (panel,))
 
 

@@ -8,7 +8,7 @@ from reports.data.runs import Run, Sampling
 from reports.data.statistics import Ratio, paired_ratio, spread
 from reports.data.study import Study, Variant, obstacle, scale_sides
 from reports.render.document import Block, Table, Text
-from reports.render.formatting import DASH, number, plural, plus_minus
+from reports.render.formatting import DASH, plural, plus_minus, ratio_interval
 
 Way = tuple[Variant, bool]  # a variant, and whether guidance is stopped early
 _COST = Metric("sampling/seconds_total", "sampling time", needs="cost")
@@ -19,7 +19,7 @@ def guidance_blocks(study: Study) -> list[Block]:
     ways = _ways(study)
     if not ways:
         return []
-    reference, processor = study.variants[0], all(found.processor for found in _timings(study))
+    reference, processor = study.variants[0], all(timed.processor for timed in _timings(study))
     rows = []
     for variant, early in ways:
         cells = [variant.label, _guidance(variant, early), _milliseconds(variant, early)]
@@ -55,12 +55,12 @@ def timing(run: Run, early: bool) -> Sampling | None:
     """What was timed with guidance as configured, or stopped early; None if it was not."""
     if run.evaluation is None:
         return None
-    found = run.evaluation.stopped_early if early else run.evaluation.sampling
-    return found if found and found.seconds_total else None
+    timed = run.evaluation.stopped_early if early else run.evaluation.sampling
+    return timed if timed and timed.seconds_total else None
 
 
 def _guidance(variant: Variant, early: bool) -> str:
-    stops = {found.guidance_stop for run in variant.runs if (found := timing(run, early))}
+    stops = {timed.guidance_stop for run in variant.runs if (timed := timing(run, early))}
     if len(stops) != 1:
         return "stopped early" if early else "as configured"
     stop = stops.pop()
@@ -68,7 +68,7 @@ def _guidance(variant: Variant, early: bool) -> str:
 
 
 def _milliseconds(variant: Variant, early: bool) -> str:
-    seconds = [found.seconds_total for run in variant.runs if (found := timing(run, early))]
+    seconds = [timed.seconds_total for run in variant.runs if (timed := timing(run, early))]
     times = [1000 * value for value in seconds if value is not None]
     return plus_minus(spread(times)) if times else DASH
 
@@ -87,38 +87,38 @@ def timed_in_turn(a: Sampling, b: Sampling) -> bool:
 
 
 def _timings(study: Study) -> list[Sampling]:
-    return [found for run in study.runs for early in (False, True) if (found := timing(run, early))]
+    return [timed for run in study.runs for early in (False, True) if (timed := timing(run, early))]
 
 
 def _pairs(study: Study, way: Way, other: Way) -> list[tuple[Sampling, Sampling]]:
     """Timings of runs with one pairing value that may be compared: (of `way`, of `other`)."""
     partners = {str(run.setting(study.pair_by)): run for run in other[0].runs}
-    found = []
+    timed = []
     for run in way[0].runs:
         partner = partners.get(str(run.setting(study.pair_by)))
         if partner is None or _obstacle(partner, run):
             continue
         a, b = timing(run, way[1]), timing(partner, other[1])
         if a and b:
-            found.append((a, b))
-    return found
+            timed.append((a, b))
+    return timed
 
 
 def _obstacle(a: Run, b: Run) -> str | None:
-    batches = {found.batch for run in (a, b) if (found := timing(run, False))}
+    batches = {timed.batch for run in (a, b) if (timed := timing(run, False))}
     if len(batches) > 1:
         return "sampled with different batch sizes"
     return obstacle(_COST, a, b)
 
 
 def _refusals(study: Study) -> list[str]:
-    found = {
+    timed = {
         reason
         for variant in study.variants[1:]
         for _, a, b in study.pairs(variant)
         if timing(a, False) and timing(b, False) and (reason := _obstacle(a, b))
     }
-    return sorted(found)
+    return sorted(timed)
 
 
 def ratio(study: Study, way: Way, other: Way, processor: bool = False) -> Ratio | None:
@@ -130,12 +130,11 @@ def ratio(study: Study, way: Way, other: Way, processor: bool = False) -> Ratio 
 def _ratio_cell(study: Study, way: Way, other: Way, processor: bool = False) -> str:
     if way == other:
         return "1"
-    found = ratio(study, way, other, processor)
-    if found is None:
+    paired = ratio(study, way, other, processor)
+    if paired is None:
         return "not compared"
-    if found.low is None or found.high is None:
-        return f"{number(found.mean, 3)} (one pair, no interval)"
-    return f"{number(found.mean, 3)} [{number(found.low, 3)}, {number(found.high, 3)}], {plural(found.count, 'pair')}"
+    pairs = "" if paired.count == 1 else f", {plural(paired.count, 'pair')}"
+    return ratio_interval(paired) + pairs
 
 
 def _how_timed(study: Study) -> Text:
@@ -157,8 +156,8 @@ def _by_scale(study: Study, ways: Sequence[Way]) -> list[Block]:
     """Milliseconds at each scale, mean over the runs of a variant; only if all have the same scales."""
     columns = []
     for variant, early in ways:
-        found = [timing(run, early) for run in variant.runs]
-        columns.append([timed.seconds_per_scale for timed in found if timed and timed.seconds_per_scale])
+        timed = [timing(run, early) for run in variant.runs]
+        columns.append([timed.seconds_per_scale for timed in timed if timed and timed.seconds_per_scale])
     counts = {len(times) for column in columns for times in column}
     if len(counts) != 1 or not all(columns):
         return []

@@ -1,4 +1,4 @@
-"""Sections about pictures: the grid of samples, and how well pictures follow their captions."""
+"""Sections about images: the grid of samples, and how well images follow their captions."""
 
 import hashlib
 import re
@@ -12,19 +12,22 @@ from reports.data.metric_catalogue import EARLY, ONLINE, describe
 from reports.data.runs import Run, Samples
 from reports.data.statistics import paired_bootstrap
 from reports.data.study import Study, Variant, show, sort_values
-from reports.render.document import Block, Definitions, Picture, Pictures, Section, Table, Text, code
+from reports.render.document import Block, Definitions, GridImage, ImageGrid, Section, Table, Text, code
 from reports.render.formatting import DASH, gap, interval, number, plus_minus
 
 _SCORE = "mini_clip_score"
-_NAME = 60  # characters of a pairing value in a file's name
-_FIRST = 2  # captions in the head of the page
-_ROWS = 24  # pictures shown for one training seed
+# Characters of a pairing value in a file's name.
+_NAME = 60
+# Captions in the head of the page.
+_FIRST = 2
+# Images shown for one training seed.
+_ROWS = 24
 Key = tuple[str, int]
 
 
 def samples_section(study: Study) -> Section:
-    """For each training seed the same captions and picture seeds under every variant."""
-    section = Section("pictures", "Pictures")
+    """For each training seed the same captions and image seeds under every variant."""
+    section = Section("images", "Images")
     values = sort_values({run.setting(study.pair_by) for run in study.runs})
     for value in values:
         runs = [run for run in study.runs if run.setting(study.pair_by) == value]
@@ -37,16 +40,16 @@ def samples_section(study: Study) -> Section:
     return section
 
 
-def first_pictures(section: Section) -> list[Pictures]:
+def first_images(section: Section) -> list[ImageGrid]:
     """The first captions of the first training seed that has any, for the head of the page."""
     for block in section.blocks:
-        if isinstance(block, Pictures):
-            return [replace(block, name="pictures_first", rows=block.rows[:_FIRST], opened=True)]
+        if isinstance(block, ImageGrid):
+            return [replace(block, name="images_first", rows=block.rows[:_FIRST], opened=True)]
     return []
 
 
 def _grid(study: Study, runs: list[Run], value: Any, opened: bool) -> list[Block]:
-    """The pictures that all runs with one pairing value have in common, and what makes them unlike."""
+    """The images that all runs with one pairing value have in common, and how their sampling differs."""
     title = f"Runs with {study.pair_by} {show(value)}"
     drawn = [(run, run.samples) for run in runs if run.samples and run.samples.files]
     if not drawn:
@@ -60,18 +63,18 @@ def _grid(study: Study, runs: list[Run], value: Any, opened: bool) -> list[Block
         cells = []
         for (run, _), table in zip(drawn, tables, strict=True):
             place = table[prompt, seed]
-            alt = f"{study.variant_of(run).label}, picture seed {seed}: {prompt}"
+            alt = f"{study.variant_of(run).label}, image seed {seed}: {prompt}"
             problem = problem_of(place, run.path)
             if problem and problem != ABSENT:
                 broken.append(f"{code(run.name)}: {code(place.name)} {problem}")
-            cells.append(Picture(None if problem else place, alt))
+            cells.append(GridImage(None if problem else place, alt))
         rows.append((prompt, seed, tuple(cells)))
     if len(common) > _ROWS:
-        notes.append(Text(f"{title}: the first {_ROWS} of {len(common)} common pictures.", "note"))
+        notes.append(Text(f"{title}: the first {_ROWS} of {len(common)} common images.", "note"))
     if broken:
         notes.append(Text(f"Not shown – {'; '.join(broken)}.", "warning"))
-    name = "pictures_" + _slug(f"{study.pair_by}_{show(value)}")
-    return [*notes, Pictures(name, title, columns, tuple(rows), opened)] if rows else notes
+    name = "images_" + _slug(f"{study.pair_by}_{show(value)}")
+    return [*notes, ImageGrid(name, title, columns, tuple(rows), opened)] if rows else notes
 
 
 def _slug(text: str) -> str:
@@ -89,15 +92,15 @@ def _by_key(samples: Samples) -> dict[Key, Path]:
 def _notes(
     samples: list[Samples], tables: list[dict[Key, Path]], common: list[Key], title: str
 ) -> list[Block]:
-    """What makes the columns of a grid unlike in more than the variant."""
+    """Differences between the columns of a grid other than the variant."""
     notes: list[Block] = []
     if len(common) < max(map(len, tables)):
         text = (
-            f"{title}: captions or picture seeds differ between variants; {len(common)} are common and shown."
+            f"{title}: captions or image seeds differ between variants; {len(common)} are common and shown."
         )
         notes.append(Text(text, "warning"))
     if len({sample.step for sample in samples}) > 1:
-        notes.append(Text(f"{title}: the pictures are from different steps.", "warning"))
+        notes.append(Text(f"{title}: the images are from different steps.", "warning"))
     keys = sorted({key for sample in samples for key in sample.sampling})
     unlike = [key for key in keys if len({show(sample.sampling.get(key)) for sample in samples}) > 1]
     if unlike:
@@ -106,7 +109,7 @@ def _notes(
 
 
 def caption_section(comparison: Comparison) -> Section:
-    """The score with a picture's own caption beside that with another's: only the gap speaks of following the text."""
+    """The score with an image's own caption beside that with another's: only the gap speaks of following the text."""
     section, rows = Section("captions", "Following the caption"), list[tuple[str, ...]]()
     reference = comparison.study.variants[0]
     for prefix, source in (("evaluation/", "evaluated"), ("metrics/", "in training")):
@@ -159,8 +162,8 @@ def _gap_difference(reference: dict[str, float], gaps: dict[str, float], is_refe
 
 
 def conventions_section(comparison: Comparison) -> Section:
-    """What each metric on the page is; the same metric evaluated and in training is told once."""
-    told: dict[tuple[str, str], list[str]] = {}
+    """Definition of each metric on the page; one both evaluated and taken in training is defined once."""
+    names_of: dict[tuple[str, str], list[str]] = {}
     for name, row in comparison.rows.items():
         if "_by_scale/" in name or "/block_" in name:
             continue
@@ -174,8 +177,8 @@ def conventions_section(comparison: Comparison) -> Section:
         )
         title = metric.title.removesuffix(ONLINE)
         title = title.removesuffix(EARLY) if name.startswith("stopped_early/") else title
-        told.setdefault((title, text[:1].upper() + text[1:]), []).append(name)
-    items = tuple((title, tuple(names), text) for (title, text), names in told.items())
+        names_of.setdefault((title, text[:1].upper() + text[1:]), []).append(name)
+    items = tuple((title, tuple(names), text) for (title, text), names in names_of.items())
     return Section(
         "conventions",
         "What the metrics are",

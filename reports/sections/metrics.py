@@ -25,7 +25,7 @@ _MAIN_FIGURES = (
 
 
 def metrics_section(comparison: Comparison) -> Section:
-    """Final values of the results of training, and what their comparison cannot bear."""
+    """Final values of the results of training, and the limits of their comparison."""
     study, names = comparison.study, comparison.main_names
     if not names:
         text = "No metrics yet: `python -m experiments.train` writes `metrics.csv` into a run's folder."
@@ -51,11 +51,11 @@ def metrics_section(comparison: Comparison) -> Section:
 
 
 def _evaluated(study: Study) -> list[Text]:
-    """Of what the evaluated numbers were taken."""
+    """Captions and step that the evaluated numbers were taken at."""
     found = {
-        f"{run.evaluation.pictures} captions of the {run.evaluation.captions} split, step {run.evaluation.step}"
+        f"{run.evaluation.images} captions of the {run.evaluation.captions} split, step {run.evaluation.step}"
         for run in study.runs
-        if run.evaluation and run.evaluation.pictures
+        if run.evaluation and run.evaluation.images
     }
     text = f"Evaluated on {'; on '.join(sorted(found))}."
     return [Text(text, "note")] if found else []
@@ -99,10 +99,10 @@ def curves_section(comparison: Comparison) -> Section:
                 for kind in scale_kinds(variants)
             ),
         ]
-    pictures = [name for name in comparison.names if name.startswith("metrics/")]
-    figures += [curves_figure(comparison, study.variants, "metrics", pictures, "Metrics during training.")]
-    figures += [curves_figure(comparison, study.variants, "optimisation", _MAIN_FIGURES[2:])]
-    rest = other_names(comparison, {*_MAIN_FIGURES, *pictures, "norms/last/mean", "norms/last/max"})
+    images = [name for name in comparison.names if name.startswith("metrics/")]
+    figures += [curves_figure(comparison, study.variants, "metrics", images, "Metrics during training.")]
+    figures += [curves_figure(comparison, study.variants, "optimization", _MAIN_FIGURES[2:])]
+    rest = other_names(comparison, {*_MAIN_FIGURES, *images, "norms/last/mean", "norms/last/max"})
     figures += [curves_figure(comparison, study.variants, "other", rest, "Other logged curves.")]
     drawn = [figure for figure in figures if figure]
     section = Section("curves", "Curves", list(drawn))
@@ -135,7 +135,7 @@ def cost_section(comparison: Comparison) -> Section:
 
 
 def _clocks(study: Study) -> list[Text]:
-    """What wall-clock times of these runs cannot bear."""
+    """Limits of these runs' wall-clock times."""
     notes = [
         Text(
             "Times of training are wall-clock: they compare only if nothing else ran on the machine.",

@@ -10,7 +10,7 @@ from reports.data.statistics import paired_ratio
 from reports.data.study import Study, Variant
 from reports.render.document import Section, Table, Text
 from reports.render.figures import norms_figure
-from reports.render.formatting import DASH, number
+from reports.render.formatting import DASH, number, ratio_interval
 
 _LAST = "norms/last/"
 
@@ -38,7 +38,7 @@ def norms_section(comparison: Comparison) -> Section:
         "variant",
         "mean, end",
         "max, end",
-        "max, whole run",
+        "max, entire run",
         f"mean / {reference}",
         f"max / {reference}",
     )
@@ -83,10 +83,7 @@ def _ratio_cell(study: Study, variant: Variant, kind: str) -> str:
     ratios = [b / a for a, b in ends if a is not None and b is not None]
     if not ratios:
         return "not compared"
-    found = paired_ratio(ratios)
-    if found.low is None or found.high is None:
-        return f"{number(found.mean, 3)} (one pair, no interval)"
-    return f"{number(found.mean, 3)} [{number(found.low, 3)}, {number(found.high, 3)}]"
+    return ratio_interval(paired_ratio(ratios))
 
 
 def _comparable(a: Run, b: Run) -> bool:

@@ -1,4 +1,4 @@
-"""Tables that set variants side by side, and what they leave out."""
+"""Tables of variants side by side with their paired differences, and what is not compared."""
 
 from reports.data.comparison import Comparison
 from reports.data.differences import Difference
@@ -9,7 +9,7 @@ from reports.render.formatting import DASH, gap, in_one_row, interval, number, p
 def comparison_tables(comparison: Comparison, names: list[str], ratio: bool) -> list[Table]:
     """A row a metric: mean ± deviation of each variant, and the paired differences.
 
-    Two variants fit into one table; the differences of more stand in a table of their own, one cell a variant.
+    Two variants fit into one table; the differences of more are in a table of their own, one cell a variant.
     ratio: give the reference over the variant as well.
     """
     variants = comparison.study.variants
@@ -63,14 +63,16 @@ def _difference_cells(d: Difference, ratio: bool) -> list[str]:
         return [DASH, "not compared", "0"] + ([DASH] if ratio else [])
     cells = [gap(d.paired), interval(d.paired), str(d.paired.count)]
     if ratio:
-        whole = None if d.reference_mean is None or not d.variant_mean else d.reference_mean / d.variant_mean
-        cells.append(DASH if whole is None else f"{number(whole, 3)}×")
+        ratio_of_means = (
+            None if d.reference_mean is None or not d.variant_mean else d.reference_mean / d.variant_mean
+        )
+        cells.append(DASH if ratio_of_means is None else f"{number(ratio_of_means, 3)}×")
     return cells
 
 
 def refusals(comparison: Comparison, names: list[str]) -> list[Text]:
     """Which metrics were not subtracted: one text for each reason and the variants that it concerns."""
-    found: dict[tuple[str, str], list[str]] = {}
+    refused: dict[tuple[str, str], list[str]] = {}
     for variant in comparison.study.variants[1:]:
         titles: dict[str, list[str]] = {}
         for d in (comparison.difference(variant, name) for name in names):
@@ -78,8 +80,8 @@ def refusals(comparison: Comparison, names: list[str]) -> list[Text]:
                 some = "some pairs only: " if d.paired else ""
                 titles.setdefault(some + d.reason, []).append(d.metric.title)
         for reason, metrics in titles.items():
-            found.setdefault((reason, ", ".join(metrics)), []).append(variant.label)
+            refused.setdefault((reason, ", ".join(metrics)), []).append(variant.label)
     return [
         Text(f"Not compared – {reason}. Variants: {'; '.join(labels)}. Metrics: {metrics}.", "warning")
-        for (reason, metrics), labels in found.items()
+        for (reason, metrics), labels in refused.items()
     ]

@@ -77,7 +77,7 @@ def _status(run: Run) -> str:
 
 def flags(study: Study, ends: bool = True) -> list[str]:
     """What is unfinished, diverged, not reproducible or without a partner. ends: also how runs ended."""
-    flags = [f"{code(name)} is left out of this report: {reason}." for name, reason in study.skipped]
+    flags = [f"{code(name)} is skipped: {reason}." for name, reason in study.skipped]
     for run in study.runs:
         if ends and not run.finished:
             status = run.record.get("status") or "of unknown status"
@@ -106,11 +106,9 @@ def flags(study: Study, ends: bool = True) -> list[str]:
 
 
 def _exchanged(key: str, groups: list[list[Run]]) -> str:
-    """That one setting has meant several data, and for which runs."""
+    """Warning that one setting has meant different data, with the runs of each."""
     parts = [", ".join(code(run.name) for run in runs) for runs in groups]
-    return (
-        f"{key} is the same setting with other contents (made anew in between?) in: {'; in: '.join(parts)}."
-    )
+    return f"{key} is the same setting with other contents (prepared again in between?) in: {'; in: '.join(parts)}."
 
 
 def versions(study: Study) -> Text:

@@ -8,7 +8,7 @@ from reports.render.formatting import DASH, gap, in_one_row, interval, number, s
 
 _ENTROPY = (
     "The unigram entropy is the loss of a model that knows how often each token occurs at a scale and nothing else. "
-    "A difference near 0 means that the scale has not been learnt beyond that."
+    "A difference near 0 means that the model has learned nothing beyond that at this scale."
 )
 
 

@@ -1,4 +1,4 @@
-"""The report of a search: the best trial first, with what repeats it; no verdicts between trials."""
+"""Report of a search: the best trial first, with the command that repeats it; no verdicts between trials."""
 
 import shlex
 from dataclasses import replace
@@ -12,14 +12,15 @@ from reports.data.study import Study, Variant, differing, show
 from reports.render.document import Block, Document, Section, Table, Text, code
 from reports.render.formatting import DASH, moment, number, plural
 from reports.render.search_figures import history_figure, importance_figure, parameters_figure, values_figure
-from reports.sections.images import conventions_section, first_pictures, samples_section
+from reports.sections.images import conventions_section, first_images, samples_section
 from reports.sections.runs import flags, versions
 from reports.sections.summary import learning
 from switti.durations import duration
 from switti.run_folder import CONFIG
 
 _PRUNED = "Of a pruned trial the last value that it reached, which a longer training would have changed."
-_ROWS = 100  # of the ranking
+# Of the ranking.
+_ROWS = 100
 _RECORD_COLUMNS = (
     "status",
     "step",
@@ -34,7 +35,7 @@ _RECORD_COLUMNS = (
 
 
 def search_document(search: Search, trials: Comparison) -> Document:
-    """All that the report of a search says, independent of how it is shown. trials: from `compare_trials`."""
+    """Content of a search's report, independent of its format. trials: from `compare_trials`."""
     best = search.best
     lead: list[Block] = [
         *(learning(compare_variants(_alone(best))) if best else []),
@@ -46,12 +47,12 @@ def search_document(search: Search, trials: Comparison) -> Document:
             Text(f"{plural(len(unfinished), 'trial')} not finished yet: the best may change.", "warning")
         )
     if search.skipped:
-        text = f"{plural(len(search.skipped), 'run folder')} could not be read and stand apart (see Trials)."
+        text = f"{plural(len(search.skipped), 'run folder')} could not be read (see Trials)."
         lead.append(Text(text, "warning"))
     lead.append(history_figure(search))
     if best and best.run.config.get("seed") is not None:
-        pictures = first_pictures(samples_section(_alone(best)))
-        lead += [replace(block, title="First images of the best trial") for block in pictures]
+        images = first_images(samples_section(_alone(best)))
+        lead += [replace(block, title="First images of the best trial") for block in images]
     lead.append(Text(_subject(search), "note"))
     sections = [
         _parameters(search),
@@ -90,7 +91,7 @@ def _plain(value: Any) -> Any:
 
 
 def _alone(trial: Trial) -> Study:
-    """A study of this trial's run alone, for what is said of runs."""
+    """A study of this trial's run alone, for sections about runs."""
     variant = Variant(f"trial {trial.number}", (trial.run,))
     return Study(trial.run.name, variant.runs, (variant,), (), "seed")
 
@@ -192,11 +193,11 @@ def _parameters(search: Search) -> Section:
     section.blocks.append(
         figure or Text("No parameter has two values among the trials with a value.", "missing")
     )
-    found = importance(search)
-    if isinstance(found, Importance):
-        section.blocks.append(importance_figure(found, search))
+    shares = importance(search)
+    if isinstance(shares, Importance):
+        section.blocks.append(importance_figure(shares, search))
     else:
-        section.blocks.append(Text(f"No importance of the parameters: {found}.", "missing"))
+        section.blocks.append(Text(f"No importance of the parameters: {shares}.", "missing"))
     return section
 
 

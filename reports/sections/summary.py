@@ -1,4 +1,4 @@
-"""The answer in sentences, each computed from the paired differences of one metric."""
+"""Summary in sentences, each computed from the paired differences of one metric."""
 
 from reports.data.comparison import Comparison
 from reports.data.differences import Difference
@@ -10,14 +10,14 @@ from reports.render.formatting import gap, interval, number, percent, plural, si
 
 
 def learning(comparison: Comparison) -> list[Text]:
-    """What must be said before anything else: that there is nothing to compare yet, for nothing has been learnt."""
+    """A warning first of all if a variant has not learned anything yet."""
     variants = comparison.study.variants
-    unlearnt = [variant for variant in variants if learnt_scales(comparison, variant) == []]
-    if not unlearnt:
+    untrained = [variant for variant in variants if learned_scales(comparison, variant) == []]
+    if not untrained:
         return []
-    reason = "no scale is below its unigram entropy yet (nothing has been learnt)"
-    if len(unlearnt) < len(variants):
-        return [Text(f"{_listed([v.label for v in unlearnt])}: {reason}.", "summary")]
+    reason = "no scale is below its unigram entropy yet (nothing has been learned)"
+    if len(untrained) < len(variants):
+        return [Text(f"{_listed([v.label for v in untrained])}: {reason}.", "summary")]
     rest = ": differences between variants are those of untrained models" if len(variants) > 1 else ""
     return [Text(f"{reason[0].upper()}{reason[1:]}{rest}.", "summary")]
 
@@ -34,20 +34,20 @@ def leader(comparison: Comparison) -> list[Text]:
         mean, label = (min if metric.better == "lower" else max)(means)
         text = f"Of {len(means)} variants {label} has the best {metric.title}: {number(mean)}"
         text += "" if label == reference.label else f" against {number(means[0][0])} of {reference.label}"
-        return [Text(f"{text}. The plot shows the differences, the list what they can bear.", "summary")]
+        return [Text(f"{text}. The plot shows the differences, the list below their uncertainty.", "summary")]
     return []
 
 
-def learnt_scales(comparison: Comparison, variant: Variant) -> list[int] | None:
+def learned_scales(comparison: Comparison, variant: Variant) -> list[int] | None:
     """Scales whose final validation loss is below their unigram entropy; None where that was not logged."""
-    found, known = list[int](), False
+    learned, known = list[int](), False
     for k in scale_numbers([variant], "validation/loss_by_scale"):
         loss = comparison.spread(variant, f"validation/loss_by_scale/{k}")
         entropy = comparison.spread(variant, f"validation/unigram_entropy_by_scale/{k}")
         if loss and entropy:
             known = True
-            found += [k] if loss.mean < entropy.mean else []
-    return found if known else None
+            learned += [k] if loss.mean < entropy.mean else []
+    return learned if known else None
 
 
 def verdict(comparison: Comparison) -> list[Text]:
@@ -62,12 +62,12 @@ def verdict(comparison: Comparison) -> list[Text]:
         ]
     sentences: list[Text] = []
     for variant in study.variants[1:]:
-        found = [comparison.difference(variant, name) for name in comparison.headline_names]
-        if found:
-            sentences.append(Text(_summary(comparison, found), "summary"))
+        differences = [comparison.difference(variant, name) for name in comparison.headline_names]
+        if differences:
+            sentences.append(Text(_summary(comparison, differences), "summary"))
         if len(study.variants) == 2:  # with more the table below is the better place
-            sentences += [Text(_sentence(comparison, d), "verdict") for d in found]
-    return sentences or [Text("No metric that this report can judge has been logged yet.", "missing")]
+            sentences += [Text(_sentence(comparison, d), "verdict") for d in differences]
+    return sentences or [Text("No metric that this report can summarize has been logged yet.", "missing")]
 
 
 def _title(comparison: Comparison, d: Difference) -> str:
@@ -75,15 +75,15 @@ def _title(comparison: Comparison, d: Difference) -> str:
     return f"{d.metric.title} (over {few} images only)" if few else d.metric.title
 
 
-def _summary(comparison: Comparison, found: list[Difference]) -> str:
-    """Which way each headline metric went, and how much weight that can bear."""
+def _summary(comparison: Comparison, differences: list[Difference]) -> str:
+    """Direction in which each headline metric went, with a caution where pairs are few."""
     judged: dict[str, list[str]] = {}
-    for d in found:
+    for d in differences:
         judged.setdefault(_judgement(d), []).append(_title(comparison, d))
     parts = [f"{word} in {_listed(judged[word])}" for word in ("better", "worse") if word in judged]
-    others = ("lower", "higher", "not told apart", "equal", "not compared")
+    others = ("lower", "higher", "no clear difference", "equal", "not compared")
     parts += [f"{word}: {_listed(judged[word])}" for word in others if word in judged]
-    return f"{found[0].variant} against {found[0].reference}: {'; '.join(parts)}.{_weight(found)}"
+    return f"{differences[0].variant} against {differences[0].reference}: {'; '.join(parts)}.{_weight(differences)}"
 
 
 def _judgement(d: Difference) -> str:
@@ -92,16 +92,16 @@ def _judgement(d: Difference) -> str:
     if d.paired.mean == 0:
         return "equal"
     if not d.paired.one_sided:
-        return "not told apart"
+        return "no clear difference"
     way = "higher" if d.paired.mean > 0 else "lower"
     if d.metric.better is None:  # neither way is
         return way
     return "better" if way == d.metric.better else "worse"
 
 
-def _weight(found: list[Difference]) -> str:
+def _weight(differences: list[Difference]) -> str:
     """The odds that chance alone makes all pairs agree, where pairs are too few for a firm statement."""
-    counts = [d.paired.count for d in found if d.paired and d.paired.one_sided and not d.paired.firm]
+    counts = [d.paired.count for d in differences if d.paired and d.paired.one_sided and not d.paired.firm]
     if not counts:
         return ""
     if min(counts) == 1:
@@ -139,7 +139,7 @@ def _listed(words: list[str]) -> str:
 
 
 def pairs_note(study: Study) -> str:
-    """How differences are made, with the warning that few pairs deserve."""
+    """How differences are computed, with a warning where pairs are few."""
     counts = [len(study.pairs(variant)) for variant in study.variants[1:]]
     shared = "share data order, caption dropping, sampling noise and, where the architectures agree, initial weights"
     seeds = f" Runs of one seed {shared}." if study.pair_by == "seed" else ""

@@ -127,7 +127,7 @@ def test_on_paper_every_cell_and_closed_section_is_printed(page: Path, tmp_path:
     for seed in (0, 1, 2):
         assert f"Runswithseed{seed}" in printed
     # Images of seeds 1 and 2 are in sections that are closed on the screen.
-    assert printed.count("redapple,twemojistyle·pictureseed0") == 1 + 3
+    assert printed.count("redapple,twemojistyle·imageseed0") == 1 + 3
 
 
 def test_the_probe_sees_what_is_wrong(page: Path, tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ OTHER_DATA = {"data": {"train": "b", "validation": "v"}}
         ("evaluation/fid_alexnet", {"metrics": {"mini_clip": "mine"}}, None),
     ],
 )
-def test_what_pictures_were_measured_with(
+def test_what_images_were_measured_with(
     make: Make, name: str, change: dict[str, Any], reason: str | None
 ) -> None:
     base = {"data": {"train": "a", "validation": "v"}, "metrics": {"prompts": 4, "mini_clip": "embedded"}}
@@ -164,13 +164,11 @@ def test_what_pictures_were_measured_with(
     assert found is None if reason is None else reason in found
 
 
-def test_pictures_of_other_sizes_are_not_compared(make: Make) -> None:
+def test_images_of_other_sizes_are_not_compared(make: Make) -> None:
     full, early = timed([1.0], None), timed([1.0], 0)
     runs = [
         make("causal", i, full, early, config={"tokenizer": {"scales": [1, side], "multipliers": [1, 1]}})
         for i, side in enumerate((2, 4))
     ]
-    assert (
-        obstacle(describe("evaluation/fid_alexnet"), *runs) == "the pictures differ in size (4 px and 8 px)"
-    )
+    assert obstacle(describe("evaluation/fid_alexnet"), *runs) == "the images differ in size (4 px and 8 px)"
     assert json.loads((runs[0].path / "evaluation.json").read_text())["pictures"] == 512

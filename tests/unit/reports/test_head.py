@@ -1,4 +1,4 @@
-"""What a reader sees first: whether anything was learnt, the plot of all differences, digits and warnings that fit."""
+"""What a reader sees first: whether anything was learned, the plot of all differences, digits and warnings that fit."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from reports.data.comparison import compare_variants
 from reports.data.runs import Run, read_run
 from reports.data.statistics import paired_bootstrap, spread
 from reports.data.study import Study, group
-from reports.render.document import Document, Figure, Pictures, Table, Text
+from reports.render.document import Document, Figure, ImageGrid, Table, Text
 from reports.render.forest import Line, forest_figure
 from reports.render.formatting import gap, in_one_row, interval, plus_minus
 from reports.sections.summary import learning
@@ -55,10 +55,10 @@ def by_scale(*losses: float) -> dict[str, float]:
     return values | {f"validation/unigram_entropy_by_scale/{k}": 5.0 for k in range(len(losses))}
 
 
-NOTHING = "no scale is below its unigram entropy yet (nothing has been learnt)"
+NOTHING = "no scale is below its unigram entropy yet (nothing has been learned)"
 
 
-def test_that_nothing_has_been_learnt_is_said_first(make: Make) -> None:
+def test_that_nothing_has_been_learned_is_said_first(make: Make) -> None:
     runs = [
         make(visibility, seed, by_scale(5.0, 6.0) | {"validation/loss": loss})
         for visibility, loss in (("causal", 5.9), ("non_causal", 5.8))
@@ -71,7 +71,7 @@ def test_that_nothing_has_been_learnt_is_said_first(make: Make) -> None:
     assert alone.text == NOTHING[:1].upper() + NOTHING[1:] + "."
 
 
-def test_who_has_learnt_nothing_is_named(make: Make) -> None:
+def test_who_has_learned_nothing_is_named(make: Make) -> None:
     runs = [make("causal", 0, by_scale(5.5, 4.9)), make("non_causal", 0, by_scale(5.5, 5.1))]
     assert [text.text for text in learning(compare_variants(group(runs)))] == [f"non_causal: {NOTHING}."]
 
@@ -143,10 +143,10 @@ def test_the_head_has_plot_and_images_before_the_sentences(tmp_path: Path) -> No
         compare_variants(group([read_run(path.parent) for path in sorted(study.glob("*/record.json"))]))
     )
     kinds = [block.kind if isinstance(block, Text) else type(block).__name__ for block in page.lead]
-    assert kinds.index("Figure") < kinds.index("Pictures") < kinds.index("verdict")
-    assert [block.name for block in page.lead if isinstance(block, Figure | Pictures)] == [
+    assert kinds.index("Figure") < kinds.index("ImageGrid") < kinds.index("verdict")
+    assert [block.name for block in page.lead if isinstance(block, Figure | ImageGrid)] == [
         "forest",
-        "pictures_first",
+        "images_first",
     ]
 
 

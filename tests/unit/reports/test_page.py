@@ -27,7 +27,7 @@ SECTIONS = [
     "norms",
     "scales",
     "cost",
-    "pictures",
+    "images",
     "captions",
     "runs",
     "settings",
@@ -93,7 +93,7 @@ def test_page_is_whole_and_self_contained(report: Path) -> None:
     assert "#0072b2" not in re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)  # plots follow the theme
 
 
-def test_captions_and_pictures_stand_under_their_variants(report: Path) -> None:
+def test_captions_and_images_stand_under_their_variants(report: Path) -> None:
     page = Page((report / "index.html").read_text())
     assert page.alts[:2] == [
         f"{v}, picture seed 0: red apple, twemoji style" for v in ("causal", "non_causal")
@@ -128,15 +128,15 @@ def test_companions(report: Path) -> None:
         assert f"]({name}.png)" in (report / "report.md").read_text()
 
 
-def test_pictures_come_as_a_sheet(report: Path) -> None:
-    """A row a variant, a column a caption; the synthetic pictures of a column differ by a shift alone."""
-    with Image.open(report / "pictures_seed_0.png") as sheet:
+def test_images_come_as_a_sheet(report: Path) -> None:
+    """A row a variant, a column a caption; the synthetic images of a column differ by a shift alone."""
+    with Image.open(report / "images_seed_0.png") as sheet:
         assert sheet.size == (4 * 134 + 6, 2 * 156 + 6)
         discs = [sheet.crop((6, top, 134, top + 128)) for top in (22, 178)]
         red = [sum(count for count, colour in disc.getcolors() if colour == (221, 51, 51)) for disc in discs]
         assert red[0] == red[1] > 1000  # of the first caption
     text = (report / "report.md").read_text()
-    assert "![Runs with seed 0](pictures_seed_0.png)" in text
+    assert "![Runs with seed 0](images_seed_0.png)" in text
     assert "from left to right: red apple, twemoji style (seed 0)" in text
 
 
@@ -191,9 +191,9 @@ def test_runs_that_cannot_be_read_are_named_and_left_out(
     lines = said.err.splitlines()
     assert len(lines) == 4 and all(line.startswith(f"skipped {study}/") for line in lines)
     page = re.sub(r"</?code>", "", (study / "report" / "index.html").read_text())
-    assert "4 run folders could not be read and stand apart" in page
+    assert "4 run folders could not be read (see Runs)" in page
     for name in ("other", "half", "damaged", "empty"):
-        assert f"{name} is left out of this report" in page
+        assert f"{name} is skipped" in page
 
     before = (study / "report" / "index.html").read_bytes()
     with pytest.raises(UserError, match=r"other/record\.json has format 2; this version reads format 1"):
@@ -231,7 +231,7 @@ def test_missing_pieces_name_the_command(tmp_path: Path) -> None:
     assert "Uncommitted changes" in text and "A name that this version does not know." in text
 
 
-def test_only_common_pictures_are_shown(tmp_path: Path) -> None:
+def test_only_common_images_are_shown(tmp_path: Path) -> None:
     for visibility, prompts in (("causal", ["red", "blue"]), ("non_causal", ["blue", "<b>green & $x$</b>"])):
         run = maker.write_run(
             tmp_path / "s" / visibility, maker.config(visibility, 0, visibility), maker.record(visibility, 0)

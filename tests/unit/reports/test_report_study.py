@@ -242,7 +242,7 @@ def test_verdict_does_not_tell_apart_what_disagrees(make: Make) -> None:
         make("non_causal", 1, 2.25),
     ]
     lead, sentence, *_ = [text.text for text in verdict(compare_variants(group(runs)))]
-    assert "not told apart: validation loss" in lead
+    assert "no clear difference: validation loss" in lead
     assert "difference −0.12 " in sentence and "[−0.50, +0.25] over 2 pairs, which do not agree" in sentence
 
 
