@@ -7,7 +7,7 @@ scale-attention     how a causal model divides its attention among scales (Figur
 prompt-switch       the first prompt until a scale, the second one from there on, for every scale (Figure 8)
 guidance-off        guidance switched off at one range of scales after the other (Figure 16)
 
-A word is a setting if it is name=value without blanks; whatever stands after -- is a prompt.
+A word is a setting if it is name=value without blanks; anything after -- is a prompt.
 """
 
 import textwrap
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from switti.sampling.pipeline import SwittiPipeline
     from switti.sampling.sampler import PromptSwitch
 
-COLUMNS = 3  # of images in a sheet
-PLOT_INCHES = 5.2  # of width: on a phone, 390 px wide, letters are 10 px high
+# Of images in a sheet.
+COLUMNS = 3
+# Of width: on a phone, 390 px wide, letters are 10 px high.
+PLOT_INCHES = 5.2
 KINDS = ("caption-attention", "scale-attention", "prompt-switch", "guidance-off")
 
 
@@ -78,7 +80,7 @@ def sample(
     plan: "GuidancePlan | None" = None,
     switch: "PromptSwitch | None" = None,
 ) -> "Tensor":
-    """Pictures [B, 3, H, W] in [0, 1] of all prompts in one batch, seeds 0, 1, …"""
+    """Images [B, 3, H, W] in [0, 1] of all prompts in one batch, seeds 0, 1, …"""
     from contextlib import nullcontext
 
     import torch
@@ -140,7 +142,7 @@ def scale_names(pipeline: "SwittiPipeline") -> list[str]:
 
 
 def prompt_switch(pipeline: "SwittiPipeline", prompts: list[str], out: Path) -> list[Path]:
-    """One row of pictures: switched from the first scale on (only the second prompt), the second, …, never."""
+    """One row of images: switched from the first scale on (only the second prompt), the second, …, never."""
     from switti.sampling.sampler import PromptSwitch
 
     first, second = prompts
@@ -149,11 +151,11 @@ def prompt_switch(pipeline: "SwittiPipeline", prompts: list[str], out: Path) -> 
     images = [sample(pipeline, [first], switch=PromptSwitch(text, k)) for k in range(count)]
     images.append(sample(pipeline, [first]))
     captions = [f"from {name}: {second}" for name in scale_names(pipeline)] + [f"never: {first}"]
-    return [picture_row(out / "prompt_switch.png", images, captions, 1)]
+    return [image_rows(out / "prompt_switch.png", images, captions, 1)]
 
 
 def guidance_off(pipeline: "SwittiPipeline", prompts: list[str], out: Path, width: int) -> list[Path]:
-    """A row of pictures a prompt: guided everywhere, then unguided at `width` scales from each scale on."""
+    """A row of images for each prompt: guided everywhere, then unguided at `width` scales from each scale on."""
     from switti.sampling.guidance import GuidancePlan
 
     plan = GuidancePlan.of(pipeline.sampling, pipeline.generator.pyramid)
@@ -164,10 +166,10 @@ def guidance_off(pipeline: "SwittiPipeline", prompts: list[str], out: Path, widt
         images.append(sample(pipeline, prompts, plan=replace(plan, strengths=strengths)))
         titles.append(f"off {names[start]}" + (f"–{names[start + width - 1]}" if width > 1 else ""))
     captions = [f"{title}: {prompt}" for prompt in prompts for title in titles]
-    return [picture_row(out / "guidance_off.png", images, captions, len(prompts))]
+    return [image_rows(out / "guidance_off.png", images, captions, len(prompts))]
 
 
-def picture_row(path: Path, images: list["Tensor"], captions: list[str], prompts: int) -> Path:
+def image_rows(path: Path, images: list["Tensor"], captions: list[str], prompts: int) -> Path:
     """A captioned sheet, prompt after prompt; images: one batch of all prompts for each setting that is compared.
 
     At most COLUMNS in a row, so that captions can be read on a phone.
@@ -180,12 +182,12 @@ def picture_row(path: Path, images: list["Tensor"], captions: list[str], prompts
     columns = min(COLUMNS, len(settings))
     empty = Image.new("RGB", settings[0][0].size, "white")
     filling = -len(settings) % columns  # each prompt begins a row
-    pictures, texts = [], []
+    cells, texts = [], []
     for row in range(prompts):
-        pictures += [*(batch[row] for batch in settings), *[empty] * filling]
+        cells += [*(batch[row] for batch in settings), *[empty] * filling]
         texts += [*captions[row * len(settings) : (row + 1) * len(settings)], *[""] * filling]
     with atomic_write(path) as temporary:
-        captioned_grid(pictures, texts, columns=columns).save(temporary, format="PNG")
+        captioned_grid(cells, texts, columns=columns).save(temporary, format="PNG")
     return path
 
 

@@ -10,7 +10,8 @@ from reports.data.study import Study, Variant, obstacle, scale_sides
 from reports.render.document import Block, Table, Text
 from reports.render.formatting import DASH, plural, plus_minus, ratio_interval
 
-Way = tuple[Variant, bool]  # a variant, and whether guidance is stopped early
+# A variant, and whether guidance is stopped early.
+Way = tuple[Variant, bool]
 _COST = Metric("sampling/seconds_total", "sampling time", needs="cost")
 
 
@@ -52,7 +53,7 @@ def _ways(study: Study) -> list[Way]:
 
 
 def timing(run: Run, early: bool) -> Sampling | None:
-    """What was timed with guidance as configured, or stopped early; None if it was not."""
+    """Timing with guidance as configured, or stopped early; None if it was not measured."""
     if run.evaluation is None:
         return None
     timed = run.evaluation.stopped_early if early else run.evaluation.sampling
@@ -93,15 +94,15 @@ def _timings(study: Study) -> list[Sampling]:
 def _pairs(study: Study, way: Way, other: Way) -> list[tuple[Sampling, Sampling]]:
     """Timings of runs with one pairing value that may be compared: (of `way`, of `other`)."""
     partners = {str(run.setting(study.pair_by)): run for run in other[0].runs}
-    timed = []
+    pairs = []
     for run in way[0].runs:
         partner = partners.get(str(run.setting(study.pair_by)))
         if partner is None or _obstacle(partner, run):
             continue
         a, b = timing(run, way[1]), timing(partner, other[1])
         if a and b:
-            timed.append((a, b))
-    return timed
+            pairs.append((a, b))
+    return pairs
 
 
 def _obstacle(a: Run, b: Run) -> str | None:
@@ -112,13 +113,13 @@ def _obstacle(a: Run, b: Run) -> str | None:
 
 
 def _refusals(study: Study) -> list[str]:
-    timed = {
+    reasons = {
         reason
         for variant in study.variants[1:]
         for _, a, b in study.pairs(variant)
         if timing(a, False) and timing(b, False) and (reason := _obstacle(a, b))
     }
-    return sorted(timed)
+    return sorted(reasons)
 
 
 def ratio(study: Study, way: Way, other: Way, processor: bool = False) -> Ratio | None:
@@ -156,8 +157,8 @@ def _by_scale(study: Study, ways: Sequence[Way]) -> list[Block]:
     """Milliseconds at each scale, mean over the runs of a variant; only if all have the same scales."""
     columns = []
     for variant, early in ways:
-        timed = [timing(run, early) for run in variant.runs]
-        columns.append([timed.seconds_per_scale for timed in timed if timed and timed.seconds_per_scale])
+        timings = [timing(run, early) for run in variant.runs]
+        columns.append([timed.seconds_per_scale for timed in timings if timed and timed.seconds_per_scale])
     counts = {len(times) for column in columns for times in column}
     if len(counts) != 1 or not all(columns):
         return []

@@ -112,7 +112,7 @@ def test_losses_come_first_and_no_chart_is_of_one_kind_of_run_alone(study: Path,
     ]  # fmt: skip
 
 
-def test_a_run_that_goes_on_is_followed_and_one_that_was_resumed_starts_over(
+def test_a_run_in_progress_is_followed_and_one_that_was_resumed_starts_over(
     study: Path, mirror: Path
 ) -> None:
     board, run = Board(study, mirror), study / "seed=0"

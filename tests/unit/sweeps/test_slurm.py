@@ -116,7 +116,7 @@ def start_driver(arguments: list[str]) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.distributed
-def test_a_job_at_its_time_limit_is_queued_again_and_goes_on(study: Path) -> None:
+def test_a_job_at_its_time_limit_is_queued_again_and_resumes(study: Path) -> None:
     """Of two tasks the other has an answer ready when the first leaves: it must not count in the end."""
     Path("slow").write_text("1")
     process = start_driver([str(study), "vary.seed=[0]", "trainer.devices=2", "data.batch_size=8"])

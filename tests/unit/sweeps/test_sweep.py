@@ -410,7 +410,7 @@ def test_a_lock_is_held_by_whoever_has_a_copy_of_it(tmp_path: Path) -> None:
     assert not is_claimed(tmp_path / "run") and claim(tmp_path / "run") is not None
 
 
-def test_a_run_that_lost_its_machine_goes_on_while_it_gets_further(study: Path, capfdbinary) -> None:
+def test_a_run_that_was_preempted_resumes_while_it_gets_further(study: Path, capfdbinary) -> None:
     Path("preempt").touch()
     assert sweep.main([str(study), "vary.seed=[0]"]) == 0
     assert starts(0) == 3  # 2, 4, 5 steps

@@ -10,7 +10,7 @@ from PIL import Image
 from sampler_cases import build, captions
 
 from benchmarks.reference_model import dense_mask
-from experiments.analyse import heat_map, picture_row
+from experiments.analyse import heat_map, image_rows
 from switti.models.attention import Rotation
 from switti.sampling.attention_analysis import CaptionAttention, ScaleAttention, recording
 from switti.sampling.config import SamplingConfig
@@ -144,7 +144,7 @@ def test_plots_fit_a_phone_however_long_the_caption(tmp_path: Path) -> None:
 def test_each_prompt_begins_a_row_of_the_sheet(tmp_path: Path) -> None:
     images = [torch.full((2, 3, 128, 128), shade) for shade in (0.1, 0.2, 0.3, 0.4)]
     captions = ["a", "b", "c", "d"] * 2
-    with Image.open(picture_row(tmp_path / "row.png", images, captions, 2)) as sheet:
+    with Image.open(image_rows(tmp_path / "row.png", images, captions, 2)) as sheet:
         cell, height = 134, sheet.height // 4
         shades = [
             [sheet.getpixel((20 + column * cell, 20 + row * height))[0] for column in range(3)]
