@@ -197,7 +197,7 @@ def test_a_damaged_run_does_not_hide_the_others(
     board.renew()
     assert {path.name for path in mirror.iterdir()} == {"seed=1"}
     told = capsys.readouterr().err
-    assert told.count("left out: ") == 1 and str(study / "seed=0" / "metrics.csv") in told
+    assert told.count("skipped: ") == 1 and str(study / "seed=0" / "metrics.csv") in told
     (study / "seed=1" / "record.json").write_text("[]")
     with pytest.raises(UserError, match=r"metrics\.csv, line 2"):
         board.renew()

@@ -95,9 +95,7 @@ def test_page_is_whole_and_self_contained(report: Path) -> None:
 
 def test_captions_and_images_stand_under_their_variants(report: Path) -> None:
     page = Page((report / "index.html").read_text())
-    assert page.alts[:2] == [
-        f"{v}, picture seed 0: red apple, twemoji style" for v in ("causal", "non_causal")
-    ]
+    assert page.alts[:2] == [f"{v}, image seed 0: red apple, twemoji style" for v in ("causal", "non_causal")]
 
 
 def test_companions(report: Path) -> None:
@@ -119,7 +117,7 @@ def test_companions(report: Path) -> None:
         "accuracy_by_scale",
         "metrics",
         "norms",
-        "optimisation",
+        "optimization",
         "sampling_time",
     ]
     for name in names:
@@ -245,7 +243,7 @@ def test_only_common_images_are_shown(tmp_path: Path) -> None:
     text = (tmp_path / "s" / "report" / "index.html").read_text()
     assert [alt.rpartition(": ")[2] for alt in Page(text).alts] == ["blue", "blue"] * 2
     assert "The evaluations sampled with different settings: guidance." in text
-    assert "captions or picture seeds differ between variants; 1 are common and shown" in text
+    assert "captions or image seeds differ between variants; 1 are common and shown" in text
 
 
 def test_other_scales_are_drawn_apart(tmp_path: Path) -> None:
