@@ -25,6 +25,7 @@ from PIL import Image
 
 from datamodules.config import DataConfig
 from datamodules.datamodule import ShardDataModule
+from datamodules.embed_shards import embed_shards
 from datamodules.images import DamagedPictureError, decode
 from datamodules.prepare.sources import list_source
 from datamodules.shards.embedding_file import EncoderIdentity
@@ -35,7 +36,6 @@ from datamodules.shards.samples import Framing, make_sample
 from datamodules.shards.stream_samples import StoredSample, stored_samples
 from datamodules.shards.tar import DamagedTarError, StreamSource
 from experiments import prepare
-from experiments.embed import embed
 from switti.errors import UserError
 from switti.text.base import TextEmbedding
 
@@ -434,7 +434,7 @@ class Embeddings(Target):
             (home / f"train-{number:06d}.tar").write_bytes(tar_of(members(3, 3 * number)))
         identity = EncoderIdentity("hash", encoder.fingerprint, WIDTH, POOLED, LENGTH)
         indices = [load_index(path) for path in sorted(home.glob("*.tar"))]
-        embed(indices, encoder, identity, home / "embeddings" / identity.folder, 2)  # type: ignore[arg-type]
+        embed_shards(indices, encoder, identity, home / "embeddings" / identity.folder, 2)  # type: ignore[arg-type]
         self.store = next((home / "embeddings").iterdir())
 
     def mutate(self, chance: Chance, folder: Path) -> None:

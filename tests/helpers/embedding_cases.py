@@ -6,9 +6,9 @@ import torch
 
 from datamodules.config import DataConfig
 from datamodules.datamodule import ShardDataModule
+from datamodules.embed_shards import embed_shards
 from datamodules.shards.embedding_file import EncoderIdentity
 from datamodules.shards.index import load_index
-from experiments.embed import embed
 from switti.text.base import TextEmbedding
 
 WIDTH, POOLED, LENGTH = 6, 3, 9
@@ -47,7 +47,7 @@ def make_store(folder, encoder=None, batch=2, out=None):
     encoder = encoder or HashEncoder()
     indices = [load_index(path) for path in sorted(folder.glob("*.tar"))]
     store = (out or folder / "embeddings") / encoder.identity.folder
-    return store, embed(indices, encoder, encoder.identity, store, batch)[0]
+    return store, embed_shards(indices, encoder, encoder.identity, store, batch)[0]
 
 
 def data_of(folder, fingerprint=None, **settings):

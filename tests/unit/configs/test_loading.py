@@ -1,4 +1,4 @@
-"""Settings: what may be written, what comes out, and what is said when it is wrong."""
+"""Composition of settings: sources and their order, types, interpolation, and the messages about mistakes."""
 
 import json
 import re
@@ -237,7 +237,7 @@ def test_a_run_folder_named_by_a_relative_path(
         "#x", "!x", "x" * 201, "ä" * 101, "\u2028", "",
     ],
 )  # fmt: skip
-def test_names_that_are_no_plain_folder_names_are_refused(small: Path, what: str, name: str) -> None:
+def test_names_that_are_not_plain_folder_names_are_refused(small: Path, what: str, name: str) -> None:
     override = f"{what}={json.dumps(name, ensure_ascii=False)}"
     if name == "" and what == "name":
         return  # the file's own name
@@ -267,7 +267,7 @@ FROM_ENVIRONMENT = [
 ]
 
 
-def test_what_the_environment_says_is_used_and_not_saved(
+def test_values_of_the_environment_are_used_and_not_saved(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SWITTI_TEST_TOKEN", SECRET)
@@ -297,7 +297,7 @@ def test_what_the_environment_says_is_used_and_not_saved(
         from_run(folder)
 
 
-def test_a_secret_of_the_wrong_kind_is_not_told(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_of_the_wrong_type_is_not_shown(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWITTI_TEST_TOKEN", SECRET)
     for name in ("trainer.max_steps", "optimizer.learning_rate", "data.crop", "model.scales"):
         with pytest.raises(UserError, match=re.escape(name)) as caught:
@@ -305,7 +305,7 @@ def test_a_secret_of_the_wrong_kind_is_not_told(small: Path, monkeypatch: pytest
         assert SECRET not in masked(str(caught.value))
 
 
-def test_what_only_watches_may_change_when_a_run_is_resumed(small: Path, tmp_path: Path) -> None:
+def test_settings_of_observation_may_change_when_a_run_is_resumed(small: Path, tmp_path: Path) -> None:
     folder = saved(load(small, [f"runs_dir={tmp_path}"]))
     for item in (
         "trainer.validate_every=3", "trainer.validate_batches=1", "trainer.log_every=7", "trainer.max_steps=9000",

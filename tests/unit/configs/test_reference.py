@@ -10,7 +10,7 @@ import pytest
 
 from configs.field_docs import field_docs, setting_docs
 from configs.loading import CONFIGS, SETTINGS, load
-from configs.reference import annotated_yaml, docs, explain, group_list
+from configs.reference import UNUSED, annotated_yaml, docs, explain, group_list
 from experiments.tools.write_configuration_page import page
 from sweeps.search_space import Axis, Search
 from sweeps.study import Study
@@ -97,6 +97,12 @@ def test_shown_settings_of_awkward_text_load_again(tmp_path: Path) -> None:
 def test_groups_of_other_tasks_are_hidden(name: str, hidden: set[str]) -> None:
     shown = set(re.findall(r"^(\w+):$", annotated_yaml(load(name)), flags=re.MULTILINE))
     assert shown == {group.partition(".")[0] for group in SETTINGS if "." in group} - hidden
+
+
+def test_every_task_says_which_settings_it_does_not_read() -> None:
+    assert set(UNUSED) == set(SETTINGS["task"].choices)
+    for unused in UNUSED.values():
+        assert set(unused) <= {name.partition(".")[0] for name in SETTINGS}
 
 
 def test_a_changed_setting_of_another_task_is_shown_as_not_read() -> None:

@@ -10,9 +10,9 @@ import torch
 from data_shards import make_shard, png
 from embedding_cases import HashEncoder, data_of
 
+from datamodules.embed_shards import embed_shards
 from datamodules.shards.index import load_index
 from datamodules.shards.samples import MAX_CAPTIONS, captions_in
-from experiments.embed import embed
 from switti.errors import UserError
 from switti.files import read_json_object
 
@@ -45,7 +45,7 @@ def embedded(folder: Path, all_captions: bool = True) -> tuple[Path, tuple[int, 
     encoder = HashEncoder()
     indices = [load_index(path) for path in sorted(folder.glob("*.tar"))]
     store = folder / "embeddings" / encoder.identity.folder
-    return store, embed(indices, encoder, encoder.identity, store, 2, all_captions)  # type: ignore[arg-type]
+    return store, embed_shards(indices, encoder, encoder.identity, store, 2, all_captions)  # type: ignore[arg-type]
 
 
 def drawn(folder: Path, batches: int, **settings) -> list[dict]:
