@@ -27,6 +27,10 @@ class SampleGrids(OptimizerStepCallback):
         self.every = every
         self.prompts = prompts
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # With accumulation the first micro-batch already draws a grid, of the weights that the run starts from.
+        self._completed_step = -1
+
     def on_optimizer_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         if step % self.every and step != trainer.max_steps:
             return

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 
 from callbacks.activation_norms import ActivationNorms
@@ -25,7 +26,6 @@ from callbacks.skipped_steps import SkippedSteps
 from callbacks.throughput import Throughput
 from configs.load_run import load_frozen_tokenizer, load_initial_state
 from configs.loading import to_dict, to_yaml
-from configs.loggers import build_loggers
 from configs.schema import RunConfig
 from datamodules.datamodule import ShardDataModule
 from lightning_modules.decoder_tuning import DecoderTuningModule
@@ -38,10 +38,16 @@ from switti.metrics.catalogue import to_record
 from switti.metrics.collection import build_metrics, extra_infos
 from switti.scales import Pyramid
 from switti.text.base import TextEmbedding, TextEncoder
+from switti.text.build import build_text_encoder
+
+
+def build_encoder(config: RunConfig) -> TextEncoder | None:
+    """The run's text encoder; None for tasks without captions."""
+    return build_text_encoder(config.text) if config.task == "generator" else None
 
 
 def build_datamodule(config: RunConfig, encoder: TextEncoder | None) -> ShardDataModule:
-    """Batches for the run; embeddings must come from `encoder`, which encodes the captions that have none."""
+    """Batches for the run; embeddings must be of `encoder`, which encodes the captions that have none."""
     return ShardDataModule(
         config.data,
         seed=config.seed,
@@ -54,7 +60,7 @@ def build_datamodule(config: RunConfig, encoder: TextEncoder | None) -> ShardDat
 def build_module(config: RunConfig, fresh: bool = True) -> LightningModule:
     """The module of the run's task, with its frozen parts loaded. UserError if a frozen part is missing.
 
-    fresh: the run begins, so that `init_from` counts; a run that is resumed has its weights in its checkpoint.
+    fresh: the run starts, so that `init_from` counts; a resumed run has its weights in its checkpoint.
     """
     common: dict[str, Any] = {"seed": config.seed, "ema": config.callbacks.ema_decay is not None}
     if config.init_from and config.task != "generator":
@@ -109,7 +115,7 @@ def build_online_metrics(
 def build_callbacks(
     config: RunConfig, datamodule: ShardDataModule, encoder: TextEncoder | None
 ) -> list[Callback]:
-    """In the order in which they run; Lightning puts the checkpoint last."""
+    """All callbacks of a run, in the order in which they are called; Lightning puts the checkpoint last."""
     settings, pyramid = config.callbacks, Pyramid(tuple(config.tokenizer.scales))
     record = RunRecord(
         config.run_dir,
@@ -156,7 +162,8 @@ def build_profiler(config: RunConfig) -> Profiler | None:
     return None if name is None else PyTorchProfiler(dirpath=folder, filename=name)
 
 
-def build_trainer(config: RunConfig, callbacks: list[Callback]) -> Trainer:
+def build_trainer(config: RunConfig, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
+    """Lightning's trainer by trainer.*."""
     settings, folder = config.trainer, config.run_dir
     # Two optimizers: the module accumulates and clips by itself.
     manual = config.task != "generator"
@@ -182,7 +189,7 @@ def build_trainer(config: RunConfig, callbacks: list[Callback]) -> Trainer:
         use_distributed_sampler=False,
         enable_model_summary=False,
         default_root_dir=str(folder),
-        logger=build_loggers(config),
+        logger=loggers,
         callbacks=callbacks,
         plugins=[*cluster_environment()],
     )

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.batches import Batch, Encode, PackedBatch
 from datamodules.shards.bad_samples import Damage, Fatal
-from datamodules.workers import started, worker_failure
+from datamodules.workers import explained_worker_failures, started
 from switti.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class CountingLoader(DataLoader[Any]):
         self.waiting: Callable[[], None] | None = None
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        try:
+        with explained_worker_failures():
             for packed in self._announced():
                 self.damage.add(packed.read, packed.damages)
                 if batch := packed.unpack(self.encode, self.max_length):
@@ -108,10 +108,6 @@ class CountingLoader(DataLoader[Any]):
                 elif not self.may_skip:
                     first = packed.damages[0]
                     raise UserError(f"a whole batch is damaged, first {first.key}: {first.reason}")
-        except RuntimeError as error:
-            if failure := worker_failure(error):
-                raise failure from error
-            raise
 
     def _announced(self) -> Iterator[PackedBatch]:
         if self.waiting is not None:

@@ -8,7 +8,8 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from typing import TypeVar
@@ -88,6 +89,17 @@ def _cannot_start(error: OSError, workers: int) -> UserError:
         f"data.workers={workers}: the data workers cannot be started ({error.strerror or error}); {remedy}, or set "
         "data.workers=0"
     )
+
+
+@contextmanager
+def explained_worker_failures() -> Generator[None, None, None]:
+    """Replace torch's error about a dead data worker, wherever it is raised, by one that a user can act on."""
+    try:
+        yield
+    except RuntimeError as error:
+        if failure := worker_failure(error):
+            raise failure from error
+        raise
 
 
 _DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (.*?)\. |exited)")

@@ -22,6 +22,7 @@ from configs.loading import load
 from configs.reference import annotated_yaml, explain, group_list
 from configs.resume_rules import check_resumable
 from configs.schema import RunConfig
+from datamodules.workers import explained_worker_failures
 from experiments.cli import argument_parser, run
 from lightning_modules.strategies.launch_environment import check_launch, is_first_rank
 from sweeps.run_lock import training_lock
@@ -111,46 +112,46 @@ def in_scratch_folder(config: RunConfig) -> RunConfig:
 
 
 def fit(config: RunConfig) -> None:
-    """Build data, model, callbacks and trainer, and fit. The first rank holds the run's lock."""
+    """Data, model, callbacks, loggers, trainer, fit. The first rank holds the run's lock."""
     folder = config.run_dir
 
     _print_once(f"{folder}: importing torch and lightning")
     from lightning.pytorch import seed_everything
 
     from callbacks.checkpointing import find_resume
-    from configs.build import build_callbacks, build_datamodule, build_module, build_trainer
-    from datamodules.workers import worker_failure
-    from switti.text.build import build_text_encoder
+    from configs.build import build_callbacks, build_datamodule, build_encoder, build_module, build_trainer
+    from configs.loggers import build_loggers
 
     _print_once(f"{folder}: loading data and models")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    silence_libraries()
+    configure_logging()
     seed_everything(config.seed, verbose=False)
-    encoder = build_text_encoder(config.text) if config.task == "generator" else None
+
+    encoder = build_encoder(config)
     datamodule = build_datamodule(config, encoder)
     datamodule.setup("fit")
+
     resumes = not config.trainer.fast_dev_run
     checkpoint = find_resume(folder, thorough=is_first_rank()) if resumes else None
     module = build_module(config, fresh=checkpoint is None)
-    trainer = build_trainer(config, build_callbacks(config, datamodule, encoder))
-    if trainer.is_global_zero:
-        print(f"{folder}: " + (f"resuming from {checkpoint.name}" if checkpoint else "starting"), flush=True)
-    try:
+
+    callbacks = build_callbacks(config, datamodule, encoder)
+    loggers = build_loggers(config)
+    trainer = build_trainer(config, callbacks, loggers)
+
+    _print_once(f"{folder}: " + (f"resuming from {checkpoint.name}" if checkpoint else "starting"))
+    with explained_worker_failures():
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=False)
-    except RuntimeError as error:
-        if failure := worker_failure(error):
-            raise failure from error
-        raise
 
 
 def _print_once(text: str) -> None:
-    """Print on the first rank only, before the ranks are connected."""
+    """Print on the first rank only, also before the ranks are connected."""
     if is_first_rank():
         print(text, flush=True)
 
 
-def silence_libraries() -> None:
+def configure_logging() -> None:
     """Hide warnings of libraries that a user of this command cannot act on, and secrets in all log lines."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for handler in logging.getLogger().handlers:
         handler.addFilter(_mask)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
