@@ -93,7 +93,7 @@ def extract(split: Split, config: MiniClipConfig, views: int, seed: int) -> Feat
 def fit(
     data: Features, config: MiniClipConfig, steps: int, batch: int, rate: float, seed: int
 ) -> MiniClipHeads:
-    """Symmetric InfoNCE with a learned temperature; a batch row's own caption drawn anew at each step."""
+    """Symmetric InfoNCE with a learned temperature; each step draws one of a row's captions."""
     torch.manual_seed(seed)
     heads = MiniClipHeads(config, dropout=0.3)
     heads.image.standardise_like(data.pictures.flatten(0, 1))
@@ -117,7 +117,7 @@ def fit(
 
 
 def contrast(heads: MiniClipHeads, pictures_BF: Tensor, texts_BP: Tensor, caption_B: Tensor) -> Tensor:
-    """Symmetric InfoNCE. Other rows with the very same caption are no negatives and leave the denominator."""
+    """Symmetric InfoNCE. Other rows with the same caption are not negatives: they are left out of the denominator."""
     logits = heads.image(pictures_BF) @ heads.text(texts_BP).T * heads.scale.clamp(max=4.0).exp()
     diagonal = torch.eye(len(caption_B), dtype=torch.bool)
     logits = logits.masked_fill((caption_B[:, None] == caption_B) & ~diagonal, float("-inf"))

@@ -1,4 +1,4 @@
-"""Normalised two-dimensional rotary embedding (Section 3.2), real-valued.
+"""Normalized two-dimensional rotary embedding (Section 3.2), real-valued.
 
 Shape suffixes: B batch, L tokens, H heads, K head width.
 """

@@ -50,7 +50,7 @@ def masked_mean(states_BTC: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 class MiniLMEncoder:
-    """Token states of the last layer (384 channels) and their masked mean, not normalised.
+    """Token states of the last layer (384 channels) and their masked mean, not normalized.
 
     The network is loaded at the first `encode`; `fingerprint` reads the weights file only.
     """

@@ -13,7 +13,7 @@ _REMEDY = "give a local path, or download it on a machine with network: hf downl
 
 
 def is_hub_id(source: str | Path) -> bool:
-    """Whether `source` has the form owner/name and is no path that exists."""
+    """Whether `source` has the form owner/name and is not an existing path."""
     return HUB_ID.fullmatch(str(source)) is not None and not os.path.exists(Path(source).expanduser())
 
 
