@@ -18,6 +18,7 @@ from switti.errors import UserError
 from switti.models.transformer import ScaleTransformer
 from switti.sampling.config import SamplingConfig
 from switti.sampling.image_grid import to_pil
+from switti.sampling.model_card import RunFacts
 from switti.sampling.noise import ImageNoise
 from switti.sampling.pipeline_arguments import (
     change_settings,
@@ -129,17 +130,19 @@ class SwittiPipeline:
         *,
         dtype: torch.dtype | None = None,
         details: dict[str, Any] | None = None,
+        facts: RunFacts | None = None,
     ) -> None:
         """Write a folder that `from_pretrained` reads: whole, or not at all. It must be empty or not exist.
 
-        dtype: of the transformer's weights on disk; crop frequencies and tokenizer stay float32.
+        dtype: of the transformer's weights on disk; crop frequencies and tokenizer stay float32. facts: of the run that
+        trained it, for the model card.
         """
         if self.text_config is None:
             raise UserError("this pipeline does not know its text encoder's settings; set text_config")
         parts = Parts(
             self.generator, self.tokenizer, self.text_config, self.sampling, self.autocast, details or {}
         )
-        write_parts(folder, parts, dtype)
+        write_parts(folder, parts, dtype, facts)
 
     def push_to_hub(
         self,

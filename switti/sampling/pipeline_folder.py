@@ -1,9 +1,10 @@
-"""A whole pipeline as a folder that needs no run, no YAML and no Lightning, in the manner of diffusers.
+"""Exported pipelines: folders in the manner of diffusers that need no run, no YAML and no Lightning.
 
 model_index.json          what the folder is, and the sampler's settings
-generator/{config.json, model.safetensors}        config.json also tells the codes that it has learned
+generator/{config.json, model.safetensors}        config.json also names the codes that it has learned
 tokenizer/{config.json, model.safetensors}
 text_encoder/config.json  which frozen networks encode captions; their weights are not copied
+README.md                 model card; samples.png and ATTRIBUTION.md beside it where they are known
 """
 
 import errno
@@ -28,6 +29,7 @@ from switti.files import (
 )
 from switti.models.transformer import ScaleTransformer
 from switti.sampling.config import SamplingConfig
+from switti.sampling.model_card import ATTRIBUTION, CARD, IMAGE, RunFacts, model_card
 from switti.suggestions import printable
 from switti.text.config import TextConfig
 from switti.tokenizer.rqvae import CODES, RQVAE, check_codes
@@ -35,7 +37,7 @@ from switti.weights.hub import HUB_ID, fetch, is_hub_id
 from switti.weights.load import load_generator, load_tokenizer
 from switti.weights.published import GENERATORS, TOKENIZER
 from switti.weights.read import CONFIG, INDEX, MAX_CONFIG_BYTES
-from switti.weights.save import write_weights
+from switti.weights.save import generator_state, write_weights
 
 FORMAT = 1
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -89,15 +91,15 @@ def check_new(target: Path) -> None:
         raise UserError(f"{target} exists already; choose another folder or remove it")
 
 
-def write_parts(target: str | Path, parts: Parts, dtype: torch.dtype | None = None) -> None:
-    """Write all parts, whole or not at all. dtype: of the generator's weights on disk (None: as they are).
+def write_parts(
+    target: str | Path, parts: Parts, dtype: torch.dtype | None = None, facts: RunFacts | None = None
+) -> None:
+    """Write all parts and a model card; the folder appears complete or not at all.
 
-    The crop frequencies (crop_embed.weight) stay float32 in any case, and so does the tokenizer.
+    dtype: of the generator's weights on disk (None: as they are); crop frequencies and tokenizer stay float32. facts:
+    of the run that trained the generator, for the card.
     """
-    state = {
-        key: value if key == "crop_embed.weight" or dtype is None else value.to(dtype)
-        for key, value in parts.generator.state_dict().items()
-    }
+    state = generator_state(parts.generator, dtype)
     with whole_folder(Path(target)) as folder:
         write_weights(folder / "generator" / "model.safetensors", state)
         codes = {CODES: parts.tokenizer.quantize.fingerprint()}
@@ -117,6 +119,22 @@ def write_parts(target: str | Path, parts: Parts, dtype: torch.dtype | None = No
             "details": parts.details,
         }
         write_json(folder / INDEX, index)
+        _write_card(folder, parts, facts or RunFacts())
+
+
+def _write_card(folder: Path, parts: Parts, facts: RunFacts) -> None:
+    settings = {
+        "model": asdict(parts.generator.config),
+        "tokenizer": asdict(parts.tokenizer.config),
+        "text": asdict(parts.text),
+        "sampling": asdict(parts.sampling),
+    }
+    card = model_card(parts.generator.config.visibility, settings, facts)
+    (folder / CARD).write_text(card, encoding="utf-8")
+    if facts.samples is not None:
+        facts.samples.save(folder / IMAGE)
+    if facts.attribution:
+        (folder / ATTRIBUTION).write_text(facts.attribution, encoding="utf-8")
 
 
 def read_parts(

@@ -40,8 +40,8 @@ class GeneratorDescription:
 
     @cached_property
     def stated(self) -> dict[str, Any]:
-        """Fields of GeneratorConfig in the config.json beside the weights."""
-        return config_fields(self.contents.config, GeneratorConfig, self.contents.source)
+        """Fields of GeneratorConfig in the file's metadata and in the config.json beside it."""
+        return config_fields(self.contents.stored, GeneratorConfig, self.contents.source)
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -54,8 +54,8 @@ class GeneratorDescription:
     @property
     def codes(self) -> dict[str, Any]:
         """What `check_codes` asks of an exported generator; {} for any other source."""
-        config = self.contents.config
-        return {CODES: config[CODES]} if self.contents.release is None and CODES in config else {}
+        stored = self.contents.stored
+        return {CODES: stored[CODES]} if self.contents.release is None and CODES in stored else {}
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,7 @@ class TokenizerDescription:
     @cached_property
     def stated(self) -> dict[str, Any]:
         """Fields of RQVAEConfig in the file's metadata and in the config.json beside it."""
-        stored = self.contents.metadata | self.contents.config
-        return config_fields(stored, RQVAEConfig, self.contents.source)
+        return config_fields(self.contents.stored, RQVAEConfig, self.contents.source)
 
 
 def describe_generator(contents: Contents) -> GeneratorDescription:

@@ -19,7 +19,7 @@ from switti.files import check_regular, kind_of, read_json_object
 from switti.suggestions import printable
 from switti.weights.hub import fetch
 from switti.weights.published import GENERATORS, TOKENIZERS, Release
-from switti.weights.tokenizer_file import EMBEDDED, stored_settings, weights_path
+from switti.weights.tokenizer_file import EMBEDDED, GENERATOR_KEY, stored_settings, weights_path
 from switti.weights.torch_files import read_torch
 
 Part = Literal["generator", "tokenizer"]
@@ -37,7 +37,7 @@ class Contents:
     """What a source holds, before anything is concluded from it.
 
     source: as the user gave it, for messages. tensors: by their keys, mapped rather than copied. config: the
-    config.json beside the file, or {}. metadata: the settings that `save_tokenizer` stores in the file, or {}.
+    config.json beside the file, or {}. metadata: the settings that our own files store in their header, or {}.
     """
 
     source: str
@@ -47,14 +47,18 @@ class Contents:
     metadata: dict[str, Any]
     release: Release | None
 
+    @property
+    def stored(self) -> dict[str, Any]:
+        """All settings stored with the weights; config.json overrides the file's own."""
+        return self.metadata | self.config
+
 
 def read_generator(source: str | Path, *, averaged: bool = True, revision: str | None = None) -> Contents:
     """averaged: of a training checkpoint that holds an EMA, the EMA."""
     path, config = locate(source, "generator", revision=revision)
     modules = ("ema_generator", "generator") if averaged else ("generator",)
-    return Contents(
-        str(source), path, _unwrap(read_weights(path), modules), config, {}, GENERATORS.get(str(source))
-    )
+    tensors, metadata = _unwrap(read_weights(path), modules), stored_settings(path, GENERATOR_KEY)
+    return Contents(str(source), path, tensors, config, metadata, GENERATORS.get(str(source)))
 
 
 def read_tokenizer(source: str | Path, *, revision: str | None = None, cached: bool = False) -> Contents:

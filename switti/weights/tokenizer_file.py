@@ -1,4 +1,4 @@
-"""What a tokenizer's weights file says of itself, read without torch: where it lies, its settings, its shapes."""
+"""Headers of safetensors files, read without torch: stored settings and shapes; and where tokenizers that ship lie."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,7 +13,8 @@ from switti.files import check_regular, parse_json
 from switti.tokenizer.config import RQVAEConfig
 
 EMBEDDED = "embedded:"
-SETTINGS_KEY = "tokenizer"  # in the metadata of a file of `save_tokenizer`: the settings as JSON
+# In the metadata of files of `save_tokenizer` and `save_generator`: the settings as JSON.
+SETTINGS_KEY, GENERATOR_KEY = "tokenizer", "generator"
 
 
 def weights_path(weights: str | Path) -> Path:
@@ -34,21 +35,21 @@ def weights_path(weights: str | Path) -> Path:
     return assets / f"{name}_tokenizer" / "model.safetensors"
 
 
-def stored_settings(path: Path) -> dict[str, Any]:
-    """The settings that `save_tokenizer` wrote into a file; {} for any other file."""
-    return read_header(path)[0] if path.suffix == ".safetensors" else {}
+def stored_settings(path: Path, key: str = SETTINGS_KEY) -> dict[str, Any]:
+    """The settings that `save_tokenizer` or `save_generator` stored in a file; {} for any other file."""
+    return read_header(path, key)[0] if path.suffix == ".safetensors" else {}
 
 
-def read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+def read_header(path: Path, key: str = SETTINGS_KEY) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
     """(settings or {}, name → shape of each tensor) of a safetensors file. UserError if it cannot be read."""
     try:
         with safe_open(check_regular(path), "np") as file:
-            settings = parse_json((file.metadata() or {}).get(SETTINGS_KEY, "{}"))
+            settings = parse_json((file.metadata() or {}).get(key, "{}"))
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable safetensors file ({error})") from error
     if not isinstance(settings, dict):
-        raise UserError(f"{path}: its {SETTINGS_KEY} metadata must hold one JSON object")
+        raise UserError(f"{path}: its {key} metadata must hold one JSON object")
     return settings, shapes
 
 

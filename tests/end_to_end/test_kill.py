@@ -159,13 +159,13 @@ def test_killed_and_started_again_it_gives_the_same_bits(root: Path, settings: l
         assert_same(found[part], expected[part], part)
     for name in (CHECKPOINTS,):
         assert {p.name for p in (cut / name).iterdir()} == {p.name for p in (whole / name).iterdir()}
-    check_consolidated(root, cut, found["state_dict"])
+    check_exported(root, cut, found["state_dict"])
 
 
-def check_consolidated(root: Path, folder: Path, state: dict[str, torch.Tensor]) -> None:
+def check_exported(root: Path, folder: Path, state: dict[str, torch.Tensor]) -> None:
     """One plain folder of the checkpoint, which the pipeline reads and draws with; refused if a byte is wrong."""
     out = folder.parent / f"{folder.name}_plain"
-    command(root, "experiments.consolidate", folder, "--out", out)
+    command(root, "experiments.export", folder, "--verify", "--out", out)
     pipeline = SwittiPipeline.from_pretrained(out)
     for name, weight in pipeline.generator.state_dict().items():
         assert torch.equal(weight, state[f"ema_generator.{name}"]), name
@@ -181,7 +181,7 @@ def check_consolidated(root: Path, folder: Path, state: dict[str, torch.Tensor])
         stream.seek(-1, os.SEEK_CUR)
         stream.write(bytes([byte ^ 1]))
     again = out.with_name("refused")
-    printed = command(root, "experiments.consolidate", checkpoint, "--out", again, code=2)
+    printed = command(root, "experiments.export", checkpoint, "--verify", "--out", again, code=2)
     assert "cannot be used" in printed and not again.exists()
 
 

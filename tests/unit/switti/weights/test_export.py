@@ -24,6 +24,7 @@ from switti.sampling.formats import check_image
 from switti.sampling.image_grid import captioned_grid, grid_size
 from switti.sampling.pipeline import SwittiPipeline
 from switti.tokenizer.rqvae import RQVAE
+from switti.weights.load import load_generator
 from switti.weights.published import generator_to_published
 from switti.weights.save import save_tokenizer
 
@@ -80,6 +81,37 @@ def test_half_precision_halves_the_weights_but_not_the_crop_frequencies(run: Pat
     exact = weights(settings(tmp_path), 2)
     assert torch.equal(stored["crop_embed.weight"], exact["crop_embed.weight"])
     assert torch.equal(stored["head.weight"], exact["head.weight"].bfloat16())
+
+
+def test_one_file_holds_the_generator_with_its_settings(run: Path, tmp_path: Path, capsys: Any) -> None:
+    """Loaded by itself, it is the same model; and it starts another run."""
+    out = tmp_path / "one.safetensors"
+    assert export.main([str(run), "--out", str(out), "--verify"]) == 0
+    assert "step 8, float32" in capsys.readouterr().out
+    config, model = settings(tmp_path), load_generator(out)
+    assert model.config == config.model
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in weights(config, 2).items())
+    initial = settings(tmp_path, f"init_from={out}")
+    state = load_initial_state(str(out), initial, load_frozen_tokenizer(initial))
+    assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+    torch.manual_seed(6)
+    save_tokenizer(RQVAE(config.tokenizer), tmp_path / "t.safetensors")
+    with pytest.raises(UserError, match=r"init_from=.*one\.safetensors with tokenizer_weights="):
+        load_initial_state(str(out), initial, load_frozen_tokenizer(initial))
+
+
+def test_an_exported_folder_has_a_model_card(run: Path, tmp_path: Path) -> None:
+    (run / "samples").mkdir()
+    Image.new("RGB", (8, 4), "blue").save(run / "samples" / "step_000008_guided.png")
+    export.main([str(run), "--out", str(tmp_path / "out")])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: switti\n") and "| model.depth | `" in card
+    with Image.open(tmp_path / "out" / "samples.png") as image:
+        assert image.convert("RGB").getpixel((0, 0)) == (0, 0, 255)
+    # Facts that cannot be read leave the weights as they are.
+    (run / "record.json").write_text("{")
+    assert export.main([str(run), "--out", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "README.md").is_file()
 
 
 def test_export_refuses_what_it_cannot_do(run: Path, tmp_path: Path) -> None:

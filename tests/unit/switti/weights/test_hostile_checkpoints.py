@@ -23,7 +23,7 @@ from callbacks.checkpoint_io import AtomicCheckpointIO
 from configs.load_run import load_initial_state
 from configs.loading import load, to_yaml
 from configs.schema import RunConfig
-from experiments import analyse, compare, consolidate, evaluate, export, sample
+from experiments import analyse, compare, evaluate, export, sample
 from switti.distributed.sharded_checkpoint import (
     MANIFEST,
     STATE,
@@ -107,7 +107,7 @@ COMMANDS: dict[str, Callable[[Path], Any]] = {
     "init_from": from_initial,
     "sample": lambda path: sample.main([str(path), "a cat", "--out", str(path.parent / "a.png")]),
     "export": lambda path: export.main([str(path), "--out", str(path.parent / "out")]),
-    "consolidate": lambda path: consolidate.main([run_of(path), "--out", str(path.parent / "out")]),
+    "verify": lambda path: export.main([run_of(path), "--verify", "--out", str(path.parent / "out")]),
     "evaluate": lambda path: evaluate.main([run_of(path)]),
     "analyse": lambda path: analyse.main(
         ["guidance-off", run_of(path), "a cat", "--out", str(path.parent / "out")]
@@ -279,7 +279,7 @@ def test_contents_that_lie_are_refused(name: str, checkpoint: Path) -> None:
         refused(read_plain, checkpoint)
     if " for " not in name:
         seal(checkpoint)
-    for command in ("init_from", "sample", "consolidate")[:: 1 if list(LIES).index(name) % 8 == 0 else 2]:
+    for command in ("init_from", "sample", "verify")[:: 1 if list(LIES).index(name) % 8 == 0 else 2]:
         refused(COMMANDS[command], checkpoint)
 
 
@@ -291,7 +291,7 @@ def test_contents_that_lie_are_refused(name: str, checkpoint: Path) -> None:
 def test_a_manifest_that_is_none_is_named(content: str, checkpoint: Path) -> None:
     (checkpoint / MANIFEST).write_text(content)
     assert damage(checkpoint)
-    refused(COMMANDS["consolidate"], checkpoint)
+    refused(COMMANDS["verify"], checkpoint)
 
 
 # ---- checkpoints in one file, whose contents are odd -----------------------------------------------------------
