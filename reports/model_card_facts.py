@@ -61,7 +61,7 @@ def _data(run: Run) -> dict[str, Any]:
 
 def _evaluated(evaluation: Evaluation) -> str:
     step = "" if evaluation.step is None else f" at step {evaluation.step}"
-    count = "" if evaluation.pictures is None else f" on {evaluation.pictures} images"
+    count = "" if evaluation.images is None else f" on {evaluation.images} images"
     split = "" if evaluation.captions is None else f" of the {evaluation.captions} captions"
     settings = ", ".join(
         f"{name}={value}" for name, value in evaluation.settings.items() if value is not None
