@@ -34,6 +34,8 @@ from switti.suggestions import not_found
 
 State = Literal["new", "queued", "running", "finished", "failed", "interrupted", "killed", "pruned"]
 
+# Where studies are found by name.
+RUNS_DIR = "runs"
 # A run on another host that has given no sign of life for this long counts as killed.
 _SILENT_SECONDS = 600.0
 # Seconds by which two clocks may differ.
@@ -67,14 +69,14 @@ def read_study(study: str | Path) -> dict[str, Any]:
     return content
 
 
-def find_study(study: str, runs_dir: str | Path = "runs") -> Path:
+def find_study(study: str) -> Path:
     """The folder meant by a study's name or path; UserError naming those that exist."""
-    for folder in (Path(runs_dir) / study, Path(study)):
+    for folder in (Path(RUNS_DIR) / study, Path(study)):
         # False for what cannot be the name of a folder, too.
         if os.path.isdir(folder):
             return folder
-    known = sorted(path.name for path in Path(runs_dir).glob("*") if path.is_dir())
-    raise UserError(not_found("study", study, f"below {runs_dir}/", known))
+    known = sorted(path.name for path in Path(RUNS_DIR).glob("*") if path.is_dir())
+    raise UserError(not_found("study", study, f"below {RUNS_DIR}/", known))
 
 
 def state_of(run_dir: str | Path, held: bool = False) -> State:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from reports.data.comparability import loss_groups
 from reports.data.differences import Difference, paired_difference
 from reports.data.final_values import final, metric_names
 from reports.data.metric_catalogue import Metric, describe, is_cost, is_detail, is_distance, is_repeated
 from reports.data.runs import Run
 from reports.data.statistics import Spread, spread
-from reports.data.study import Study, Variant, loss_groups
+from reports.data.study import Study, Variant
 from switti.metrics.config import ENOUGH_IMAGES
 
 # What a reader asks first: quality of the model, its stability, quality of the images, their fit to the text, cost.

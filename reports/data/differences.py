@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from reports.data.comparability import obstacle
 from reports.data.final_values import final
 from reports.data.metric_catalogue import Metric
 from reports.data.runs import Run
 from reports.data.statistics import Paired, paired_bootstrap
-from reports.data.study import Study, Variant, obstacle
+from reports.data.study import Study, Variant
 
 
 @dataclass(frozen=True)

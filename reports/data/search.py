@@ -93,9 +93,7 @@ def search_of(folder: Path) -> dict[str, Any] | None:
     return fields.mapping(content, "search", folder / STUDY) or None
 
 
-def read_search(
-    folder: Path, runs: Sequence[Run], skipped: Sequence[tuple[str, str]] = (), name: str | None = None
-) -> Search:
+def read_search(folder: Path, runs: Sequence[Run], skipped: Sequence[tuple[str, str]] = ()) -> Search:
     """The search in a study's folder from its study.json and the runs that were read from it.
 
     Raises UserError if study.json is not what a search writes, or if none of the runs is a trial.
@@ -119,7 +117,7 @@ def read_search(
     )
     planned = fields.number(content, "trials", path)
     return Search(
-        name or folder.resolve().name,
+        folder.resolve().name,
         describe(metric),
         direction == "minimize",
         parameters,

@@ -7,12 +7,13 @@ from functools import partial
 import numpy as np
 from matplotlib.axes import Axes
 
+from reports.data.comparability import scale_sides
 from reports.data.comparison import Comparison
 from reports.data.final_values import metric_names, scale_numbers
 from reports.data.metric_catalogue import describe, is_cost, is_detail
 from reports.data.runs import Run
 from reports.data.statistics import WINDOW, band, smooth
-from reports.data.study import Study, Variant, scale_sides
+from reports.data.study import Study, Variant
 from reports.render import plots
 from reports.render.document import Figure, Legend, Panel
 from reports.render.formatting import number, percent, plus_minus

@@ -185,7 +185,7 @@ def _power(value: float, _: int) -> str:
     return "10" + str(round(np.log10(value))).translate(_SUPERSCRIPT) if value > 0 else ""
 
 
-def draw_band(axes: Axes, band: Band, number: int, style: str = "-") -> None:
+def draw_band(axes: Axes, band: Band, number: int) -> None:
     """Mean over seeds as a line, lowest to highest as a band behind it; thinned to what a panel can show."""
     keep = thin(band.steps.size)
     steps = band.steps[keep]
@@ -194,7 +194,7 @@ def draw_band(axes: Axes, band: Band, number: int, style: str = "-") -> None:
             steps, band.low[keep], band.high[keep], color=colour(number), alpha=0.2, linewidth=0
         )
     marker = "o" if band.steps.size <= 12 else None
-    axes.plot(steps, band.mean[keep], style, color=colour(number), marker=marker, markersize=2.5)
+    axes.plot(steps, band.mean[keep], color=colour(number), marker=marker, markersize=2.5)
 
 
 def draw_faint(axes: Axes, steps: np.ndarray, values: np.ndarray, number: int) -> None:

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from statistics import median
 
+from reports.data.comparability import obstacle, scale_sides
 from reports.data.metric_catalogue import Metric
 from reports.data.runs import Run, Sampling
 from reports.data.statistics import Ratio, paired_ratio, spread
-from reports.data.study import Study, Variant, obstacle, scale_sides
+from reports.data.study import Study, Variant
 from reports.render.document import Block, Table, Text
 from reports.render.formatting import DASH, plural, plus_minus, ratio_interval
 

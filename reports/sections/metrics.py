@@ -1,7 +1,8 @@
 """Sections of numbers and curves: final metrics, curves, time and memory."""
 
+from reports.data.comparability import overlapping
 from reports.data.comparison import Comparison
-from reports.data.study import Study, overlapping, show
+from reports.data.study import Study, show
 from reports.render.document import Figure, Section, Text, code
 from reports.render.figures import (
     by_scale_figure,

@@ -2,8 +2,9 @@
 
 import math
 
+from reports.data.comparability import exchanged_contents
 from reports.data.runs import Run
-from reports.data.study import MISSING, Study, Variant, differing, exchanged_contents, show
+from reports.data.study import MISSING, Study, Variant, differing, show
 from reports.render.document import Section, Table, Text, code
 from reports.render.formatting import DASH, moment
 from switti.durations import duration

@@ -1,8 +1,9 @@
 """Tables by scale: final validation loss against the tokens' entropy, and accuracy."""
 
+from reports.data.comparability import scale_sides
 from reports.data.comparison import Comparison
 from reports.data.final_values import scale_numbers
-from reports.data.study import Variant, scale_sides
+from reports.data.study import Variant
 from reports.render.document import Section, Table, Text
 from reports.render.formatting import DASH, gap, in_one_row, interval, number, signed
 

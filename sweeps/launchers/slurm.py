@@ -161,7 +161,6 @@ class SlurmLauncher:
     """Submits everything at once as job arrays of runs with the same shape, `at_a_time` of which run together.
 
     search: its trials come one after another, as jobs of their own. detach: submit and do not wait.
-    cluster: submitit's name of where to run; "local" runs tasks here.
     """
 
     def __init__(
@@ -172,10 +171,9 @@ class SlurmLauncher:
         *,
         search: bool = False,
         detach: bool = False,
-        cluster: str = "slurm",
     ) -> None:
         self.folder, self.wanted, self.at_a_time = folder, wanted, at_a_time
-        self.search, self.detach, self.cluster = search, detach, cluster
+        self.search, self.detach = search, detach
         self._jobs: dict[str, tuple[Job, submitit.Job[Any]]] = {}
         self._asked = time.monotonic()
         self._executor()
@@ -183,7 +181,7 @@ class SlurmLauncher:
     def _executor(self) -> "submitit.AutoExecutor":
         try:
             folder = self.folder / ".slurm" / "%j"
-            return submitit.AutoExecutor(folder, cluster=self.cluster, slurm_max_num_timeout=_REQUEUES)
+            return submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=_REQUEUES)
         except (RuntimeError, ValueError) as error:
             raise UserError(f"--launcher slurm: {error}; start it where sbatch and srun are") from error
 

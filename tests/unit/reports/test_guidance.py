@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import synthetic_runs as maker
 
+from reports.data.comparability import obstacle, overlapping
 from reports.data.comparison import compare_variants
 from reports.data.metric_catalogue import describe
 from reports.data.runs import Run, Sampling, read_run
 from reports.data.statistics import paired_ratio
-from reports.data.study import Study, group, obstacle, overlapping
+from reports.data.study import Study, group
 from reports.render.document import Table, Text
 from reports.sections.guidance import guidance_blocks, time_ratio
 from reports.sections.metrics import cost_section

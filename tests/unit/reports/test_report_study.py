@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import synthetic_runs as maker
 
+from reports.data.comparability import loss_groups, obstacle
 from reports.data.comparison import compare_variants
 from reports.data.final_values import final
 from reports.data.metric_catalogue import describe
 from reports.data.runs import Run, read_run
-from reports.data.study import differing, group, loss_groups, obstacle
+from reports.data.study import differing, group
 from reports.render import tables
 from reports.sections.paired_tables import comparison_tables
 from reports.sections.runs import runs_section
