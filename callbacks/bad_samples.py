@@ -20,7 +20,8 @@ from switti.run_folder import DAMAGED
 log = logging.getLogger(__name__)
 
 COLUMNS = ("step", "kind", "shard", "key", "reason")
-LISTED = 10_000  # more are counted, not listed
+# More are counted, not listed.
+LISTED = 10_000
 _MAX_BYTES = 64 << 20
 # kind, shard, key, reason, number of samples
 Report = tuple[str, str, str, str, int]
@@ -77,7 +78,8 @@ class BadSamples(OptimizerStepCallback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         reports = data_module(trainer).damage
-        assert reports is not None  # of the loader that has just given a batch
+        # The loader has just returned a batch.
+        assert reports is not None
         read, bad = reports.claim()
         self._read_here += read
         self._reports_here += [_report(sample) for sample in bad]

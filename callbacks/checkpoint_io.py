@@ -100,7 +100,8 @@ class AtomicCheckpointIO(CheckpointIO):
                     write_sharded(checkpoint, work, self._group)
                 else:
                     write_file(checkpoint, work)
-            except Exception as error:  # in a thread, where nobody else would see it
+            except Exception as error:
+                # In a thread, where nobody else would see it.
                 self.failure = (
                     f"cannot write checkpoint {path}: {reason(error)} ({free_space(path.parent)} free); "
                     "make room and start the run again, it resumes from the previous checkpoint"
@@ -123,7 +124,8 @@ class AtomicCheckpointIO(CheckpointIO):
 
 def write_file(checkpoint: Mapping[str, Any], work: Path) -> None:
     """torch.save to `work`, synced; removed after a failure."""
-    work.parent.mkdir(exist_ok=True)  # but not the run folder: a removed one stays removed
+    # But not the run folder: a removed one stays removed.
+    work.parent.mkdir(exist_ok=True)
     try:
         with work.open("wb") as stream:
             torch.save(checkpoint, stream)

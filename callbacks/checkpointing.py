@@ -98,8 +98,10 @@ class RunCheckpoint(OptimizerStepCallback, Checkpoint):
         self.save_now(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.world_size == 1:  # otherwise the other ranks may be gone
-            with suppress(UserError):  # the first error is the one to report
+        if trainer.world_size == 1:
+            # With more ranks, the others may be gone.
+            # The first error is the one to report.
+            with suppress(UserError):
                 self._settle(trainer, wait=True)
 
     def save_now(self, trainer: Trainer) -> None:
@@ -178,7 +180,8 @@ class RunCheckpoint(OptimizerStepCallback, Checkpoint):
 
 def _io(trainer: Trainer) -> AtomicCheckpointIO:
     io = trainer.strategy.checkpoint_io
-    assert isinstance(io, AtomicCheckpointIO)  # set by `setup`
+    # Set by `setup`.
+    assert isinstance(io, AtomicCheckpointIO)
     return io
 
 

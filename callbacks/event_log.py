@@ -35,7 +35,8 @@ class EventLog(CompletedSteps, TensorBoardLogger):
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError) as error:  # Lightning wraps whatever a writer raises in a ValueError
+        except (OSError, ValueError) as error:
+            # Lightning wraps whatever a writer raises in a ValueError.
             cause = error if isinstance(error, OSError) else error.__cause__
             if isinstance(cause, UserError):
                 raise cause from error

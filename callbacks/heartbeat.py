@@ -62,7 +62,8 @@ class Heartbeat(Callback):
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
             for path in (*self.folder.glob(rank_file("*")), self.folder / HUNG):
-                path.unlink(missing_ok=True)  # of another attempt, perhaps with more ranks
+                # Left by another attempt, perhaps with more ranks.
+                path.unlink(missing_ok=True)
         trainer.strategy.barrier()
         self.state = {
             "format": FORMAT,
@@ -73,7 +74,8 @@ class Heartbeat(Callback):
             "status": "running",
         }
         self._enter("starting")
-        self._write()  # at once, however busy the machine is
+        # At once, however busy the machine is.
+        self._write()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
 
@@ -136,7 +138,8 @@ class Heartbeat(Callback):
             if self._stop.wait(self.every):
                 return
             now = time.monotonic()
-            if now - last > 2 * self.every + 10:  # the whole process was suspended, which is not a hang
+            if now - last > 2 * self.every + 10:
+                # The process was suspended as a whole, which is not a hang.
                 self.state["tick"] = now
             last = now
             stalled = self.state["phase"] in _STEP and now - self.state["tick"] > _STANDSTILL
@@ -163,7 +166,8 @@ class Heartbeat(Callback):
         content = {key: value for key, value in self.state.items() if key != "tick"}
         content |= {"idle": round(time.monotonic() - self.state["tick"], 1), "time": time.time()}
         path = self._path(self.state["rank"])
-        with suppress(OSError):  # a full disk must not end the thread that watches
+        # A full disk must not end the thread that watches.
+        with suppress(OSError):
             temporary = temporary_beside(path)
             temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
             temporary.replace(path)
@@ -180,7 +184,8 @@ class Heartbeat(Callback):
             (self.folder / HUNG).touch()
         print(f"rank {rank}: {hung_message(self.watchdog)}\n{self.standing()}", file=sys.stderr, flush=True)
         print(f"rank {rank}, Python stacks:", file=sys.stderr, flush=True)
-        faulthandler.dump_traceback(file=2, all_threads=True)  # the descriptor: sys.stderr may not be a file
+        # By its descriptor: sys.stderr may not be a file.
+        faulthandler.dump_traceback(file=2, all_threads=True)
         self._record()
         self.state["printed"] = True
         self._write()

@@ -56,7 +56,8 @@ class Preemption(OptimizerStepCallback):
         self._is_zero = trainer.is_global_zero
         if self._is_zero:
             self.marker.unlink(missing_ok=True)
-        for number in (signal.SIGINT, *PREEMPTING):  # before the data-loading processes are made
+        # Before the data-loading processes are made.
+        for number in (signal.SIGINT, *PREEMPTING):
             self._signals.install(number)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -72,7 +73,8 @@ class Preemption(OptimizerStepCallback):
         (number,) = all_reduce_max([self._signals.received or 0])
         if number and not self._stopping:
             self._stopping = number
-            self._start_clock()  # also where no signal has come
+            # Also on ranks that got no signal.
+            self._start_clock()
             checkpoint = trainer.checkpoint_callback
             assert isinstance(checkpoint, RunCheckpoint)
             checkpoint.save_now(trainer)
@@ -89,7 +91,8 @@ class Preemption(OptimizerStepCallback):
         self._signals.deferring = False
         self._stop_clock()
         if self._is_zero:
-            self.marker.unlink(missing_ok=True)  # the signal came with the last step
+            # The signal came with the last step.
+            self.marker.unlink(missing_ok=True)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._stop_clock()
@@ -97,7 +100,8 @@ class Preemption(OptimizerStepCallback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         signum = exception.signum if isinstance(exception, Interrupted) else 0
-        self._stopping = signum if signum in PREEMPTING else 0  # it may have come before the first step
+        # It may have come before the first step.
+        self._stopping = signum if signum in PREEMPTING else 0
         self._give_back_signals()
         if not self._stopping:
             self._stop_clock()
@@ -123,7 +127,8 @@ class Preemption(OptimizerStepCallback):
         }
         try:
             write_json(self.marker, content, parents=False)
-        except UserError as error:  # the exit code says the same
+        except UserError as error:
+            # The exit code says the same.
             print(error, file=sys.stderr, flush=True)
 
     def _requeue(self) -> bool:

@@ -48,7 +48,8 @@ class StepProgress(TQDMProgressBar):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """End the line, so that the error begins a new one."""
-        with suppress(UserError):  # the first error is the one to report
+        # The first error is the one to report.
+        with suppress(UserError):
             for bar in (self._val_progress_bar, self._train_progress_bar):
                 if bar is not None:
                     bar.close()

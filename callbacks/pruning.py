@@ -10,7 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from switti.run_folder import PRUNE
 
-_SECONDS = 1.0  # between two checks
+# Between two checks.
+_SECONDS = 1.0
 
 
 class Pruning(Callback):
@@ -29,7 +30,8 @@ class Pruning(Callback):
         self._check(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._checked = 0.0  # there is a new value to be judged by
+        # There is a new value to be judged by.
+        self._checked = 0.0
 
     def _check(self, trainer: Trainer) -> None:
         now = time.monotonic()

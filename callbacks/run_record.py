@@ -28,8 +28,10 @@ from switti.run_folder import CONFIG, FORMAT, check_present, read_record, write_
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 10.0
-LOOK_SECONDS = 1.0  # between two checks that the run folder still exists
-_HISTORY = ("resumed", "data", "parameters")  # true of a resumed run even if it fails before its first step
+# Between two checks that the run folder still exists.
+LOOK_SECONDS = 1.0
+# Kept of a resumed run even if it fails before its first step.
+_HISTORY = ("resumed", "data", "parameters")
 _PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "transformers", "omegaconf", "numpy")
 
 
@@ -94,7 +96,8 @@ class RunRecord(Callback):
         }
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        step = trainer.global_step  # now restored, if there was a checkpoint
+        # Restored by now, if there was a checkpoint.
+        step = trainer.global_step
         for logger in trainer.loggers:
             if isinstance(logger, CompletedSteps):
                 logger.follow(trainer)
@@ -103,7 +106,8 @@ class RunRecord(Callback):
             self.record["started"] = self._previous.get("started", self.record["started"])
             self.record["resumed"] = [*self._previous.get("resumed", []), step]
         else:
-            self._previous = {}  # an earlier attempt has left nothing to resume from
+            # An earlier attempt has left nothing to resume from.
+            self._previous = {}
             self.record["resumed"] = []
         if trainer.is_global_zero:
             data = data_module(trainer)
@@ -131,7 +135,8 @@ class RunRecord(Callback):
             "error": None if interrupted else masked(last_line(exception)),
             "ended": _now(),
         }
-        with suppress(UserError):  # the disk may be what failed; the first error is the one to report
+        # The disk may be what failed; the first error is the one to report.
+        with suppress(UserError):
             self._write(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

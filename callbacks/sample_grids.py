@@ -67,6 +67,7 @@ class SampleGrids(OptimizerStepCallback):
 def write_image(path: Path, image: Image.Image) -> None:
     """A PNG file, written atomically."""
     with writing(path):
-        path.parent.mkdir(exist_ok=True)  # but not the run folder: a removed one stays removed
+        # But not the run folder: a removed one stays removed.
+        path.parent.mkdir(exist_ok=True)
     with atomic_write(path, parents=False) as temporary:
         image.save(temporary, format="PNG")

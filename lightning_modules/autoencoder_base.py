@@ -148,7 +148,8 @@ class AutoencoderModule(pl.LightningModule, Generic[Trained]):
         if self.trainer_config.strategy != "fsdp":
             return
         strategy = self.trainer.strategy
-        assert isinstance(strategy, ShardedStrategy)  # from `build_strategy`
+        # From `build_strategy`.
+        assert isinstance(strategy, ShardedStrategy)
         mesh = strategy.build_mesh()
         for module in (self.trained_module, self.ema_module, self.discriminator):
             if module is not None:
@@ -210,7 +211,8 @@ class AutoencoderModule(pl.LightningModule, Generic[Trained]):
         if self.perceptual is not None:
             values["lpips"] = terms.lpips
         if critic is not None:
-            critic.requires_grad_(False)  # trained below, not here
+            # Trained below, not here.
+            critic.requires_grad_(False)
             adversarial = generator_loss(to_float32(critic(output_B3HW)), weights.gan)
             values["adversarial"] = adversarial
             if weights.adaptive:
@@ -312,7 +314,8 @@ class AutoencoderModule(pl.LightningModule, Generic[Trained]):
         values = {name: float(value) for name, value in self._quality[0].compute().items()}
         values = {f"validation/{name}": value for name, value in (values | self.more_validation()).items()}
         self.log_now(values)
-        self.log_dict(values, logger=False)  # for callbacks that monitor a value
+        # For callbacks that monitor a value.
+        self.log_dict(values, logger=False)
 
     def more_validation(self) -> dict[str, float]:
         """Values of the split besides the quality of images."""

@@ -93,7 +93,8 @@ class GeneratorModule(LightningModule):
             self._initial_state = None
         self.generator.checkpointing = self.trainer_config.checkpointing
         if self.trainer_config.strategy == "fsdp":
-            assert isinstance(self.trainer.strategy, ShardedStrategy)  # from `build_strategy`
+            # From `build_strategy`.
+            assert isinstance(self.trainer.strategy, ShardedStrategy)
             self._shard(self.trainer.strategy)
         elif self.ema:
             self.ema_generator = copy.deepcopy(self.generator).eval().requires_grad_(False)
@@ -104,7 +105,7 @@ class GeneratorModule(LightningModule):
 
     def _shard(self, strategy: ShardedStrategy) -> None:
         """Every rank has the same unsharded weights and keeps its shard; the EMA begins as a copy of that shard."""
-        assert self.generator is not None  # made just now
+        assert self.generator is not None
         mesh = strategy.build_mesh()
         shard(self.generator, self.generator.blocks, mesh, self._bfloat16)
         if not self.ema:
@@ -136,7 +137,8 @@ class GeneratorModule(LightningModule):
         check_codes(checkpoint, self.tokenizer, "tokenizer_weights")
 
     def configure_optimizers(self) -> Any:
-        assert self.generator is not None  # Lightning calls configure_model first
+        # Lightning calls configure_model first.
+        assert self.generator is not None
         optimizer, scheduler = build_optimizer(
             self.generator, self.optimizer_config, self.trainer_config.max_steps
         )
@@ -189,7 +191,8 @@ class GeneratorModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         collected, self._values = self._values, {}
-        if "used" in collected:  # codebook entries that any rank has seen in any micro-batch
+        if "used" in collected:
+            # Codebook entries that any rank has seen in any micro-batch.
             used_V = self.trainer.strategy.reduce(
                 torch.stack(collected.pop("used")).amax(dim=0), reduce_op="max"
             )

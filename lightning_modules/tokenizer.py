@@ -56,7 +56,8 @@ class TokenizerModule(AutoencoderModule[RQVAE]):
         sizes = [pyramid.latent_side * tokenizer.downsampling for pyramid in pyramids]
         super().__init__(loss, optimizer, trainer, sizes=sizes, seed=seed)
         self.pyramids = pyramids
-        self.settings = loss  # the same object as loss_config, under its own type
+        # The same object as loss_config, under its own type.
+        self.settings = loss
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.rqvae = RQVAE(tokenizer)
@@ -153,7 +154,8 @@ class TokenizerModule(AutoencoderModule[RQVAE]):
         Before a step, not after one: checkpoints are written in between, and a resumed run must do the same.
         """
         config, step = self.settings, self.trainer.global_step
-        if step == self._codes_updated_at:  # gradients are still accumulating
+        if step == self._codes_updated_at:
+            # Gradients are still accumulating.
             return
         self._codes_updated_at = step
         if step < config.init_batches and config.init_codebook != "random":

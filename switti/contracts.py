@@ -16,6 +16,7 @@ from switti.text.base import TextEmbedding
 # ---- Lightning modules --------------------------------------------------------------------------------------------
 
 
+@runtime_checkable
 class StepGuard(Protocol):
     """The guard that skips optimizer steps with a loss or gradient that is not finite."""
 
@@ -72,6 +73,7 @@ class SamplingModule(Protocol):
 # ---- data modules and loaders -------------------------------------------------------------------------------------
 
 
+@runtime_checkable
 class BadSample(Protocol):
     """Something missing or corrupt in the data."""
 
@@ -96,6 +98,7 @@ class BadSample(Protocol):
         """How many samples are lost by it, as far as is known."""
 
 
+@runtime_checkable
 class BadSampleReports(Protocol):
     """Reports of one rank's training loader, batch by batch."""
 
@@ -106,6 +109,7 @@ class BadSampleReports(Protocol):
         """UserError if `count` bad samples of `read` exceed the limit; reasons: by key, of some of them."""
 
 
+@runtime_checkable
 class TrainingData(Protocol):
     """A data module whose position and bad samples callbacks keep track of."""
 

@@ -52,7 +52,8 @@ class ShardedStrategy(ModelParallelStrategy):
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
         """Around the forward and backward pass of a micro-batch that is not the last one of its step."""
-        assert self.model is not None  # Lightning has set it up
+        # Lightning has set it up.
+        assert self.model is not None
         set_accumulating(self.model, True)
         try:
             yield
