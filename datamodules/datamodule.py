@@ -180,6 +180,11 @@ class ShardDataModule(LightningDataModule):
     def _draws_captions(self, training: bool) -> bool:
         return training and self.config.captions == "drawn"
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Seeds stay on the host, where random streams start from them: a step must not wait for the device."""
+        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return moved | {"seed": batch["seed"]} if "seed" in batch else moved
+
     def train_dataloader(self) -> CountingLoader:
         if self.streamed:
             return self._stream_loader()

@@ -125,7 +125,7 @@ class TokenizerModule(AutoencoderModule[RQVAE]):
             image_B3HW = F.interpolate(image_B3HW, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
         if not self.settings.flip:
             return image_B3HW
-        mirrored_B = (batch["seed"] >> 17) % 2 == 1
+        mirrored_B = ((batch["seed"] >> 17) % 2 == 1).to(image_B3HW.device, non_blocking=True)
         return torch.where(mirrored_B[:, None, None, None], image_B3HW.flip(-1), image_B3HW)
 
     def after_step(self, finite: bool) -> None:

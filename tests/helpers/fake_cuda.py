@@ -33,6 +33,8 @@ class _NothingToTheHost(TorchDispatchMode):
 def fake_cuda() -> Iterator[None]:
     """Within it tensors on "cuda" have shapes and no values: a data-dependent shape, `.item()` or a copy to the host
     raises."""
+    # Autograd looks for devices at its first backward pass in a process, and must not find the one that is feigned.
+    torch.zeros((), requires_grad=True).backward()
     with FakeTensorMode(allow_non_fake_inputs=True), _NothingToTheHost():
         yield
 

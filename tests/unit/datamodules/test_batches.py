@@ -344,3 +344,11 @@ def test_streams_do_not_mix(folder):
         take(module(folder, train=mixed), 1)
     with pytest.raises(UserError, match=r"data\.validation=.*stream"):
         module(folder, validation="pipe:cat x.tar").setup("fit")
+
+
+def test_seeds_stay_on_the_host(folder) -> None:
+    """Random streams start from them there; a device would have to be asked."""
+    data = module(folder)
+    batch = take(data, 1)[0]
+    moved = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert moved["seed"] is batch["seed"] and moved["image"].device.type == "meta"
