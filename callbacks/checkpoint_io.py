@@ -14,7 +14,7 @@ from switti.distributed.sharded_checkpoint import (
     holds_shards,
     is_sharded,
     publish,
-    read_plain,
+    read_unsharded,
     reason,
     remove,
     snapshot,
@@ -113,7 +113,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Of either kind; a sharded one is consolidated."""
-        checkpoint = read_plain(Path(path)) if is_sharded(path) else read_torch(Path(path))
+        checkpoint = read_unsharded(Path(path)) if is_sharded(path) else read_torch(Path(path))
         weights_in(checkpoint, Path(path))
         check_run(checkpoint, Path(path))
         return checkpoint

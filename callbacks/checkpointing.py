@@ -17,7 +17,7 @@ from callbacks.base import OptimizerStepCallback
 from callbacks.checkpoint_io import AtomicCheckpointIO
 from callbacks.config import CallbacksConfig
 from switti.distributed.collectives import all_gather_object, all_reduce_max
-from switti.distributed.sharded_checkpoint import damage as shard_damage
+from switti.distributed.sharded_checkpoint import corruption as shard_corruption
 from switti.distributed.sharded_checkpoint import remove
 from switti.errors import UserError
 from switti.files import open_regular, read_json_object, write_json, writing
@@ -267,7 +267,7 @@ def find_resume(run_dir: str | Path, thorough: bool = True) -> Path | None:
 def corruption(path: Path, thorough: bool = True) -> str | None:
     """What is wrong with a checkpoint, or None for an intact one: all its bytes are compared with their checksums."""
     if path.is_dir():
-        return shard_damage(path, thorough)
+        return shard_corruption(path, thorough)
     try:
         with open_regular(path) as stream:
             check_torch(stream)

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from callbacks.base import OptimizerStepCallback
 from callbacks.skipped_steps import was_skipped
 from switti.contracts import EMAModule
-from switti.distributed.optimizer_state import local_part
+from switti.distributed.optimizer_state import local_shard
 
 
 class ExponentialMovingAverage(OptimizerStepCallback):
@@ -30,6 +30,6 @@ class ExponentialMovingAverage(OptimizerStepCallback):
         assert isinstance(module, EMAModule)
         weight = 1.0 - min(self.decay, (1 + step) / (10 + step))
         for ema, source in module.ema_pairs():
-            averages = [local_part(p) for p in ema.parameters()]
-            sources = [local_part(p) for p in source.parameters()]
+            averages = [local_shard(p) for p in ema.parameters()]
+            sources = [local_shard(p) for p in source.parameters()]
             torch._foreach_lerp_(averages, sources, weight)

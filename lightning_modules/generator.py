@@ -16,7 +16,7 @@ from lightning_modules.nonfinite_guard import NonfiniteGuard
 from lightning_modules.optimization import build_optimizer
 from lightning_modules.strategies.gather_per_step import full_tensor
 from lightning_modules.strategies.parallel import ShardedStrategy, shard, unsharded
-from switti.distributed.optimizer_state import local_part
+from switti.distributed.optimizer_state import local_shard
 from switti.errors import UserError
 from switti.losses.cross_entropy import by_scale, token_losses
 from switti.metrics.generator_statistics import GeneratorStatistics
@@ -117,7 +117,7 @@ class GeneratorModule(LightningModule):
         with torch.no_grad():
             parameters = zip(self.ema_generator.parameters(), self.generator.parameters(), strict=True)
             for ema, source in parameters:
-                local_part(ema).copy_(local_part(source))
+                local_shard(ema).copy_(local_shard(source))
 
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """Pairs of (EMA copy, live module)."""

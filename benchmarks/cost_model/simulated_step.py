@@ -27,7 +27,7 @@ from lightning_modules.generator import GeneratorModule
 from lightning_modules.optimization import build_optimizer
 from lightning_modules.strategies.parallel import build_mesh, end_step, set_accumulating, shard
 from switti.allocator import return_freed_memory
-from switti.distributed.optimizer_state import local_part
+from switti.distributed.optimizer_state import local_shard
 from switti.models.kernels import Backend
 from switti.models.transformer import ScaleTransformer
 from switti.tokenizer.rqvae import RQVAE
@@ -146,7 +146,7 @@ def _trace(config: RunConfig, generator: ScaleTransformer, tokenizer: RQVAE, dev
     micro_batches = 2 if _gradients_stay(config) else 1
     with trace:
         run_step(config, generator, tokenizer, device, micro_batches, trace)
-    own = sum(local_part(p).nbytes for p in parameters)
+    own = sum(local_shard(p).nbytes for p in parameters)
     counts: Counts = {
         ("memory", section, kind): size
         for section, kinds in trace.peaks.items()
@@ -157,7 +157,7 @@ def _trace(config: RunConfig, generator: ScaleTransformer, tokenizer: RQVAE, dev
         counts["memory", section, OPTIMIZER] = 2 * own
         counts["memory", section, EMA] = own if config.callbacks.ema_decay is not None else 0
     counts["parameters", "unsharded"] = sum(p.numel() for p in parameters)
-    counts["parameters", "own"] = sum(local_part(p).numel() for p in parameters)
+    counts["parameters", "own"] = sum(local_shard(p).numel() for p in parameters)
     counts["parameters", "frozen"] = sum(p.numel() for p in tokenizer.parameters())
     for dtype in (torch.bfloat16, torch.float32):
         operations = trace.operations[dtype] * config.trainer.accumulate // micro_batches
@@ -288,7 +288,7 @@ def measure(config: RunConfig) -> Measured:
     def train() -> None:
         generator, tokenizer = build()
         averaged = config.callbacks.ema_decay is not None
-        ema = [local_part(p).detach().clone() for p in generator.parameters() if averaged]
+        ema = [local_shard(p).detach().clone() for p in generator.parameters() if averaged]
         optimizer, _ = build_optimizer(generator, config.optimizer, config.trainer.max_steps)
         for _ in range(2):
             run_step(config, generator, tokenizer, device, config.trainer.accumulate)

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
-from switti.distributed.optimizer_state import local_part
+from switti.distributed.optimizer_state import local_shard
 
 GATHERED, GRADIENTS = "gathered weights", "gradients"
 
@@ -73,7 +73,7 @@ class StepTrace(TorchDispatchMode):
     def count(self, tensors: Iterable[Tensor], kind: str) -> None:
         """Counts these under `kind` from now on."""
         for tensor in tensors:
-            self._set(local_part(tensor).untyped_storage(), kind)
+            self._set(local_shard(tensor).untyped_storage(), kind)
 
     def count_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Counts each gradient as one from the moment at which it is complete."""

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from lightning_modules.strategies.parallel import sharded_units
-from switti.distributed.optimizer_state import part_of
+from switti.distributed.optimizer_state import shard_like
 
 
 def shard_between_steps(module: nn.Module, mesh: DeviceMesh) -> None:
@@ -43,7 +43,7 @@ def reshard_with_gradients(module: nn.Module) -> None:
         unit.reshard()
     for name, parameter in module.named_parameters():
         gradient = gradients[name]
-        parameter.grad = None if gradient is None else part_of(gradient, parameter)
+        parameter.grad = None if gradient is None else shard_like(gradient, parameter)
 
 
 def full_tensor(value: Tensor) -> Tensor:
@@ -60,4 +60,4 @@ def full_state(module: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def assign(parameter: Tensor, value: Tensor) -> None:
     """Give a parameter, sharded or not, a value that every rank has."""
-    parameter.copy_(part_of(value.to(parameter), parameter))
+    parameter.copy_(shard_like(value.to(parameter), parameter))

@@ -1,4 +1,4 @@
-"""An optimiser's state by the names of its parameters, whole or divided among ranks as they are."""
+"""Optimizer state by parameter name, unsharded or sharded over ranks as the parameters are."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,19 +13,19 @@ from switti.errors import UserError
 
 
 def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimiser's state with the names of its parameters in place of numbers.
+    """An optimizer's state_dict() with the names of its parameters in place of their numbers.
 
-    PyTorch's own function gives parameters that have not been stepped a state, by a step without gradients, which
-    counts: the first true step of an optimiser that begins late would not be its first.
+    PyTorch's own function gives a state to parameters that have not been stepped, by a step without gradients that
+    counts: the first real step of an optimizer that begins late would not be its first.
     """
-    plain, names = optimizer.state_dict(), ordered_names(model, optimizer)
-    state = {names[number]: fields for number, fields in plain["state"].items()}
-    groups = [{**group, "params": [names[n] for n in group["params"]]} for group in plain["param_groups"]]
+    numbered, names = optimizer.state_dict(), ordered_names(model, optimizer)
+    state = {names[number]: fields for number, fields in numbered["state"].items()}
+    groups = [{**group, "params": [names[n] for n in group["params"]]} for group in numbered["param_groups"]]
     return {"state": state, "param_groups": groups}
 
 
 def ordered_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Names of an optimiser's parameters, in the order of its groups."""
+    """Names of an optimizer's parameters, in the order of its groups."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
@@ -36,7 +36,7 @@ def empty_state(
     prefix: str,
     entries: Mapping[str, TensorStorageMetadata],
 ) -> dict[str, dict[str, Tensor]]:
-    """Room for what a checkpoint has of an optimiser's state: nothing of parameters that had not been stepped.
+    """Empty tensors for the optimizer entries in a checkpoint; parameters never stepped have none.
 
     entries: of the checkpoint, by <prefix>.<parameter>.<field>.
     """
@@ -44,12 +44,13 @@ def empty_state(
     state: dict[str, dict[str, Tensor]] = {}
     for name in ordered_names(model, optimizer):
         for key, entry in fields_of(entries, f"{prefix}.{name}").items():
-            state.setdefault(name, {})[key] = _room(entry, parameters[name])
+            state.setdefault(name, {})[key] = _empty_entry(entry, parameters[name])
     return state
 
 
-def _room(entry: TensorStorageMetadata, parameter: Tensor) -> Tensor:
-    if entry.size and entry.size == parameter.shape:  # a moment, divided as its parameter is
+def _empty_entry(entry: TensorStorageMetadata, parameter: Tensor) -> Tensor:
+    # A moment, sharded as its parameter is.
+    if entry.size and entry.size == parameter.shape:
         return torch.empty_like(parameter)
     return torch.empty(entry.size, dtype=entry.properties.dtype, device=parameter.device)
 
@@ -60,7 +61,7 @@ def fill_state(
     state: Mapping[str, Any],
     groups: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Give an optimiser a state by names. groups: their settings, in the order of the optimiser's own."""
+    """Load a state by parameter name. groups: their settings, in the order of the optimizer's own."""
     numbers = {name: number for number, name in enumerate(ordered_names(model, optimizer))}
     own = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({
@@ -74,37 +75,37 @@ def fields_of(tensors: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key.removeprefix(f"{name}."): tensors[key] for key in tensors if key.rpartition(".")[0] == name}
 
 
-def local_part(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor that is divided; any other one as it is."""
+def local_shard(tensor: Tensor) -> Tensor:
+    """This rank's shard of a DTensor; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def part_of(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor that every rank has, divided as a parameter `like` of its shape is; any other one as it is."""
+def shard_like(value: Tensor, like: Tensor) -> Tensor:
+    """An unsharded tensor that every rank has, sharded as a parameter `like` of its shape; any other one as it is."""
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-# ---- what a checkpoint holds of it ------------------------------------------------------------------------------
+# ---- entries of a checkpoint ------------------------------------------------------------------------------------
 
 
 def take_groups(rest: dict[str, Any], path: Path) -> list[list[dict[str, Any]]]:
-    """Each optimizer's groups with the names of their parameters, taken out of what lies beside the tensors."""
+    """Pops each optimizer's groups, with the names of their parameters, from the entries beside the tensors."""
     optimizers = rest.pop("optimizer_groups", None)
-    plain = isinstance(optimizers, list) and all(
+    valid = isinstance(optimizers, list) and all(
         isinstance(groups, list)
         and all(isinstance(g, dict) and isinstance(g.get("params"), list) for g in groups)
         and all(isinstance(name, str) for group in groups for name in group["params"])
         for groups in optimizers
     )
-    if not plain or not isinstance(optimizers, list):
+    if not valid or not isinstance(optimizers, list):
         raise UserError(f"{path} is not a checkpoint: it holds no groups of parameters")
     return optimizers
 
 
 def take_states(checkpoint: dict[str, Any], count: int, path: Path) -> list[dict[str, Any]]:
-    """As Optimizer.state_dict() gives them, taken out of a checkpoint in one file."""
+    """Pops the optimizers' state_dict()s from a checkpoint in one file."""
     states = checkpoint.pop("optimizer_states", None)
     if not isinstance(states, list) or len(states) != count:
         raise UserError(f"{path} does not hold the states of the run's optimizers ({count})")

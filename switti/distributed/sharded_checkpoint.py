@@ -1,11 +1,11 @@
-"""Sharded checkpoints: a folder to which every rank writes its part, published whole or not at all.
+"""Sharded checkpoints: a folder to which every rank writes its shards, published complete or not at all.
 
     step_000500.ckpt/  .metadata, __<rank>_<n>.distcp   tensors, in PyTorch's distributed checkpoint format
-                       state.pt                         everything else, plain data
+                       state.pt                         all other entries, plain data
                        manifest.json                    size and SHA-256 of each file; written last
 
 Tensors are named state_dict.<parameter> and optimizer_<i>.<parameter>.<field>, so that they can be read back by any
-number of ranks, or by one process as a whole. All functions that write are collectives of `group`'s ranks.
+number of ranks, or unsharded by one process. All functions that write are collectives of `group`'s ranks.
 """
 
 import os
@@ -36,7 +36,7 @@ from switti.distributed.optimizer_state import (
     fields_of,
     fill_state,
     ordered_names,
-    part_of,
+    shard_like,
     take_groups,
     take_states,
 )
@@ -59,7 +59,8 @@ from switti.weights.torch_files import TorchFileError, load_tensor, read_torch
 
 MANIFEST, STATE = "manifest.json", "state.pt"
 MODEL = "state_dict"
-Group = Any  # a process group, or None for the default one
+# A process group, or None for the default one.
+Group = Any
 
 
 def is_sharded(path: str | Path) -> bool:
@@ -68,7 +69,7 @@ def is_sharded(path: str | Path) -> bool:
 
 
 def holds_shards(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint's weights are parts of tensors, so that every rank must write."""
+    """Whether a checkpoint's weights are sharded, so that every rank must write."""
     weights = checkpoint.get(MODEL)
     return isinstance(weights, dict) and any(isinstance(value, DTensor) for value in weights.values())
 
@@ -77,7 +78,7 @@ def holds_shards(checkpoint: Mapping[str, Any]) -> bool:
 
 
 def snapshot(value: Any) -> Any:
-    """A copy of nested containers with all tensors in main memory, which further training does not change."""
+    """A copy of nested containers with all tensors in CPU memory, which further training does not change."""
     if isinstance(value, DTensor):
         local = value.to_local().detach().to("cpu", copy=True)
         return DTensor(local, value._spec, requires_grad=False)
@@ -95,24 +96,24 @@ def write_sharded(checkpoint: Mapping[str, Any], work: Path, group: Group = None
 
     Raises RuntimeError, on every rank, if any of them fails; then nothing of it is left.
     """
-    tensors, rest = _divide(checkpoint)
+    tensors, rest = _split(checkpoint)
     rank = dist.get_rank(group)
     try:
-        _together(lambda: _make_anew(work) if rank == 0 else None, group)
+        _on_all_ranks(lambda: _make_empty(work) if rank == 0 else None, group)
         try:
             dcp.save(tensors, storage_writer=dcp.FileSystemWriter(work), process_group=group)
         except CheckpointException as error:
             raise RuntimeError(_first_failure(error)) from error
-        entries = _together(lambda: _describe(work, f"__{rank}_*.distcp"), group)
-        _together(lambda: _finish(work, rest, entries) if rank == 0 else None, group)
+        entries = _on_all_ranks(lambda: _checksums(work, f"__{rank}_*.distcp"), group)
+        _on_all_ranks(lambda: _finish(work, rest, entries) if rank == 0 else None, group)
     except RuntimeError:
         if rank == 0:
             shutil.rmtree(work, ignore_errors=True)
         raise
 
 
-def _divide(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors by name, the rest). The rest keeps the optimisers' groups with the names of their parameters."""
+def _split(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors by name, the rest). The rest keeps the optimizers' groups with the names of their parameters."""
     rest = {key: value for key, value in checkpoint.items() if key not in (MODEL, "optimizer_states")}
     tensors = {f"{MODEL}.{key}": value for key, value in checkpoint[MODEL].items()}
     rest["optimizer_groups"] = []
@@ -130,12 +131,13 @@ def _optimizer_tensors(index: int, optimizer: Mapping[str, Any]) -> dict[str, Te
     }
 
 
-def _together(action: Callable[[], Any], group: Group) -> list[Any]:
+def _on_all_ranks(action: Callable[[], Any], group: Group) -> list[Any]:
     """Every rank's result; a failure of one is raised by all."""
     result, failure = None, None
     try:
         result = action()
-    except Exception as error:  # whatever it is: the other ranks wait for this one
+    # Whatever it is: the other ranks wait for this one.
+    except Exception as error:
         failure = reason(error)
     outcomes: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(outcomes, (result, failure), group=group)
@@ -151,25 +153,24 @@ def _first_failure(error: CheckpointException) -> str:
 
 
 def reason(error: Exception) -> str:
-    """An error in one line, in the words of the operating system if it is one of its, or follows from one of its."""
+    """An error in one line: the operating system's message if it is one of its errors, or follows from one."""
     cause: BaseException | None = error
     while isinstance(cause, RuntimeError) and cause.__context__ is not None:
-        cause = (
-            cause.__context__
-        )  # torch's writer says in its own words that a file has not grown as it should
+        # torch's writer raises its own error when a file has not grown as it should.
+        cause = cause.__context__
     error = cause if isinstance(cause, OSError) else error
     text = getattr(error, "strerror", None) or next(iter(str(error).strip().splitlines()), "")
     plain = isinstance(error, OSError | RuntimeError | UserError | TorchFileError)
     return str(text) if plain else f"{type(error).__name__}: {text}"
 
 
-def _make_anew(work: Path) -> None:
+def _make_empty(work: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
     work.parent.mkdir(exist_ok=True)
     work.mkdir()
 
 
-def _describe(work: Path, pattern: str) -> dict[str, Any]:
+def _checksums(work: Path, pattern: str) -> dict[str, Any]:
     return {
         path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for path in sorted(work.glob(pattern))
@@ -177,14 +178,14 @@ def _describe(work: Path, pattern: str) -> dict[str, Any]:
 
 
 def _finish(work: Path, rest: dict[str, Any], entries: Sequence[dict[str, Any]]) -> None:
-    """The rest and the manifest, without which the folder is no checkpoint."""
+    """The rest and the manifest, which makes the folder a checkpoint."""
     with (work / STATE).open("wb") as stream:
         torch.save(rest, stream)
         stream.flush()
         os.fsync(stream.fileno())
     sync_file(work / ".metadata")
     files = {name: entry for part in entries for name, entry in part.items()}
-    files |= _describe(work, STATE) | _describe(work, ".metadata")
+    files |= _checksums(work, STATE) | _checksums(work, ".metadata")
     write_json(work / MANIFEST, {"format": 1, "world_size": len(entries), "files": files})
     sync_folder(work)
 
@@ -198,7 +199,7 @@ def publish(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a checkpoint, whole or not at all as others see it: what a kill leaves is hidden and cleared later."""
+    """Delete a checkpoint, atomically for readers: the remains after a kill are hidden and cleared later."""
     if path.is_dir() and not path.is_symlink():
         doomed = temporary_beside(path.with_name(f"{path.name}.removed"))
         shutil.rmtree(doomed, ignore_errors=True)
@@ -211,7 +212,7 @@ def remove(path: Path) -> None:
 # ---- reading ----------------------------------------------------------------------------------------------------
 
 
-def damage(path: Path, contents: bool = True) -> str | None:
+def corruption(path: Path, contents: bool = True) -> str | None:
     """What is wrong with a sharded checkpoint, or None. contents: compare all bytes, not only names and sizes."""
     try:
         manifest = read_json(path / MANIFEST)
@@ -225,14 +226,14 @@ def damage(path: Path, contents: bool = True) -> str | None:
             if file.stat().st_size != entry["bytes"]:
                 return f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}"
             if contents and sha256_file(file) != entry["sha256"]:
-                return f"{name} is damaged"
+                return f"{name} is corrupt"
     except (UserError, OSError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__})"
     return None
 
 
 def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
-    """Whole tensors whose names begin with `prefix`, without it, in main memory. One process suffices."""
+    """Unsharded tensors whose names begin with `prefix`, without it, in CPU memory. One process suffices."""
     reader = _Reader(path)
     wanted: dict[str, Any] = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
@@ -246,7 +247,7 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
 
 
 class _Reader(dcp.FileSystemReader):
-    """PyTorch's, except that nothing in the files is called, and that nothing outside the folder is read."""
+    """PyTorch's reader, except that nothing in the files is called and nothing outside the folder is read."""
 
     def read_metadata(self, *arguments: Any, **options: Any) -> Metadata:
         metadata = read_contents(Path(self.path))
@@ -290,8 +291,8 @@ def _entries(metadata: Metadata) -> dict[str, TensorStorageMetadata]:
     }
 
 
-def read_plain(path: Path) -> dict[str, Any]:
-    """The checkpoint as a run on one device would have written it: whole tensors, numbered parameters."""
+def read_unsharded(path: Path) -> dict[str, Any]:
+    """The checkpoint as a run on one device would have written it: unsharded tensors, numbered parameters."""
     checkpoint = read_torch(path / STATE)
     checkpoint[MODEL] = read_tensors(path, f"{MODEL}.")
     checkpoint["optimizer_states"] = []
@@ -300,19 +301,19 @@ def read_plain(path: Path) -> dict[str, Any]:
         names = [name for group in groups for name in group["params"]]
         state = {number: fields for number, name in enumerate(names) if (fields := fields_of(tensors, name))}
         numbers = {name: number for number, name in enumerate(names)}
-        plain = [{**group, "params": [numbers[name] for name in group["params"]]} for group in groups]
-        checkpoint["optimizer_states"].append({"state": state, "param_groups": plain})
+        numbered = [{**group, "params": [numbers[name] for name in group["params"]]} for group in groups]
+        checkpoint["optimizer_states"].append({"state": state, "param_groups": numbered})
     return checkpoint
 
 
 def load_into(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
-    """Fill a sharded model and its optimisers in place; returns the rest of the checkpoint.
+    """Fill a sharded model and its optimizers in place; returns the rest of the checkpoint.
 
-    path: a sharded checkpoint of any world size, or a whole file, from which each rank takes its part. Raises
+    path: a sharded checkpoint of any world size, or an unsharded file, from which each rank takes its shard. Raises
     WeightsError naming every parameter that is missing, unexpected or of another shape.
     """
     if not is_sharded(path):
-        return _load_whole(path, model, optimizers)
+        return _load_unsharded(path, model, optimizers)
     rest = read_torch(path / STATE)
     groups_of_each = take_groups(rest, path / STATE)
     if len(groups_of_each) != len(optimizers):
@@ -325,10 +326,10 @@ def load_into(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Opt
     ]
     for index, state in enumerate(states):
         tensors |= _optimizer_tensors(index, {"state": state})
-    found = {
+    stored = {
         name: torch.empty(e.size, dtype=e.properties.dtype, device="meta") for name, e in entries.items()
     }
-    if problems := mismatches(tensors, found):
+    if problems := mismatches(tensors, stored):
         raise WeightsError(str(path), problems)
     _load(path, tensors, reader)
     set_model_state_dict(model, {name: tensors[f"{MODEL}.{name}"] for name in get_model_state_dict(model)})
@@ -337,7 +338,9 @@ def load_into(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Opt
     return rest
 
 
-def _load_whole(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
+def _load_unsharded(
+    path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> dict[str, Any]:
     checkpoint = read_torch(path, mmap=True)
     options = StateDictOptions(full_state_dict=True)
     weights = weights_in(checkpoint, path)
@@ -346,13 +349,15 @@ def _load_whole(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.O
         raise WeightsError(str(path), problems)
     set_model_state_dict(model, dict[str, Any](weights), options=options)
     parameters = dict(model.named_parameters())
-    for optimizer, plain in zip(optimizers, take_states(checkpoint, len(optimizers), path), strict=True):
+    for optimizer, numbered in zip(optimizers, take_states(checkpoint, len(optimizers), path), strict=True):
         names = ordered_names(model, optimizer)
-        if any(type(number) is not int or number >= len(names) for number in plain["state"]):
+        if any(type(number) is not int or number >= len(names) for number in numbered["state"]):
             raise UserError(f"{path} holds the state of an optimizer with other parameters than the run's")
         state = {
-            names[number]: {key: part_of(v, parameters[names[number]]).clone() for key, v in fields.items()}
-            for number, fields in plain["state"].items()
+            names[number]: {
+                key: shard_like(v, parameters[names[number]]).clone() for key, v in fields.items()
+            }
+            for number, fields in numbered["state"].items()
         }
-        fill_state(model, optimizer, state, plain["param_groups"])
+        fill_state(model, optimizer, state, numbered["param_groups"])
     return checkpoint

@@ -1,8 +1,8 @@
-"""The list of contents of a sharded checkpoint, PyTorch's `.metadata`: read as data, checked, then rebuilt.
+"""Metadata of sharded checkpoints (PyTorch's `.metadata`) without unpickling: read as data, checked, then rebuilt.
 
-It says which tensors there are, in which chunks, and where each chunk lies: a file, an offset, a length. Nothing of it
-is trusted: `switti.weights.pickles` interprets the pickle without calling anything, and before memory is taken for a
-tensor its chunks are known to fill it and to lie, apart from each other, in files of the folder that are long enough.
+It lists the tensors, their chunks, and the place of each chunk: a file, an offset, a length. Nothing in it is trusted:
+`switti.weights.pickles` interprets the pickle without calling anything, and before memory is taken for a tensor its
+chunks are known to fill it without overlap, inside files of the folder that are long enough.
 """
 
 import math
@@ -45,26 +45,27 @@ _NAMES: frozenset[Global] = frozenset({
     ("pathlib._local", "PosixPath"), ("pathlib._local", "WindowsPath"),
     *DTYPES,
 })  # fmt: skip
-# A chunk takes some 140 bytes here and more than 1,000 in its file.
-_ROOM, _MOST = 1 << 20, 64 << 20
+# Bytes allowed beyond a quarter of the data (a chunk takes some 140 bytes here and more than 1,000 in its file), and at
+# most.
+_ALLOWANCE, _MOST = 1 << 20, 64 << 20
 _LARGEST = 2**62
 
 
 class _ContentsError(ValueError):
-    """What is wrong with a list of contents, in words."""
+    """Invalid contents; the message says why."""
 
 
 def read_contents(folder: Path) -> Metadata:
     """PyTorch's description of a sharded checkpoint, as far as it concerns tensors.
 
-    Raises UserError when it is missing, damaged, carries code, or describes tensors that the files cannot hold.
+    Raises UserError when it is missing, corrupt, carries code, or describes tensors that the files cannot hold.
     """
     path = folder / CONTENTS
     try:
         sizes = {
             entry.name: entry.stat().st_size for entry in folder.iterdir() if _DATA_FILE.fullmatch(entry.name)
         }
-        content = read_bytes(path, min(_MOST, _ROOM + sum(sizes.values()) // 4))
+        content = read_bytes(path, min(_MOST, _ALLOWANCE + sum(sizes.values()) // 4))
         root, _ = parse_pickle(content, _NAMES)
         return _metadata(root, folder, sizes)
     except OSError as error:
@@ -90,7 +91,7 @@ def _metadata(root: Any, folder: Path, sizes: dict[str, int]) -> Metadata:
         for chunk in tensor.chunks:
             index = MetadataIndex(name, chunk.offsets)
             if index not in places:
-                raise _ContentsError(f"it does not say where {printable(name)} lies")
+                raise _ContentsError(f"it does not say where {printable(name)} is stored")
             used[index] = places[index]
             if math.prod(chunk.sizes) * width > used[index].length:
                 raise _ContentsError(
@@ -101,7 +102,7 @@ def _metadata(root: Any, folder: Path, sizes: dict[str, int]) -> Metadata:
 
 
 def _check_places(places: Iterable[_StorageInfo], folder: Path, sizes: dict[str, int]) -> None:
-    """All parts lie in regular files of the folder, within them and apart from each other."""
+    """All parts are inside regular files of the folder and do not overlap."""
     parts: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for place in places:
         parts[place.relative_path].append((place.offset, place.offset + place.length))
@@ -140,10 +141,10 @@ def _tensor(name: str, fields: dict[str, Any]) -> TensorStorageMetadata:
     first = state[0] if type(state) is tuple and state else None
     dtype = DTYPES.get(first.name) if type(first) is Reference else None
     if dtype is None:
-        raise _ContentsError(f"{printable(name)} has no type that is known")
+        raise _ContentsError(f"{printable(name)} has an unknown type")
     size, listed = _size(fields.get("size")), fields.get("chunks")
     if type(listed) is not list or math.prod(size) * dtype.itemsize > _LARGEST:
-        raise _ContentsError(f"{printable(name)} has no size that is possible")
+        raise _ContentsError(f"{printable(name)} has an impossible size")
     chunks = [_chunk(chunk) for chunk in listed]
     if not _fill(size, chunks):
         raise _ContentsError(f"the chunks of {printable(name)} do not fill it")
@@ -166,7 +167,7 @@ def _size(value: Any) -> torch.Size:
 
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < _LARGEST:
-        raise _ContentsError("a size or place is not a number that is possible")
+        raise _ContentsError("a size or place is not a possible number")
     return value
 
 

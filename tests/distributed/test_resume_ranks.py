@@ -13,7 +13,7 @@ from launching import CASES, finish, run_cases, start
 from rank_cases import EPOCH, train
 
 from callbacks.checkpointing import clear_leftovers, corruption, find_resume
-from switti.distributed.sharded_checkpoint import is_sharded, read_plain
+from switti.distributed.sharded_checkpoint import is_sharded, read_unsharded
 
 pytestmark = pytest.mark.distributed
 
@@ -91,7 +91,7 @@ def test_contents(story: tuple[Path, Results]) -> None:
     out, found = story
     path = find_resume(out / "whole")
     assert path is not None and path.name == "step_000014.ckpt" and is_sharded(path)
-    content = read_plain(path)
+    content = read_unsharded(path)
     assert len(content["random"]) == 2
     assert {"config", "code", "lr_schedulers", "loops"} <= content.keys()
     assert content["global_step"] == 14

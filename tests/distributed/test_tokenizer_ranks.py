@@ -15,7 +15,7 @@ from rank_cases import LARGER, train
 from torch import Tensor
 
 from callbacks.checkpointing import find_resume
-from switti.distributed.sharded_checkpoint import is_sharded, read_plain
+from switti.distributed.sharded_checkpoint import is_sharded, read_unsharded
 from switti.weights.load import load_tokenizer
 
 pytestmark = pytest.mark.distributed
@@ -159,7 +159,7 @@ def test_resume(tmp_path: Path, name: str) -> None:
     found = run_cases(begun, tmp_path, ranks=2)
     checkpoint = find_resume(tmp_path / "parts")
     assert checkpoint is not None and is_sharded(checkpoint)
-    model, discriminator = read_plain(checkpoint)["optimizer_states"]
+    model, discriminator = read_unsharded(checkpoint)["optimizer_states"]
     assert model["state"] and not discriminator["state"]
     for folder in ("ddp", "one"):
         shutil.copytree(tmp_path / "parts", tmp_path / folder, symlinks=True)

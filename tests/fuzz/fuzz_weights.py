@@ -273,4 +273,4 @@ class ShardedCheckpoints(Target):
         if whole and not same(found, self.expected):
             raise SilentError("its checksums are right, its tensors are others")
         load_generator_state(checkpoint)
-        sharded.read_plain(checkpoint)
+        sharded.read_unsharded(checkpoint)

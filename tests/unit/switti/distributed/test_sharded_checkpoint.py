@@ -15,13 +15,13 @@ from torch.distributed.fsdp import fully_shard
 
 from switti.distributed.optimizer_state import named_state
 from switti.distributed.sharded_checkpoint import (
-    damage,
+    corruption,
     holds_shards,
     is_sharded,
     load_into,
     publish,
-    read_plain,
     read_tensors,
+    read_unsharded,
     snapshot,
     write_sharded,
 )
@@ -74,8 +74,8 @@ def write(path: Path) -> tuple[nn.Module, torch.optim.Optimizer]:
 
 def test_read_as_one_device_would_have_written_it(tmp_path: Path) -> None:
     model, optimizer = write(tmp_path / "a.ckpt")
-    assert is_sharded(tmp_path / "a.ckpt") and damage(tmp_path / "a.ckpt") is None
-    plain = read_plain(tmp_path / "a.ckpt")
+    assert is_sharded(tmp_path / "a.ckpt") and corruption(tmp_path / "a.ckpt") is None
+    plain = read_unsharded(tmp_path / "a.ckpt")
     twin = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))
     twin.load_state_dict(plain["state_dict"])
     groups = [{"params": [p for p in twin.parameters() if p.ndim == n]} for n in (2, 1)]
@@ -118,9 +118,9 @@ def test_parameters_that_were_never_stepped_have_no_state(tmp_path: Path) -> Non
     assert not late.state and len(half.state) == 2
     write_sharded(content, temporary_beside(tmp_path / "a.ckpt"))
     publish(tmp_path / "a.ckpt")
-    plain = read_plain(tmp_path / "a.ckpt")["optimizer_states"]
+    plain = read_unsharded(tmp_path / "a.ckpt")["optimizer_states"]
     assert [sorted(state["state"]) for state in plain] == [[], [0, 1]]
-    torch.save({**content, "state_dict": read_plain(tmp_path / "a.ckpt")["state_dict"], "optimizer_states": plain},
+    torch.save({**content, "state_dict": read_unsharded(tmp_path / "a.ckpt")["state_dict"], "optimizer_states": plain},
                tmp_path / "whole.ckpt")  # fmt: skip
     for source in ("a.ckpt", "whole.ckpt"):
         other, _ = trained()

@@ -27,11 +27,11 @@ from experiments import analyse, compare, evaluate, export, sample
 from switti.distributed.sharded_checkpoint import (
     MANIFEST,
     STATE,
-    damage,
+    corruption,
     is_sharded,
     load_into,
-    read_plain,
     read_tensors,
+    read_unsharded,
 )
 from switti.distributed.sharded_contents import CONTENTS
 from switti.errors import UserError
@@ -99,7 +99,7 @@ def from_initial(checkpoint: Path) -> Any:
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "tensors": read_tensors,
-    "as one device would have written it": read_plain,
+    "as one device would have written it": read_unsharded,
     "resume": lambda path: AtomicCheckpointIO().load_checkpoint(path),
     "resume by many ranks": lambda path: load_into(path, nn.Linear(1, 1), []),
 }
@@ -276,7 +276,7 @@ def test_contents_that_lie_are_refused(name: str, checkpoint: Path) -> None:
     LIES[name](checkpoint)
     # Without a manifest a folder is not a checkpoint at all, which commands say.
     if "manifest" not in name:
-        refused(read_plain, checkpoint)
+        refused(read_unsharded, checkpoint)
     if " for " not in name:
         seal(checkpoint)
     for command in ("init_from", "sample", "verify")[:: 1 if list(LIES).index(name) % 8 == 0 else 2]:
@@ -290,7 +290,7 @@ def test_contents_that_lie_are_refused(name: str, checkpoint: Path) -> None:
 )  # fmt: skip
 def test_a_manifest_that_is_none_is_named(content: str, checkpoint: Path) -> None:
     (checkpoint / MANIFEST).write_text(content)
-    assert damage(checkpoint)
+    assert corruption(checkpoint)
     refused(COMMANDS["verify"], checkpoint)
 
 
@@ -330,7 +330,7 @@ ODD: dict[str, Callable[[dict[str, Any]], dict[Any, Any]]] = {
 
 @pytest.mark.parametrize("name", ODD)
 def test_odd_contents_are_named(name: str, checkpoint: Path) -> None:
-    content = {"state_dict": read_plain(checkpoint)["state_dict"], "global_step": 8}
+    content = {"state_dict": read_unsharded(checkpoint)["state_dict"], "global_step": 8}
     shutil.rmtree(checkpoint)
     torch.save(ODD[name](content), checkpoint)
     for command in ("sample", "export") if list(ODD).index(name) % 6 == 0 else ("export",):
@@ -345,7 +345,7 @@ def test_odd_contents_are_named(name: str, checkpoint: Path) -> None:
 )
 def test_groups_of_parameters_that_are_none(groups: Any, checkpoint: Path) -> None:
     torch.save({"global_step": 8, "optimizer_groups": groups}, checkpoint / STATE)
-    assert "no groups of parameters" in refused(read_plain, checkpoint)
+    assert "no groups of parameters" in refused(read_unsharded, checkpoint)
     assert "no groups of parameters" in refused(READERS["resume by many ranks"], checkpoint)
 
 
