@@ -1,9 +1,9 @@
 """python -m experiments.bench [--quick] [--only train,sample,tokenizer,data,full] [--json FILE]
 
-Speed and memory, ours against the plain formulation (dense mask, cache by concatenation, AdaLN and caption keys at
-every scale, sort over the whole vocabulary), in one process with interleaved repetitions. The part `full`, run when
-named, samples a 512 px picture with 2.5 B parameters in bfloat16 (12 GiB). Prints a table of medians
-and ratios; --json writes them with the machine's description. Close other programs first: times are wall-clock.
+Measures speed and memory against the straightforward formulation (dense mask, cache by concatenation, AdaLN and
+caption keys at every scale, sort over the full vocabulary), in one process with interleaved repetitions. The part
+`full`, run only when named, samples a 512 px image with 2.5 B parameters in bfloat16 (12 GiB). Prints a table of
+medians and ratios; --json writes them with a description of the machine. Close other programs first: times are wall-clock.
 """
 
 import json
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from benchmarks.report import Results
 
 PARTS = ("train", "sample", "tokenizer", "data")
-FULL = "full"  # 2.5 B parameters in bfloat16: 12 GiB of memory and some minutes, only when asked for
+# 2.5 B parameters in bfloat16: 12 GiB of memory and some minutes, only on request.
+FULL = "full"
 
 
 def main(argv: list[str]) -> int:
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> int:
 
 
 def measure_data(results: "Results", repetitions: int) -> None:
-    """Pictures a second: shards to batches in this process and with two workers, against decoding alone."""
+    """Images per second: shards to batches in this process and with two workers, against decoding alone."""
     import io
     import tempfile
 
@@ -75,33 +76,33 @@ def measure_data(results: "Results", repetitions: int) -> None:
     from datamodules.prepare.writer import Sample, ShardWriter
 
     generator = np.random.default_rng(0)
-    pictures = []
+    images = []
     for _ in range(256):
         smooth = Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)).resize((256, 256))
         buffer = io.BytesIO()
         smooth.save(buffer, "JPEG", quality=90)
-        pictures.append(buffer.getvalue())
+        images.append(buffer.getvalue())
     with tempfile.TemporaryDirectory() as folder:
-        writer = ShardWriter(Path(folder), "train", len(pictures))
-        for i, data in enumerate(pictures):
-            writer.write(Sample(f"{i:04d}", data, "jpg", "a picture"), "bench")
+        writer = ShardWriter(Path(folder), "train", len(images))
+        for i, data in enumerate(images):
+            writer.write(Sample(f"{i:04d}", data, "jpg", "an image"), "bench")
         writer.close()
         shard = str(Path(folder) / "train-000000.tar")
 
         def read(workers: int) -> None:
             config = DataConfig(train=shard, validation=shard, workers=workers, batch_size=32)
             loader = iter(ShardDataModule(config, seed=0, resolution=256).train_dataloader())
-            for _ in range(len(pictures) // 32):
+            for _ in range(len(images) // 32):
                 next(loader)
 
         jobs = {
-            "decode_only": lambda: [decode(data).load() for data in pictures],
+            "decode_only": lambda: [decode(data).load() for data in images],
             "workers_0": lambda: read(0),
             "workers_2": lambda: read(2),
         }
         seconds = interleaved_medians(jobs, repetitions, "data")
     for name, value in seconds.items():
-        results.raw[f"data.256.{name}.pictures_per_second"] = len(pictures) / value
+        results.raw[f"data.256.{name}.pictures_per_second"] = len(images) / value
     results.ratios["data.256.over_decoding"] = seconds["decode_only"] / seconds["workers_0"]
 
 

@@ -1,4 +1,4 @@
-"""Values that callers and command lines give: whole numbers and texts, checked once, in the same words."""
+"""Checks of arguments from callers and command lines: integers, seeds and texts, with one wording."""
 
 from typing import Any
 

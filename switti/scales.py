@@ -1,4 +1,4 @@
-"""The scale pyramid: the one authority for sides, spans and levels, and for the paper's pyramids.
+"""The scale pyramid: side lengths, token spans and levels of all scales, and the paper's pyramids.
 
 Importing it imports no torch: settings check their scales before torch is loaded.
 """

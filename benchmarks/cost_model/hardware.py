@@ -138,7 +138,7 @@ def table() -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """nodes × devices ranks, of which `shards` neighbours share one copy of the model."""
+    """nodes × devices ranks, of which `shards` neighbors share one copy of the model."""
 
     nodes: int
     devices: int

@@ -1,4 +1,4 @@
-"""A folder of golden tensors: what it holds, how far this implementation is from it, and what it leaves out."""
+"""Golden tensors: reading a folder of them, comparing with tolerances, and tracking what it lacks."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +21,8 @@ IMAGE_TOLERANCE = 1e-3
 LOSS_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-3
 
-TOKENS = 1 << 20  # of a golden pyramid; the released ones have up to 9 451
+# Of a golden pyramid; the released ones have up to 9 451.
+TOKENS = 1 << 20
 META = "meta.json"
 INVENTORY = "inventory.json"
 # What wrong shapes, types and values in a folder make of a computation, each of which is a failed check by name.
@@ -36,8 +37,10 @@ class AbsentError(Exception):
 
 @dataclass
 class Check:
-    """Worst deviation of one quantity. exact: a number of unequal elements, which must be 0. reason: if it is not one
-    of numbers."""
+    """Worst deviation of one quantity.
+
+    exact: the deviation is a number of unequal elements, which must be 0. reason: of a failure other than a deviation.
+    """
 
     quantity: str
     deviation: float

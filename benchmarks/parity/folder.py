@@ -1,4 +1,4 @@
-"""A whole folder of golden tensors compared, part by part."""
+"""Comparison of a folder of golden tensors, part by part."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ PARTS: dict[str, Callable[[Golden], None]] = {
 def compare(folder: str | Path, meta: Mapping[str, Any] | None = None) -> Golden:
     """Everything that the folder holds. meta: instead of its meta.json.
 
-    Raises UserError for a folder without meta.json. What is missing, damaged or misshapen in it is in the result.
+    Raises UserError for a folder without meta.json. Missing, corrupt and misshapen entries are in the result.
     """
     golden = Golden.open(folder, meta)
     for name, check in PARTS.items():

@@ -31,7 +31,7 @@ SOFT_FEATURE_TOLERANCE = 5e-3
 
 @dataclass
 class BatchNoise:
-    """Exp(1) draws of one generator for the whole batch, as published: [B, P, V] a scale, in order."""
+    """Exp(1) draws of one generator for the batch, as published: [B, P, V] per scale, in order."""
 
     seed: int
     batch: int

@@ -1,4 +1,4 @@
-"""Losses of a generator and its discriminator, on logits of any shape (one a pixel, here); high means real."""
+"""Adversarial losses on logits of any shape (here one per pixel); high means real."""
 
 from typing import Literal
 
@@ -10,12 +10,12 @@ Kind = Literal["bce", "hinge"]
 
 
 def generator_loss(fake: Tensor, kind: Kind) -> Tensor:
-    """What the generator minimises, a scalar: −log σ(fake) ("bce", the non-saturating form) or −fake ("hinge")."""
+    """The generator's loss, a scalar: −log σ(fake) ("bce", the non-saturating form) or −fake ("hinge")."""
     return F.softplus(-fake).mean() if kind == "bce" else -fake.mean()
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, kind: Kind) -> Tensor:
-    """What the discriminator minimises, a scalar: a mean over real logits plus a mean over fake ones.
+    """The discriminator's loss, a scalar: a mean over real logits plus a mean over fake ones.
 
     "bce": −log σ(real) and −log(1 − σ(fake)); "hinge": max(0, 1 − real) and max(0, 1 + fake).
     """
@@ -25,9 +25,9 @@ def discriminator_loss(real: Tensor, fake: Tensor, kind: Kind) -> Tensor:
 
 
 def r1_penalty(logits: Tensor, image_B3HW: Tensor) -> Tensor:
-    """Squared gradient of each real picture's summed logits with respect to its pixels (arXiv 1801.04406), a scalar.
+    """Squared gradient of each real image's summed logits with respect to its pixels (arXiv 1801.04406), a scalar.
 
-    Divided by the number of logits a picture, so that a weight means the same at any resolution; mean over pictures.
+    Divided by the number of logits per image, so that a weight means the same at any resolution; mean over images.
     logits [B, …] must have been computed from `image_B3HW` with its gradient required.
     """
     (slope_B3HW,) = torch.autograd.grad(logits.sum(), image_B3HW, create_graph=True)

@@ -1,6 +1,6 @@
 """Cross-entropy over all scales (Section 3.1), per scale for the curves.
 
-Shape suffixes: B pictures, L tokens, V vocabulary, N scales.
+Shape suffixes: B images, L tokens, V vocabulary, N scales.
 """
 
 import torch
@@ -13,7 +13,7 @@ from switti.scales import Pyramid
 def token_losses(logits_BLV: Tensor, tokens_BL: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of every token in nats, [B, L], in float32 (float64 for float64 logits).
 
-    label_smoothing: mass in [0, 1) spread evenly over the whole vocabulary.
+    label_smoothing: mass in [0, 1) spread evenly over the vocabulary.
     """
     logits = logits_BLV.float() if logits_BLV.dtype.itemsize < 4 else logits_BLV
     losses = F.cross_entropy(
@@ -24,5 +24,5 @@ def token_losses(logits_BLV: Tensor, tokens_BL: Tensor, label_smoothing: float =
 
 @torch.no_grad()
 def by_scale(values_BL: Tensor, pyramid: Pyramid) -> Tensor:
-    """Mean over pictures and tokens of each scale, [N]."""
+    """Mean over images and tokens of each scale, [N]."""
     return torch.stack([part.mean() for part in pyramid.split(values_BL.detach().float())])

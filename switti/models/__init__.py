@@ -1,1 +1,1 @@
-"""Networks: RQ-VAE tokenizer, scale transformer, text encoders, perceptual networks."""
+"""The scale transformer: blocks, attention, norms, rotary embedding, crop embedding."""

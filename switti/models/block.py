@@ -53,7 +53,7 @@ class GELUFeedForward(nn.Module):
 
 @dataclass
 class BlockCondition:
-    """What a block needs to know of the caption; the same for all scales, so the sampler computes it once.
+    """The caption's inputs to a block; the same for all scales, so sampling computes them once.
 
     modulation: gate 1, gate 2, scale 1, scale 2, shift 1, shift 2, each [B, 1, D]; keys, values [B, H, T, K].
     """
@@ -123,7 +123,7 @@ class Block(nn.Module):
         spans: tuple[tuple[int, int], ...],
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """The block proper, given what `prepare` returned."""
+        """The block itself, given the result of `prepare`."""
         gate1, gate2, scale1, scale2, shift1, shift2 = condition.modulation
         x = x_BLD
         h = self.attn(self.self_attention_norm1(x, scale1 + 1, shift1), rotation, spans, cache)

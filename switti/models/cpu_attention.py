@@ -1,4 +1,4 @@
-"""Attention as batched products, in pieces that stay in the cache: for bfloat16 on a CPU.
+"""CPU attention in bfloat16: batched matrix products in pieces that stay in the cache.
 
 The fused kernel's many small products are 1.3 to 8 times slower there (`python -m experiments.bench`).
 
@@ -25,8 +25,8 @@ def pieces(ranges: tuple[Range, ...], rows: int) -> Iterator[tuple[slice, slice,
     for first_query, end_query, first_key, end_key in ranges:
         keys = slice(first_key, end_key)
         queries = max(1, min(end_query - first_query, PIECE // (end_key - first_key)))
-        whole = queries == end_query - first_query
-        group = max(1, min(rows, PIECE // (queries * (end_key - first_key)))) if whole else 1
+        complete = queries == end_query - first_query
+        group = max(1, min(rows, PIECE // (queries * (end_key - first_key)))) if complete else 1
         for row in range(0, rows, group):
             for query in range(first_query, end_query, queries):
                 yield slice(row, row + group), slice(query, min(end_query, query + queries)), keys

@@ -33,7 +33,7 @@ class FourierFeatures(nn.Module):
     """Sines and cosines of each number at fixed random frequencies: [B, 4] → [B, 8N].
 
     The frequencies are stored with the weights but never trained, and stay float32 whatever the model is cast to:
-    arguments reach several thousand, where half precision would give unrelated features.
+    arguments reach several thousand, where 16-bit precision would give unrelated features.
     """
 
     def __init__(self, frequencies: int) -> None:

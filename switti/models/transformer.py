@@ -43,7 +43,7 @@ class AdaLNBeforeHead(nn.Module):
 
 @dataclass
 class Condition:
-    """Everything the sampler reuses at every scale: computed once per caption.
+    """Everything that sampling reuses at every scale, computed once per caption.
 
     first_BPD: tokens of scale 0 without the level embedding; mask_B11T: True where the caption has a token.
     """
@@ -108,11 +108,11 @@ class ScaleTransformer(nn.Module):
             self.register_buffer("sine_LK", sine.to(device), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ScaleTransformer":
-        """Moves or casts the model; the tables are built again where a cast or the meta device would spoil them."""
+        """Moves or casts the model, and rebuilds the tables that a cast or the meta device would corrupt."""
         was_meta = self.level_L.is_meta
         super()._apply(fn, recurse)
-        half = self.config.rope and self.cosine_LK.dtype in (torch.bfloat16, torch.float16)
-        if half or (was_meta and not self.level_L.is_meta):
+        rounded = self.config.rope and self.cosine_LK.dtype in (torch.bfloat16, torch.float16)
+        if rounded or (was_meta and not self.level_L.is_meta):
             self.build_tables(self.level_L.device)
         return self
 

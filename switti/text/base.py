@@ -1,4 +1,4 @@
-"""What every text encoder gives, and how one is built.
+"""Text embeddings and the protocol of text encoders.
 
 Shape suffixes: B captions, T token positions (padded), C channels of the token states, P of the pooled state.
 """
@@ -40,7 +40,7 @@ class TextEmbedding:
         return self.map(lambda value: value.to(device))
 
     def expand(self, count: int) -> Self:
-        """One caption (B = 1) seen `count` times, without a copy: the null caption beside a batch."""
+        """One caption (B = 1) repeated `count` times without a copy, as the null caption beside a batch."""
         return self.map(lambda value: value.expand(count, *value.shape[1:]))
 
     @classmethod
@@ -56,7 +56,7 @@ class TextEmbedding:
 class TextEncoder(Protocol):
     """A frozen caption encoder.
 
-    fingerprint: hexadecimal digest of everything that decides the values (encoder, weights, settings);
+    fingerprint: hexadecimal digest of everything that determines the values (encoder, weights, settings);
     stores of precomputed embeddings carry it, so that embeddings of another encoder are refused.
     truncated: captions cut so far because they had more than `max_length` tokens.
     """
@@ -90,14 +90,16 @@ def fingerprint_of(name: str, weights: list[str], settings: dict[str, object]) -
 
 
 def word_pieces(tokenizer: Any, caption: str, max_length: int) -> list[str]:
-    """What stands in the caption for each of its tokens, as written there, with the start and end tokens by name.
+    """The part of the caption behind each token, as written there; start and end tokens by name.
 
-    "##" marks what continues a word, "[UNK]" what the tokenizer does not know. tokenizer: a fast one of transformers.
+    "##" marks the continuation of a word, "[UNK]" an unknown token. tokenizer: a fast one of transformers.
     """
-    found = tokenizer(caption, truncation=True, max_length=max_length, return_offsets_mapping=True)
-    names = tokenizer.convert_ids_to_tokens(found["input_ids"])
+    encoded = tokenizer(caption, truncation=True, max_length=max_length, return_offsets_mapping=True)
+    names = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
     pieces, end = [], 0
-    for token, name, (start, stop) in zip(found["input_ids"], names, found["offset_mapping"], strict=True):
+    for token, name, (start, stop) in zip(
+        encoded["input_ids"], names, encoded["offset_mapping"], strict=True
+    ):
         if start == stop:
             pieces.append(name)
             continue

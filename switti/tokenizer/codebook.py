@@ -1,6 +1,6 @@
-"""Care of a learned codebook: how often codes are chosen, first values, moving averages, dead codes.
+"""Codebook maintenance: usage counts, k-means initialization, EMA updates, restarts of dead codes.
 
-Shape suffixes: R rows, C code width, V codebook size, S scales, L tokens of all scales, B pictures.
+Shape suffixes: R rows, C code width, V codebook size, S scales, L tokens of all scales, B images.
 """
 
 import torch
@@ -16,10 +16,10 @@ def token_counts(tokens_BL: Tensor, pyramid: Pyramid, codebook_size: int) -> Ten
 
 
 def entropy(counts_SV: Tensor) -> Tensor:
-    """Entropy in nats of the distributions that counts describe, float64 [S]; 0 where nothing was counted.
+    """Entropy in nats of the distributions given by counts, float64 [S]; 0 where nothing was counted.
 
-    It is the cross-entropy of a model that knows each scale's token frequencies and nothing else: what a training loss
-    must undercut before it can be said to use the picture or the caption. Its exponential is the perplexity, the
+    It is the cross-entropy of a model that knows each scale's token frequencies and nothing else: the
+    training loss of a model that uses the image or the caption lies below it. Its exponential is the perplexity, the
     effective number of codes.
     """
     counts_SV = counts_SV.double()
@@ -28,7 +28,7 @@ def entropy(counts_SV: Tensor) -> Tensor:
 
 
 def draw_rows(rows_RC: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` rows without repetition, or with it if there are fewer."""
+    """`count` random rows, without replacement unless there are fewer."""
     total = rows_RC.shape[0]
     if count <= total:
         picks = torch.randperm(total, generator=generator)[:count]
@@ -39,16 +39,16 @@ def draw_rows(rows_RC: Tensor, count: int, generator: torch.Generator) -> Tensor
 
 @torch.no_grad()
 def kmeans(rows_RC: Tensor, count: int, generator: torch.Generator, iterations: int = 10) -> Tensor:
-    """Centres of Lloyd's algorithm, [count, C]. Empty clusters move to a random row."""
-    centres_VC = draw_rows(rows_RC, count, generator).clone()
+    """Centers of Lloyd's algorithm, [count, C]. Empty clusters move to a random row."""
+    centers_VC = draw_rows(rows_RC, count, generator).clone()
     for _ in range(iterations):
-        nearest_R = torch.cdist(rows_RC, centres_VC).argmin(1)
+        nearest_R = torch.cdist(rows_RC, centers_VC).argmin(1)
         sizes_V = nearest_R.bincount(minlength=count)
-        sums_VC = torch.zeros_like(centres_VC).index_add_(0, nearest_R, rows_RC)
-        centres_VC = sums_VC / sizes_V.clamp_min(1)[:, None]
+        sums_VC = torch.zeros_like(centers_VC).index_add_(0, nearest_R, rows_RC)
+        centers_VC = sums_VC / sizes_V.clamp_min(1)[:, None]
         empty_V = sizes_V == 0
-        centres_VC[empty_V] = draw_rows(rows_RC, int(empty_V.sum()), generator)
-    return centres_VC
+        centers_VC[empty_V] = draw_rows(rows_RC, int(empty_V.sum()), generator)
+    return centers_VC
 
 
 def sums_by_code(rows_RC: Tensor, tokens_R: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
@@ -61,8 +61,8 @@ def sums_by_code(rows_RC: Tensor, tokens_R: Tensor, codebook_size: int) -> tuple
 class CodebookAverage(nn.Module):
     """Codes as moving averages of the rows that choose them (arXiv 1711.00937, appendix A.1), in place of gradients.
 
-    Numerator and denominator decay alike, so that a code that nobody chooses stays where it is.
-    decay: weight of what was before, in (0, 1). Its buffers are the state of training, not of the tokenizer.
+    Numerator and denominator decay alike, so that an unused code keeps its value.
+    decay: weight of the previous state, in (0, 1). Its buffers are the state of training, not of the tokenizer.
     """
 
     counts_V: Tensor
@@ -84,6 +84,6 @@ class CodebookAverage(nn.Module):
 
     @torch.no_grad()
     def restart(self, which_V: Tensor, codes_RC: Tensor) -> None:
-        """Codes that have been replaced begin again with one row each."""
+        """Replaced codes restart with one row each."""
         self.counts_V[which_V] = 1.0
         self.sums_VC[which_V] = codes_RC.to(self.sums_VC)

@@ -1,4 +1,4 @@
-"""The discriminator of the decoder's tuning (Section 4.3): a U-Net with spectral norm that judges every pixel.
+"""U-Net discriminator with spectral norm and one logit per pixel, for tuning the decoder (Section 4.3).
 
 The architecture is that of Real-ESRGAN (arXiv 2107.10833). Shape suffixes: B batch, C channels, H, W rows and columns.
 """
@@ -13,16 +13,16 @@ DOWNSAMPLING = 8
 
 
 def check_sides(height: int, width: int) -> None:
-    """UserError if the skip connections of pictures of this size would not meet."""
+    """UserError if the skip connections of images of this size would not meet."""
     if height % DOWNSAMPLING or width % DOWNSAMPLING:
         raise UserError(
-            f"the discriminator needs pictures with sides that are multiples of {DOWNSAMPLING}, "
+            f"the discriminator needs images with sides that are multiples of {DOWNSAMPLING}, "
             f"got {height} x {width}; change tokenizer.scales or set decoder.adversarial=0"
         )
 
 
 def normed(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Module:
-    """Convolution without bias whose weight has spectral norm 1: one step of the power iteration a training pass."""
+    """Convolution without bias whose weight has spectral norm 1: one power-iteration step per training pass."""
     return spectral_norm(nn.Conv2d(channels_in, channels_out, kernel, stride, padding=1, bias=False))
 
 
@@ -31,10 +31,10 @@ def rectify(x_BCHW: Tensor) -> Tensor:
 
 
 class UNetDiscriminator(nn.Module):
-    """Pictures [B, 3, H, W] in [-1, 1] → logits [B, 1, H, W], high for real ones; 4 376 897 parameters at 64 features.
+    """Images [B, 3, H, W] in [-1, 1] → logits [B, 1, H, W], high for real ones; 4 376 897 parameters at 64 features.
 
     features: channels at full resolution; they double with each of the three halvings.
-    Raises UserError for sides that are no multiples of 8.
+    Raises UserError unless both sides are multiples of 8.
     """
 
     def __init__(self, features: int = 64) -> None:

@@ -1,10 +1,10 @@
-"""Multi-scale residual quantisation (Section 3.1).
+"""Multi-scale residual quantization (Section 3.1).
 
 All arithmetic on the running latent f_hat and the nearest-code search run in the codebook's own precision (float32),
 whatever autocast is active around them.
 
 Shape suffixes: B batch, C code width, V codebook size, S scales, HH the square latent, P = p² positions of one scale,
-L positions of all scales, R rows of any kind.
+L positions of all scales, R rows of any number of images.
 """
 
 import copy
@@ -55,7 +55,7 @@ def sample_noise(seeds_B: Tensor, length: int, width: int, device: torch.device)
 
 
 class Phi(nn.Conv2d):
-    """Mends what up-sampling blurs: (1 − ratio) · h + ratio · conv3x3(h)."""
+    """Residual 3×3 convolution after upsampling (φ in the paper): (1 − ratio) · h + ratio · conv3x3(h)."""
 
     def __init__(self, width: int, ratio: float) -> None:
         super().__init__(width, width, 3, padding=1)
@@ -74,7 +74,7 @@ class SharedPhi(nn.Module):
 
 
 class Step(NamedTuple):
-    """One scale of the quantisation: residual rows [B, P, C] and the codes chosen for them [B, P]."""
+    """One scale of the quantization: residual rows [B, P, C] and the codes chosen for them [B, P]."""
 
     rows: Tensor
     tokens: Tensor
@@ -83,7 +83,7 @@ class Step(NamedTuple):
 class Quantized(NamedTuple):
     """latent: straight-through, [B, C, H, H]; loss: scalar; tokens: int64 [B, L], scales from coarse to fine.
 
-    rows: what the tokens' codes had to match, [B, L, C], without gradient.
+    rows: residuals that the codes approximate, [B, L, C], without gradient.
     """
 
     latent: Tensor
@@ -93,7 +93,7 @@ class Quantized(NamedTuple):
 
 
 class MultiScaleQuantizer(nn.Module):
-    """Quantises a latent as a sum of up-sampled token maps, coarse to fine."""
+    """Quantizes a latent as a sum of upsampled token maps, coarse to fine."""
 
     ema_vocab_hit_SV: Tensor
 
@@ -119,7 +119,7 @@ class MultiScaleQuantizer(nn.Module):
         self.embedding = nn.Embedding(codebook_size, code_width)
 
     def on(self, pyramid: Pyramid) -> Self:
-        """The same weights on another pyramid, sharing all memory; made for one call. It counts no hits."""
+        """The same weights on another pyramid, sharing all memory; made for one call. It does not count hits."""
         if pyramid == self.pyramid:
             return self
         other = copy.copy(self)
@@ -129,14 +129,14 @@ class MultiScaleQuantizer(nn.Module):
         return other
 
     def train_phi(self, pyramids: Sequence[Pyramid]) -> None:
-        """Only convolutions that one of these pyramids uses learn: data-parallel training refuses idle ones."""
+        """Trains only the convolutions that one of these pyramids uses: data-parallel training refuses idle ones."""
         count = len(self.quant_resi.qresi_ls)
         used = {j for pyramid in pyramids for j in phi_indices(pyramid, count)}
         for j, phi in enumerate(self.quant_resi.qresi_ls):
             phi.requires_grad_(j in used)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the codes and convolutions in float32: what tokens mean. A tuned decoder leaves it as it is."""
+        """SHA-256 of the codes and convolutions in float32: what tokens mean. Tuning the decoder does not change it."""
         digest = hashlib.sha256()
         for value in (self.embedding.weight, *self.quant_resi.parameters()):
             digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
@@ -158,9 +158,9 @@ class MultiScaleQuantizer(nn.Module):
         with full_precision(z_RC):
             norms_V = codes_VC.square().sum(1)
             rows = max(1, SEARCH_ELEMENTS // codes_VC.shape[0])
-            # |z|² is the same for every code, so it is left out.
-            found = [torch.addmm(norms_V, z, codes_VC.T, alpha=-2).argmin(1) for z in z_RC.split(rows)]
-        return torch.cat(found)
+            # Without |z|², which is the same for every code.
+            nearest = [torch.addmm(norms_V, z, codes_VC.T, alpha=-2).argmin(1) for z in z_RC.split(rows)]
+        return torch.cat(nearest)
 
     def _rise(self, scale: int, h_BPC: Tensor) -> Tensor:
         """Code rows of a scale → their share of the latent, [B, C, H, H]."""
@@ -188,12 +188,12 @@ class MultiScaleQuantizer(nn.Module):
             return f_hat_BCHH + self._rise(scale, h_BPC.to(f_hat_BCHH.dtype))
 
     def next_input(self, scale: int, f_hat_BCHH: Tensor) -> Tensor:
-        """What the generator reads to predict scale + 1: f_hat averaged to that side, rows [B, P, C]."""
+        """The generator's input for scale + 1: f_hat averaged to that side, rows [B, P, C]."""
         with full_precision(f_hat_BCHH):
             return self._rows(scale + 1, f_hat_BCHH)
 
     def _descend(self, f_BCHH: Tensor, noises: Sequence[Tensor] | None, noise_std: float) -> Iterator[Step]:
-        """The greedy quantisation, scale by scale."""
+        """The greedy quantization, scale by scale."""
         rest_BCHH = f_BCHH.to(self.embedding.weight.dtype)
         for scale in range(self.pyramid.count):
             z_BPC = seen_BPC = self._rows(scale, rest_BCHH)
@@ -217,7 +217,7 @@ class MultiScaleQuantizer(nn.Module):
 
     @torch.no_grad()
     def residuals(self, f_BCHH: Tensor) -> Tensor:
-        """The rows that the codes have to match, all scales: [B, L, C]."""
+        """The residual rows that the codes approximate, all scales: [B, L, C]."""
         with full_precision(f_BCHH):
             return torch.cat([step.rows for step in self._descend(f_BCHH, None, 0.0)], dim=1)
 
@@ -252,7 +252,7 @@ class MultiScaleQuantizer(nn.Module):
     def count_hits(self, tokens_BL: Tensor) -> None:
         """Exponential average of how often each code is chosen at each scale, over all ranks.
 
-        As published, the counter behind the decay counts scales, not passes: the very first scale is copied, the
+        As published, the counter behind the decay counts scales, not forward passes: the first scale is copied, the
         others start from zero with decay 0.9, and 0.99 after 100 scales.
         """
         hits_SV = token_counts(tokens_BL, self.pyramid, self.embedding.num_embeddings).to(
@@ -266,7 +266,7 @@ class MultiScaleQuantizer(nn.Module):
             self.hit_updates += 1
 
     def usage_percent(self, batch: int) -> list[float]:
-        """Share of codes in use per scale, in percent, for a global batch of `batch` pictures.
+        """Share of codes in use per scale, in percent, for a global batch of `batch` images.
 
         A code is in use if its average count reaches 8 % of an even share of the finest map's positions.
         """

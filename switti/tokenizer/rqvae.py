@@ -1,7 +1,7 @@
-"""The RQ-VAE: pictures ↔ token pyramids (Section 3.1). Parameter names are the published ones.
+"""The RQ-VAE: images ↔ token pyramids (Section 3.1). Parameter names are the published ones.
 
 Shape suffixes: B batch, C code width, HH the square latent, L tokens of all scales, M = L − p0² next-scale input rows.
-Pictures (3HW) are in [-1, 1]; their sides are the latent's times config.downsampling.
+Images (3HW) are in [-1, 1]; their sides are the latent's times config.downsampling.
 """
 
 from collections.abc import Mapping
@@ -16,11 +16,12 @@ from switti.tokenizer.autoencoder import Decoder, Encoder
 from switti.tokenizer.config import RQVAEConfig
 from switti.tokenizer.quantizer import MultiScaleQuantizer, sample_noise
 
-CODES = "tokenizer_codes"  # in a generator's checkpoint: the fingerprint of the codes that it has learned
+# In a generator's checkpoint: the fingerprint of the codebook with which it was trained.
+CODES = "tokenizer_codes"
 
 
 class Reconstruction(NamedTuple):
-    """image: unclamped, [B, 3, H, W]; vq_loss: scalar; tokens: int64 [B, L]; rows that they stand for: [B, L, C]."""
+    """image: unclamped, [B, 3, H, W]; vq_loss: scalar; tokens: int64 [B, L]; rows: what they quantize, [B, L, C]."""
 
     image: Tensor
     vq_loss: Tensor
@@ -29,7 +30,7 @@ class Reconstruction(NamedTuple):
 
 
 class RQVAE(nn.Module):
-    """Multi-scale residual-quantised autoencoder."""
+    """Multi-scale residual-quantized autoencoder."""
 
     def __init__(self, config: RQVAEConfig) -> None:
         super().__init__()
@@ -59,9 +60,9 @@ class RQVAE(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.code_width, config.code_width, 3, padding=1)
 
     def encode(self, image_B3HW: Tensor) -> Tensor:
-        """Picture → continuous latent f, [B, C, H, H].
+        """Image → continuous latent f, [B, C, H, H].
 
-        Raises UserError if the picture's sides do not fit the pyramid.
+        Raises UserError if the image's sides do not fit the pyramid.
         """
         return self._encode(image_B3HW, self.pyramid)
 
@@ -69,13 +70,13 @@ class RQVAE(nn.Module):
         side = pyramid.latent_side * self.config.downsampling
         if tuple(image_B3HW.shape[-2:]) != (side, side):
             raise UserError(
-                f"tokenizer.scales={list(pyramid.sides)} with down-sampling {self.config.downsampling} needs "
-                f"pictures of {side} x {side} pixels, got {image_B3HW.shape[-2]} x {image_B3HW.shape[-1]}"
+                f"tokenizer.scales={list(pyramid.sides)} with downsampling {self.config.downsampling} needs "
+                f"images of {side} x {side} pixels, got {image_B3HW.shape[-2]} x {image_B3HW.shape[-1]}"
             )
         return self.quant_conv(self.encoder(image_B3HW))
 
     def decode(self, f_hat_BCHH: Tensor) -> Tensor:
-        """Quantised latent → picture, unclamped."""
+        """Quantized latent → image, unclamped."""
         return self.decoder(self.post_quant_conv(f_hat_BCHH))
 
     @torch.no_grad()
@@ -86,7 +87,7 @@ class RQVAE(nn.Module):
         seeds: Tensor | None = None,
         noise_BLC: Tensor | None = None,
     ) -> Tensor:
-        """Picture → tokens [B, L], int64. The encoder follows the surrounding autocast; the quantiser does not.
+        """Image → tokens [B, L], int64. The encoder follows the surrounding autocast; the quantizer does not.
 
         noise_std: n in [0, 1), strength of the noise that the search sees. Its draws are `noise_BLC`, or come from
         `seeds` [B]: a sample's noise depends on its own seed only.
@@ -95,7 +96,7 @@ class RQVAE(nn.Module):
             raise UserError(f"noise_std={noise_std} must lie in [0, 1)")
         if noise_std > 0 and noise_BLC is None:
             if seeds is None:
-                raise UserError(f"noise_std={noise_std} needs one seed a picture")
+                raise UserError(f"noise_std={noise_std} needs one seed per image")
             shape = self.pyramid.length, self.config.code_width
             noise_BLC = sample_noise(seeds, *shape, device=image_B3HW.device)
         return self.quantize.tokenize(self.encode(image_B3HW), noise_std, noise_BLC if noise_std else None)
@@ -117,16 +118,16 @@ class RQVAE(nn.Module):
         return f_hat_BCHH
 
     def forward(self, image_B3HW: Tensor, pyramid: Pyramid | None = None) -> Reconstruction:
-        """Training pass with the straight-through latent; pyramid: another one than the tokenizer's own."""
+        """Training pass with the straight-through latent; pyramid: instead of the tokenizer's own."""
         pyramid = pyramid or self.pyramid
         latent_BCHH, loss, tokens_BL, rows_BLC = self.quantize.on(pyramid)(self._encode(image_B3HW, pyramid))
         return Reconstruction(self.decode(latent_BCHH), loss, tokens_BL, rows_BLC)
 
 
 def check_codes(checkpoint: Mapping[str, Any], model: RQVAE, source: str) -> None:
-    """UserError if a generator's checkpoint has learned other codes than the tokenizer's, of whatever the same shape.
+    """UserError if a generator was trained with another codebook than the tokenizer's, even of the same shape.
 
-    Checkpoints that do not know theirs pass. source: what named the tokenizer.
+    Checkpoints that do not record theirs pass. source: the setting that names the tokenizer.
     """
     known = checkpoint.get(CODES)
     if known is not None and known != model.quantize.fingerprint():

@@ -1,1 +1,1 @@
-"""Weights: where they are, what a file holds, and how it fills a model."""
+"""Weights: read, described, fitted to settings and filled into models; hubs, published files, safe pickles."""

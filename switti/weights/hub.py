@@ -1,4 +1,4 @@
-"""Where weights come from: a local file or folder, or a model hub."""
+"""Model hubs: download of the files that are needed, upload of exported folders; local paths stay local."""
 
 import os
 import re

@@ -1,8 +1,8 @@
-"""Pickles read as data, by a closed set of instructions: nothing is imported, looked up, built or called.
+"""Safe pickle parsing by a closed set of instructions: nothing is imported, looked up, built or called.
 
 torch.save and PyTorch's distributed checkpoints describe their contents by pickles. Here a class or function is a name
-that must stand in the caller's list, a call of it is a `Call`, and it is the caller who makes something of that. What
-other instructions there are (extensions, protocol 0, out-of-band buffers) is refused.
+that must be in the caller's list, and a call of it is a `Call`, which the caller interprets. Other instructions
+(extensions, protocol 0, out-of-band buffers) are refused.
 """
 
 import struct
@@ -18,7 +18,7 @@ _LARGEST_KEY = 2**31  # the hashes of larger numbers can be made to collide
 
 
 class PickleError(ValueError):
-    """A pickle that is damaged, or that asks for more than data."""
+    """A pickle that is corrupt, or that asks for more than data."""
 
 
 @dataclass(slots=True, eq=False)
@@ -49,7 +49,7 @@ def parse_pickle(content: bytes, allowed: Collection[Global]) -> tuple[Any, int]
     """(the value, the number of bytes it takes): containers, numbers, text, and `Call`, `Reference`, `Persistent`.
 
     allowed: every (module, name) that may occur. Time and memory are proportional to the length of `content`. Raises
-    PickleError, in one line, for anything else than a whole pickle of protocol 2 to 5 that names only those.
+    PickleError, in one line, for anything but a complete pickle of protocol 2 to 5 that names only those.
     """
     return _Machine(content, allowed).run()
 
@@ -77,12 +77,12 @@ class _Machine:
                     )
                 step(self)
             if len(self.stack) != 1 or self.marks:
-                raise PickleError("it is damaged")
+                raise PickleError("it is corrupt")
             return self.stack[0], self.position + 1
         except PickleError:
             raise
         except (IndexError, KeyError, ValueError, AttributeError, TypeError, struct.error) as error:
-            raise PickleError("it is damaged or cut off") from error
+            raise PickleError("it is corrupt or cut off") from error
 
     # ---- bytes -----------------------------------------------------------------------------------------------
 
@@ -118,7 +118,7 @@ class _Machine:
 
     def tuple_of(self, count: int) -> None:
         if len(self.stack) < count:
-            raise PickleError("it is damaged")
+            raise PickleError("it is corrupt")
         items = tuple(self.stack[len(self.stack) - count :])
         self.stack[len(self.stack) - count :] = [items]
 
@@ -156,7 +156,7 @@ class _Machine:
     def stack_global(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()
         if type(module) is not str or type(name) is not str:
-            raise PickleError("it is damaged")
+            raise PickleError("it is corrupt")
         self.reference(module, name)
 
     def call(self) -> None:

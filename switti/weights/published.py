@@ -2,7 +2,7 @@
 
 Published generators carry two buffers that can be recomputed: `lvl_1L` [1, L], the scale of each position, and
 `attn_bias_for_masking` [1, 1, L, L], 0 where a position may look and −inf elsewhere: 357 MB at 1024 px. Both variants
-have the same keys and shapes; only the mask's values, or config.json, tell them apart.
+have the same keys and shapes; only the mask's values, or config.json, distinguish them.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""Files of torch.save: their pickle is read as data and held against the file before torch sees it.
+"""Safe reading of torch.save files: the pickle is checked against the file before torch.load sees it.
 
-torch.load(weights_only=True) runs no foreign code, but it does as it is told: it unpacks compressed records of any
-size, makes byte arrays of any length and tensors that repeat one number a trillion times. So the description is checked
+torch.load(weights_only=True) runs no foreign code, but it follows every instruction: it unpacks compressed records of
+any size, makes byte arrays of any length and tensors that repeat one number a trillion times. So the description is checked
 first: plain containers, and tensors that lie, once each, in uncompressed records of the file.
 """
 
@@ -55,7 +55,7 @@ _MAX_SHARING = 4
 
 
 class TorchFileError(ValueError):
-    """What is wrong with a file of torch.save, in words."""
+    """An invalid file of torch.save; the message says why."""
 
 
 def read_torch(path: Path, mmap: bool = False) -> dict[str, Any]:
@@ -74,7 +74,8 @@ def read_torch(path: Path, mmap: bool = False) -> dict[str, Any]:
         raise UserError(f"no checkpoint {path}") from error
     except TorchFileError as error:
         raise UserError(f"{path} is not a readable checkpoint: {error}") from error
-    except Exception as error:  # of a file that looked right: torch raises a dozen kinds
+    # Of a file that passed the checks: torch raises a dozen kinds.
+    except Exception as error:
         raise UserError(f"{path} is not a readable checkpoint: {_reason(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")
@@ -105,7 +106,7 @@ def load_tensor(content: bytes) -> Tensor:
 def _reason(error: Exception) -> str:
     """One line. torch answers what it refuses with a page of advice to allow it."""
     if "Weights only load failed" in str(error):
-        return "it is damaged or was not written by torch.save"
+        return "it is corrupt or was not written by torch.save"
     return first_line(error)
 
 
@@ -139,7 +140,8 @@ def _open(stream: BinaryIO, length: int) -> tuple[dict[str, zipfile.ZipInfo], by
             return records, archive.read(records["data.pkl"])
     except TorchFileError:
         raise
-    except Exception as error:  # zipfile raises half a dozen kinds
+    # zipfile raises half a dozen kinds.
+    except Exception as error:
         raise TorchFileError("it is cut off; copy or download it again") from error
 
 
@@ -164,9 +166,8 @@ class _Contents:
     def __init__(self, bytes_of: dict[str, int]) -> None:
         self.bytes_of = bytes_of
         self.tensor_bytes = 0
-        self.sizes: dict[
-            int, int | None
-        ] = {}  # number of values of each container, None while it is being walked
+        # Number of values of each container, None while it is being walked.
+        self.sizes: dict[int, int | None] = {}
 
     def check(self, value: Any) -> None:
         if self.visit(value, 0) > _MAX_VALUES:

@@ -1,4 +1,4 @@
-"""Folders in transformers format, looked at before transformers opens them by name and builds what they describe."""
+"""Checks of folders in transformers format, before transformers opens them and builds what they describe."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +25,8 @@ _SIZES = (
     "patch_size",
 )
 _MAX_BYTES = 4 << 20
-_LARGEST = 1 << 20  # a vocabulary has 49,408 words, a network a width of 1,280
+# A vocabulary has 49,408 words, a network a width of 1,280.
+_LARGEST = 1 << 20
 _DEEPEST = 256
 # What would make transformers import code, or ask a hub for another network.
 _FOREIGN = (
