@@ -3,7 +3,8 @@
 Measures speed and memory against the straightforward formulation (dense mask, cache by concatenation, AdaLN and
 caption keys at every scale, sort over the full vocabulary), in one process with interleaved repetitions. The part
 `full`, run only when named, samples a 512 px image with 2.5 B parameters in bfloat16 (12 GiB). Prints a table of
-medians and ratios; --json writes them with a description of the machine. Close other programs first: times are wall-clock.
+medians and ratios; --json writes them with a description of the machine. Close other programs first: times are
+wall-clock.
 """
 
 import json

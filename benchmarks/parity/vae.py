@@ -1,4 +1,4 @@
-"""Golden check of the RQ-VAE against `vae.weights.safetensors` and `vae.io.safetensors`, with the settings of meta.json."""
+"""Golden check of the RQ-VAE against `vae.weights.safetensors` and `vae.io.safetensors`; settings from meta.json."""
 
 import torch
 import torch.nn.functional as F

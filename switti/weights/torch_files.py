@@ -1,8 +1,8 @@
 """Safe reading of torch.save files: the pickle is checked against the file before torch.load sees it.
 
 torch.load(weights_only=True) runs no foreign code, but it follows every instruction: it unpacks compressed records of
-any size, makes byte arrays of any length and tensors that repeat one number a trillion times. So the description is checked
-first: plain containers, and tensors that lie, once each, in uncompressed records of the file.
+any size, makes byte arrays of any length and tensors that repeat one number a trillion times. So the description is
+checked first: plain containers, and tensors that lie, once each, in uncompressed records of the file.
 """
 
 import io
