@@ -36,6 +36,7 @@ def config(visibility: str, seed: int, name: str, sides: list[int] = SIDES) -> d
             "codebook_size": 4096,
             "depth": BLOCKS,
             "width": 512,
+            "heads": 8,
         },
         "data": {
             "train": "t-*.tar",
