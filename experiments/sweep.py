@@ -221,9 +221,9 @@ def _search(study: Study) -> Source:
 
 
 def _show_search(study: Study) -> int:
-    from sweeps.search import show
+    from sweeps.search import print_trials
 
-    show(study)
+    print_trials(study)
     return 0
 
 

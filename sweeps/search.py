@@ -14,7 +14,6 @@ from typing import Any, cast
 
 from sweeps.launchers.jobs import Job, Outcome, count, describe, job_of
 from sweeps.run_lock import claim, study_lock
-from sweeps.run_selection import ACTIONS
 from sweeps.run_state import state_of
 from sweeps.search_space import Search, without_password
 from sweeps.study import Study, StudyRun
@@ -26,12 +25,22 @@ try:
     from optuna.trial import FrozenTrial, TrialState
 
     from sweeps.search_objects import distribution, meant, open_search, sampler, stored
-    from sweeps.storage import StorageErrors, reason, storage_exists
+    from sweeps.search_trials import (
+        ENDED,
+        ERROR,
+        RETRY_OF,
+        RUN,
+        counts,
+        label_of,
+        print_trials,
+        settings_text,
+        state_word,
+    )
+    from sweeps.storage import StorageErrors, reason
 except ImportError as error:
     raise UserError("a search needs Optuna 5: pip install 'optuna>=5,<6' (or -e '.[sweep]')") from error
 
-# Attributes of a trial.
-_RUN, _RETRY_OF, _ERROR = "run", "retry_of", "error"
+__all__ = ["SearchSource", "print_trials"]
 _WATCH_SECONDS = 0.5
 
 
@@ -75,8 +84,8 @@ class SearchSource:
             self._report_end(number, outcome.job.folder)
             trials = self.optuna.get_trials(deepcopy=False)
         trial = trials[number]
-        head = f"{outcome.job.place}: {_label(outcome.job.name)}"
-        settings = _settings(trial.params)
+        head = f"{outcome.job.place}: {label_of(outcome.job.name)}"
+        settings = settings_text(trial.params)
         last = trial.intermediate_values.get(max(trial.intermediate_values, default=-1))
         if trial.state == TrialState.COMPLETE:
             said = f"{head}: {self.search.metric} {trial.value:.5g} ({settings})"
@@ -88,7 +97,8 @@ class SearchSource:
         best = self._best(trials)
         if best is None:
             return said
-        return f"{said}; best so far {best.value:.5g}, {'this one' if best is trial else _label(best.user_attrs[_RUN])}"
+        name = "this one" if best is trial else label_of(best.user_attrs[RUN])
+        return f"{said}; best so far {best.value:.5g}, {name}"
 
     def _best(self, trials: list[FrozenTrial]) -> FrozenTrial | None:
         complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
@@ -99,7 +109,7 @@ class SearchSource:
         """Steps of each trial that is still to be proposed, as many as of the first one."""
         with suppress(*StorageErrors):
             if self.search.sampler != "grid":
-                begun = sum(map(_counts, self.optuna.get_trials(deepcopy=False)))
+                begun = sum(map(counts, self.optuna.get_trials(deepcopy=False)))
                 return [self._steps] * max(0, self.search.trials - begun)
             return [self._steps] * len(self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
         return []
@@ -116,12 +126,12 @@ class SearchSource:
         """Count of the trials by state, by all drivers together, and the best one."""
         with self._storage_errors():
             trials = self.optuna.get_trials(deepcopy=False)
-        retried = {trial.user_attrs.get(_RETRY_OF) for trial in trials}
+        retried = {trial.user_attrs.get(RETRY_OF) for trial in trials}
         ends = {outcome.job.name: outcome.end for outcome in outcomes}
         words = [
-            _STANDING.get(trial.state) or ends.get(trial.user_attrs[_RUN]) or _standing(self.study, trial)
+            ENDED.get(trial.state) or ends.get(trial.user_attrs[RUN]) or state_word(self.study, trial)
             for trial in trials
-            if trial.number not in retried and (_RUN in trial.user_attrs or _ERROR in trial.user_attrs)
+            if trial.number not in retried and (RUN in trial.user_attrs or ERROR in trial.user_attrs)
         ]
         words += ["not started"] * max(0, self.total() - len(words))
         again = "; the same command again resumes" if set(words) - {"finished", "pruned"} else ""
@@ -130,7 +140,7 @@ class SearchSource:
             "no trial is finished"
             if best is None
             else (
-                f"best: {self.search.metric} {best.value:.5g} by {best.user_attrs[_RUN]} ({_settings(best.params)})"
+                f"best: {self.search.metric} {best.value:.5g} by {best.user_attrs[RUN]} ({settings_text(best.params)})"
             )
         )
         return f"{count(words)}{again}\n{best_line}"
@@ -171,13 +181,11 @@ class SearchSource:
         if self.search.sampler == "grid" and not trials:
             for point in self.search.grid()[: self.search.trials]:
                 self.optuna.enqueue_trial({name: stored(value) for name, value in point.items()})
-        retried = {trial.user_attrs.get(_RETRY_OF) for trial in trials}
+        retried = {trial.user_attrs.get(RETRY_OF) for trial in trials}
         for trial in trials:
-            again = (
-                trial.state == TrialState.FAIL and _RUN in trial.user_attrs and trial.number not in retried
-            )
-            if again and _ERROR not in trial.user_attrs:
-                attributes = {_RETRY_OF: trial.number, _RUN: trial.user_attrs[_RUN]}
+            again = trial.state == TrialState.FAIL and RUN in trial.user_attrs and trial.number not in retried
+            if again and ERROR not in trial.user_attrs:
+                attributes = {RETRY_OF: trial.number, RUN: trial.user_attrs[RUN]}
                 self.optuna.enqueue_trial(trial.params, user_attrs=attributes)
 
     def _is_more(self) -> bool:
@@ -186,25 +194,25 @@ class SearchSource:
             return True
         if self.search.sampler == "grid":
             return False
-        return sum(_counts(trial) for trial in trials) < self.search.trials
+        return sum(counts(trial) for trial in trials) < self.search.trials
 
     def _ask(self) -> Job | None:
         """A new trial with its run; None if its settings do not go together, or if its run is busy elsewhere."""
         self.optuna.sampler = sampler(self.search, len(self.optuna.get_trials(deepcopy=False)))
         trial = self.optuna.ask(fixed_distributions=self._distributions)
         try:
-            run = self._run_of(trial.user_attrs.get(_RUN), trial.number, trial.params)
+            run = self._run_of(trial.user_attrs.get(RUN), trial.number, trial.params)
         except UserError as error:
-            trial.set_user_attr(_ERROR, str(error))
+            trial.set_user_attr(ERROR, str(error))
             self.optuna.tell(trial.number, state=TrialState.FAIL)
             print(f"trial {trial.number} is skipped: {error}", flush=True)
             return None
-        trial.set_user_attr(_RUN, run.name)
+        trial.set_user_attr(RUN, run.name)
         return self._start(trial.number, run)
 
     def _resume(self, trial: FrozenTrial) -> Job | None:
         """The job of a trial that counts as running and that nobody works on; an ended one is reported at once."""
-        name = trial.user_attrs.get(_RUN)
+        name = trial.user_attrs.get(RUN)
         if name in self._mine or name in self._over:
             return None
         if name is None:
@@ -237,15 +245,15 @@ class SearchSource:
 
     def _place(self, run: str) -> str:
         """ "trial 4 of 20", the same for another attempt."""
-        first = int(_label(run).removeprefix("trial_"))
+        first = int(label_of(run).removeprefix("trial_"))
         earlier = [trial for trial in self.optuna.get_trials(deepcopy=False) if trial.number <= first]
-        return f"trial {sum(map(_counts, earlier))} of {self.total()}"
+        return f"trial {sum(map(counts, earlier))} of {self.total()}"
 
     def _run_of(self, run: str | None, number: int, params: dict[str, Any]) -> StudyRun:
         """run: the one that this trial resumes; otherwise it is named by its number."""
         values = {name: meant(self.search.space[name], value) for name, value in params.items()}
         more = [] if self.search.pruner == "none" else ["callbacks.prunable=true"]
-        label = _label(run) if run else f"trial_{number:04d}"
+        label = label_of(run) if run else f"trial_{number:04d}"
         return self.study.trial_run(label, values, more)
 
     def _report_values(self, number: int, folder: Path) -> bool:
@@ -280,55 +288,3 @@ class SearchSource:
             self.optuna.tell(number, state=TrialState.PRUNED)
         elif state == "failed":
             self.optuna.tell(number, state=TrialState.FAIL)
-
-
-_STANDING = {
-    TrialState.COMPLETE: "finished",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-    TrialState.WAITING: "not started",
-}
-
-
-def _standing(study: Study, trial: FrozenTrial) -> str:
-    """State of the run of a trial that has begun and not ended."""
-    try:
-        state = state_of(study.folder / trial.user_attrs[_RUN])
-    except UserError:
-        return "failed"
-    return state if state in ("running", "queued") else "interrupted"
-
-
-def _label(run: str) -> str:
-    """ "trial_0007" of a run's name."""
-    return run.partition(",")[0]
-
-
-def _settings(params: dict[str, Any]) -> str:
-    return " ".join(
-        f"{name}={f'{value:.4g}' if isinstance(value, float) else value}" for name, value in params.items()
-    )
-
-
-def _counts(trial: FrozenTrial) -> bool:
-    """Whether it is one of the search's trials: not a second attempt, and not lost before it had a name."""
-    lost = trial.state == TrialState.FAIL and _RUN not in trial.user_attrs and _ERROR not in trial.user_attrs
-    return _RETRY_OF not in trial.user_attrs and not lost
-
-
-def show(study: Study) -> None:
-    """The trials so far, and what the same command without --dry-run would do."""
-    assert study.search is not None
-    trials = open_search(study)[0].get_trials(deepcopy=False) if storage_exists(study) else []
-    retried = {trial.user_attrs.get(_RETRY_OF) for trial in trials}
-    for trial in (trial for trial in trials if _RUN in trial.user_attrs and trial.number not in retried):
-        state = state_of(study.folder / trial.user_attrs[_RUN])
-        action = {TrialState.FAIL: "retry", TrialState.RUNNING: ACTIONS[state], TrialState.WAITING: "retry"}
-        value = "" if trial.value is None else f"  {trial.value:.5g}"
-        print(f"  {trial.user_attrs[_RUN]}  {state:<11}  {action.get(trial.state, 'skip')}{value}")
-    wanted = (
-        len(study.search.grid()[: study.search.trials])
-        if study.search.sampler == "grid"
-        else study.search.trials
-    )
-    print(f"  {max(0, wanted - sum(map(_counts, trials)))} of {wanted} trials are still to be proposed")
