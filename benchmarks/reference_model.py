@@ -55,19 +55,11 @@ class DenseSelfAttention(SelfAttention):
         pairs = torch.view_as_complex(x_BLHK.to(rotation.cosine.dtype).unflatten(-1, (-1, 2)).contiguous())
         return torch.view_as_real(pairs * table[:, None]).flatten(-2).to(x_BLHK.dtype)
 
-    def forward(
-        self,
-        x_BLD: Tensor,
-        rotation: Rotation | None,
-        spans: tuple[tuple[int, int], ...],
-        cache: KeyValueCache | None = None,
+    def attend(
+        self, q_BHLK: Tensor, k_BHMK: Tensor, v_BHMK: Tensor, spans: tuple[tuple[int, int], ...], cached: bool
     ) -> Tensor:
-        q, k, v = self.project(x_BLD, rotation)
-        if cache is not None:
-            k, v = cache.append(k, v)
         mask = self.mask_LL if len(spans) > 1 else None
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return F.scaled_dot_product_attention(q_BHLK, k_BHMK, v_BHMK, attn_mask=mask)
 
 
 class DenseTransformer(ScaleTransformer):

@@ -9,6 +9,19 @@ from typing import Any
 from reports.data.runs import Run
 from switti.errors import UserError
 
+# Of a run's record, in the tables of all runs.
+RECORD_COLUMNS = (
+    "status",
+    "step",
+    "max_steps",
+    "commit",
+    "dirty",
+    "device",
+    "world_size",
+    "started",
+    "ended",
+)
+
 MISSING = "not set"
 _WORD = re.compile(r"[A-Za-z][\w+-]*")
 _IDENTITY = {"name", "study", "runs_dir", "seed"}

@@ -3,19 +3,8 @@
 from typing import Any
 
 from reports.data.comparison import Comparison
-from reports.data.study import differing, show
+from reports.data.study import RECORD_COLUMNS, differing, show
 
-_RECORD_COLUMNS = (
-    "status",
-    "step",
-    "max_steps",
-    "commit",
-    "dirty",
-    "device",
-    "world_size",
-    "started",
-    "ended",
-)
 PAIRED_COLUMNS = (
     "metric",
     "better",
@@ -37,11 +26,11 @@ def rows(comparison: Comparison) -> tuple[list[str], list[list[Any]]]:
     """Header and one row a run: place, variant, pairing value, record, settings that differ, final metrics."""
     study, names = comparison.study, comparison.names
     settings = [key for key in differing(study.runs) if key != study.pair_by]
-    header = ["run", "variant", study.pair_by, *_RECORD_COLUMNS, *settings, *names]
+    header = ["run", "variant", study.pair_by, *RECORD_COLUMNS, *settings, *names]
     table = []
     for run in study.runs:
         row: list[Any] = [run.path.as_posix(), study.variant_of(run).label, run.setting(study.pair_by)]
-        row += [run.record.get(key) for key in _RECORD_COLUMNS]
+        row += [run.record.get(key) for key in RECORD_COLUMNS]
         row += [show(run.config[key]) if key in run.config else None for key in settings]
         table.append([*row, *(comparison.final(run, name) for name in names)])
     return header, table

@@ -8,7 +8,7 @@ from typing import Any
 from reports.data.comparison import Comparison, compare_variants
 from reports.data.importance import Importance, importance
 from reports.data.search import STATES, Search, Trial
-from reports.data.study import Study, Variant, differing, show
+from reports.data.study import RECORD_COLUMNS, Study, Variant, differing, show
 from reports.render.document import Block, Document, Section, Table, Text, code
 from reports.render.formatting import DASH, moment, number, plural
 from reports.render.search_figures import history_figure, importance_figure, parameters_figure, values_figure
@@ -21,17 +21,6 @@ from switti.run_folder import CONFIG
 _PRUNED = "Of a pruned trial the last value that it reached, which a longer training would have changed."
 # Of the ranking.
 _ROWS = 100
-_RECORD_COLUMNS = (
-    "status",
-    "step",
-    "max_steps",
-    "commit",
-    "dirty",
-    "device",
-    "world_size",
-    "started",
-    "ended",
-)
 
 
 def search_document(search: Search, trials: Comparison) -> Document:
@@ -74,14 +63,14 @@ def search_rows(search: Search, trials: Comparison) -> tuple[list[str], list[lis
     header = ["trial", "rank", "state", search.metric.name, *(p.name for p in search.parameters)]
     header += [
         "run",
-        *_RECORD_COLUMNS,
+        *RECORD_COLUMNS,
         *(f"final {name}" if name == search.metric.name else name for name in names),
     ]
     table = []
     for trial in search.trials:
         row: list[Any] = [trial.number, ranks.get(trial.number), trial.state, trial.value]
         row += [_plain(trial.parameters[p.name]) for p in search.parameters]
-        row += [trial.run.path.as_posix(), *(trial.run.record.get(key) for key in _RECORD_COLUMNS)]
+        row += [trial.run.path.as_posix(), *(trial.run.record.get(key) for key in RECORD_COLUMNS)]
         table.append([*row, *(trials.final(trial.run, name) for name in names)])
     return header, table
 

@@ -128,10 +128,16 @@ class SelfAttention(nn.Module):
         q, k, v = self.project(x_BLD, rotation)
         if cache is not None:
             k, v = cache.append(k, v)
-            out = attend(q, k, v, backend=self.backend)
-        else:
-            out = attend_by_scale(q, k, v, spans, self.visibility, self.backend)
+        out = self.attend(q, k, v, spans, cached=cache is not None)
         return self.proj(out.transpose(1, 2).flatten(2))
+
+    def attend(
+        self, q_BHLK: Tensor, k_BHMK: Tensor, v_BHMK: Tensor, spans: tuple[tuple[int, int], ...], cached: bool
+    ) -> Tensor:
+        """Values [B, H, L, K] of what each token sees: all keys of a cache, else those that its scale may see."""
+        if cached:
+            return attend(q_BHLK, k_BHMK, v_BHMK, backend=self.backend)
+        return attend_by_scale(q_BHLK, k_BHMK, v_BHMK, spans, self.visibility, self.backend)
 
     def rotate(self, x_BLHK: Tensor, rotation: Rotation) -> Tensor:
         return rotate(x_BLHK, rotation.cosine, rotation.sine)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from embedding_cases import LENGTH, POOLED, WIDTH, HashEncoder
 from fuzz_campaign import SilentError, Target
 from fuzz_mutations import (
     Chance,
@@ -37,7 +38,6 @@ from datamodules.shards.stream_samples import StoredSample, stored_samples
 from datamodules.shards.tar import DamagedTarError, StreamSource
 from experiments import prepare
 from switti.errors import UserError
-from switti.text.base import TextEmbedding
 
 SIDE = 8
 
@@ -397,29 +397,6 @@ class Prepared(Target):
         read = sum(len(batch["key"]) for batch in module.val_dataloader())
         if read != sum(manifest["samples"].values()):
             raise SilentError(f"{read} samples of {manifest['samples']}")
-
-
-WIDTH, POOLED, LENGTH = 6, 3, 9
-
-
-class HashEncoder:
-    """Embeddings that follow from the caption's hash, so that anybody can tell whose they are."""
-
-    name, width, pooled_width, max_length, truncated, fingerprint = "hash", WIDTH, POOLED, LENGTH, 0, "f" * 64
-
-    def encode(self, captions: list[str]) -> TextEmbedding:
-        one = [self.one(caption) for caption in captions]
-        tokens, mask = torch.zeros(len(one), LENGTH, WIDTH), torch.zeros(len(one), LENGTH, dtype=torch.bool)
-        for i, (states, _) in enumerate(one):
-            tokens[i, : len(states)], mask[i, : len(states)] = states, True
-        return TextEmbedding(tokens, mask, torch.stack([pooled for _, pooled in one]))
-
-    @staticmethod
-    def one(caption: str) -> tuple[torch.Tensor, torch.Tensor]:
-        digest = hashlib.sha256(caption.encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        states = torch.randn(2 + digest[0] % (LENGTH - 1), WIDTH, generator=generator)
-        return states.half().float(), torch.randn(POOLED, generator=generator)
 
 
 class Embeddings(Target):

@@ -1,12 +1,9 @@
 """Networks sharded between steps and gathered within one, in a group of one rank: gradients, values in place."""
 
 import copy
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -22,12 +19,7 @@ from lightning_modules.strategies.gather_per_step import (
 from switti.losses.adversarial import r1_penalty
 from switti.tokenizer.discriminator import UNetDiscriminator
 
-
-@pytest.fixture(autouse=True)
-def _group(tmp_path: Path) -> Iterator[None]:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("group_of_one")
 
 
 def networks() -> tuple[UNetDiscriminator, UNetDiscriminator]:
