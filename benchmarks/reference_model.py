@@ -16,7 +16,7 @@ from switti.models.attention import KeyValueCache, Rotation, SelfAttention
 from switti.models.config import GeneratorConfig
 from switti.models.transformer import ScaleTransformer
 from switti.sampling.config import SamplingConfig
-from switti.sampling.guidance import GuidancePlan
+from switti.sampling.guidance import GuidanceSchedule
 from switti.sampling.noise import ScaleNoise
 from switti.sampling.sampler import Noise
 from switti.scales import Pyramid
@@ -101,17 +101,17 @@ def sample_latent_plainly(
     noise: Noise,
 ) -> Tensor:
     """Latents as `sampler.sample_latent` gives them, without its savings. Gumbel smoothing is left out."""
-    batch, plan, quantizer = len(text), GuidancePlan.of(config, model.pyramid), tokenizer.quantize
+    batch, schedule, quantizer = len(text), GuidanceSchedule.of(config, model.pyramid), tokenizer.quantize
     both = TextEmbedding.concatenate([text, null.expand(batch)])
     causal = model.config.visibility == "causal"
     caches = [GrowingCache(model.pyramid.length) for _ in model.typed_blocks] if causal else None
     latent, rows = quantizer.empty_latent(batch), None
     for scale in range(model.pyramid.count):
-        given = text if scale >= plan.stop else both
+        given = text if scale >= schedule.stop else both
         inputs = rows if rows is None or given is text else torch.cat([rows, rows])
         condition = model.prepare(given.tokens_BTC, given.mask_BT, given.pooled_BP)
         logits = model.forward_scale(scale, inputs, condition, caches)  # type: ignore[arg-type]
-        guided = plan.combine(logits, batch, scale)
+        guided = schedule.combine(logits, batch, scale)
         drawn = noise(scale, (guided.shape[1], guided.shape[2]))
         drawn = drawn.all() if isinstance(drawn, ScaleNoise) else drawn
         tokens = draw_from_sorted(guided, config.top_k, config.top_p, drawn)

@@ -25,7 +25,7 @@ from benchmarks.measure import Job, interleaved_medians, matmul_peak, peak_bytes
 from benchmarks.reference_model import DenseTransformer, same_weights
 from benchmarks.report import Results
 from switti.sampling.config import SamplingConfig
-from switti.sampling.guidance import GuidancePlan
+from switti.sampling.guidance import GuidanceSchedule
 from switti.scales import PYRAMIDS
 from switti.tokenizer.config import RQVAEConfig
 from switti.tokenizer.rqvae import RQVAE
@@ -186,7 +186,7 @@ class Suite:
         seconds = interleaved_medians(jobs, self.full_repetitions, "full")
         for name, times in rows.items():
             variant, kind = name.split(".")
-            guided = GuidancePlan.of(schedules[kind], model.pyramid).strengths
+            guided = GuidanceSchedule.of(schedules[kind], model.pyramid).strengths
             config = self.full_size.config(512, variant)
             by_scale = [statistics.median(scale) for scale in zip(*times[1:], strict=True)]
             shares = [

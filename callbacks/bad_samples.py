@@ -74,10 +74,10 @@ class BadSamples(OptimizerStepCallback):
                 temporary.write_text("")
             self._append(list(self._rows.values()))
         if not step:
-            self._add(trainer, [_report(sample) for sample in data_module(trainer).losses])
+            self._add(trainer, [_report(sample) for sample in data_module(trainer).missing_samples])
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        reports = data_module(trainer).damage
+        reports = data_module(trainer).bad_samples
         # The loader has just returned a batch.
         assert reports is not None
         read, bad = reports.claim()
@@ -92,7 +92,7 @@ class BadSamples(OptimizerStepCallback):
         if number:
             self._add(trainer, [report for part in all_gather_object(self._reports_here) for report in part])
             reasons = {key: reason for (_, key), (*_, reason) in self._rows.items()}
-            reports = data_module(trainer).damage
+            reports = data_module(trainer).bad_samples
             assert reports is not None
             reports.judge(self.bad, self.read, reasons)
         self._read_here, self._reports_here = 0, []

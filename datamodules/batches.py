@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.shards.bad_samples import Damage
+from datamodules.shards.bad_samples import BadSample
 from datamodules.shards.embedding_file import Text
 from datamodules.shards.embeddings import EmbeddingStore, pad
 from datamodules.shards.samples import Sample
@@ -26,14 +26,14 @@ Encode = Callable[[list[str]], list[Text]]
 
 @dataclass
 class PackedBatch:
-    """Of `read` samples the good ones. No images: none was good.
+    """The readable ones of `read` samples, and reports of the others. images_B3HW is None if none was readable.
 
     texts: per sample (tokens, pooled), or None where the caption is still to be encoded. max_length: tokens after
     padding; 0 if there are no embeddings.
     """
 
     read: int
-    damages: list[Damage]
+    bad: list[BadSample]
     images_B3HW: np.ndarray | None = None
     columns: dict[str, Any] = field(default_factory=dict)
     texts: list[tuple[np.ndarray, np.ndarray] | None] = field(default_factory=list)
@@ -78,16 +78,18 @@ def _pinned(value: Any) -> Any:
     return value.pin_memory() if isinstance(value, Tensor) else value
 
 
-def pack_batch(samples: list[Sample | Damage], null: Text | None = None, max_length: int = 0) -> PackedBatch:
-    """null: the empty caption's embedding, which stands for dropped captions; None: it is encoded like the others."""
+def pack_batch(
+    samples: list[Sample | BadSample], null: Text | None = None, max_length: int = 0
+) -> PackedBatch:
+    """null: the empty caption's embedding, used for dropped captions; None: it is encoded like the others."""
     good = [s for s in samples if isinstance(s, Sample)]
-    damages = [s for s in samples if isinstance(s, Damage)] + [d for s in good for d in s.damages]
+    bad = [s for s in samples if isinstance(s, BadSample)] + [b for s in good for b in s.replaced]
     if not good:
-        return PackedBatch(len(samples), damages)
-    height, width, _ = good[0].picture.shape
+        return PackedBatch(len(samples), bad)
+    height, width, _ = good[0].image.shape
     images_B3HW = np.empty((len(good), 3, height, width), np.uint8)
     for image_3HW, sample in zip(images_B3HW, good, strict=True):
-        image_3HW[:] = sample.picture.transpose(2, 0, 1)
+        image_3HW[:] = sample.image.transpose(2, 0, 1)
     columns: dict[str, Any] = {
         "caption": [s.caption for s in good],
         "key": [s.key for s in good],
@@ -98,14 +100,14 @@ def pack_batch(samples: list[Sample | Damage], null: Text | None = None, max_len
         "enlarged": np.array([s.enlarged for s in good]),
     }
     texts = [_arrays(null if s.dropped else s.text) for s in good]
-    return PackedBatch(len(samples), damages, images_B3HW, columns, texts, max_length)
+    return PackedBatch(len(samples), bad, images_B3HW, columns, texts, max_length)
 
 
 def _arrays(text: Text | None) -> tuple[np.ndarray, np.ndarray] | None:
     return None if text is None else (text[0].numpy(), text[1].numpy())
 
 
-def collate(samples: list[Sample | Damage], store: EmbeddingStore | None = None) -> Batch:
+def collate(samples: list[Sample | BadSample], store: EmbeddingStore | None = None) -> Batch:
     """Samples → a batch, in one process; {} if none is good."""
     if store is None:
         return pack_batch(samples).unpack()

@@ -1,4 +1,4 @@
-"""Captions embedded in the training process, as `experiments.embed` would have done it beforehand."""
+"""Caption encoding in the training process, with the values that `experiments.embed` stores."""
 
 import torch
 
@@ -35,7 +35,7 @@ class CaptionEncoder:
 
 
 def identity_of(encoder: TextEncoder) -> EncoderIdentity:
-    """What embeddings of this encoder are bound to."""
+    """The identity that embeddings of this encoder carry."""
     return EncoderIdentity(
         encoder.name, encoder.fingerprint, encoder.width, encoder.pooled_width, encoder.max_length
     )

@@ -15,12 +15,12 @@ from datamodules.caption_encoding import CaptionEncoder
 from datamodules.config import SHARDS, STREAMS, DataConfig, Limits, as_list
 from datamodules.dataset_source import DatasetSamples, open_dataset
 from datamodules.datasets import PositionBatches, Samples, ShardSamples, TrainingSet, ValidationSet
-from datamodules.loader import CountingLoader, DamageCount
-from datamodules.shards.bad_samples import Damage
+from datamodules.loader import BadSampleCount, CountingLoader
+from datamodules.shards.bad_samples import BadSample
 from datamodules.shards.embeddings import EmbeddingStore
 from datamodules.shards.order import EpochOrder, rank_batch_size, validation_batches
 from datamodules.shards.samples import Framing
-from datamodules.shards.shard_discovery import FoundShards, as_before, find_shards
+from datamodules.shards.shard_discovery import ShardSet, as_before, find_shards
 from datamodules.shards.streams import StreamSet
 from datamodules.workers import outlive_signals
 from switti.errors import UserError
@@ -39,11 +39,11 @@ class ShardDataModule(LightningDataModule):
     where dropped. Embeddings come from data.embeddings, or from a stream itself; captions without are encoded here.
 
     The training loader has no end: a run is measured in steps. It starts at `consumed`, the global number of samples
-    trained on, which the training loop must advance by `global_batch` after each batch, before a checkpoint is
-    written: call `advance()`. The trainer must have use_distributed_sampler=False; ranks are divided here.
+    trained on, which the training loop advances by `global_batch` after each batch, before a checkpoint is
+    written, with `advance()`. The trainer must have use_distributed_sampler=False; ranks are divided here.
 
     Args:
-        resolution: side of the pictures if data.resolution is not set: the tokenizer's.
+        resolution: side of the images if data.resolution is not set: the tokenizer's.
         accumulate: batches of one optimizer step; data.batch_size counts the samples of the whole step.
         expected_fingerprint: of the run's text encoder; embeddings of any other are refused.
         encoder: the run's text encoder, whose fingerprint then is the expected one; None: captions stay texts.
@@ -66,14 +66,14 @@ class ShardDataModule(LightningDataModule):
         self.expected_fingerprint = expected_fingerprint if encoder is None else encoder.fingerprint
         self.consumed = 0
         self._said = False
-        # A callback sets `watched` to add up over all ranks what `damage`, of the training loader, counts on this one.
+        # A callback sets `watched` to sum over all ranks what `bad_samples` counts of this rank's training loader.
         self.watched = False
-        self.damage: DamageCount | None = None
-        self._found: dict[str, FoundShards] = {}
+        self.bad_samples: BadSampleCount | None = None
+        self._shard_sets: dict[str, ShardSet] = {}
         self._datasets: dict[str, DatasetSamples] = {}
         self._order: EpochOrder | None = None
-        self._training: TrainingSet | None = None
-        self._validation: ValidationSet | None = None
+        self.training_set: TrainingSet | None = None
+        self.validation_set: ValidationSet | None = None
 
     @property
     def streamed(self) -> bool:
@@ -104,18 +104,22 @@ class ShardDataModule(LightningDataModule):
         return None if self._order is None else self.consumed // self._order.samples
 
     def setup(self, stage: str | None = None) -> None:
-        """Index the shards (the first time; later from beside them) and check the embeddings. UserError names what
-        is missing, damaged or does not fit, as far as data.max_bad_fraction does not allow it."""
-        _ = self.rank_batch
-        if self._training is None and not self.streamed and stage in ("fit", None):
+        """Index the shards (later calls read the stored index) and check the embeddings.
+
+        Raises:
+            UserError: more is missing or corrupt than data.max_bad_fraction allows, or data.batch_size cannot be
+                divided among the ranks.
+        """
+        rank_batch_size(self.config.batch_size, self.world_size, self.accumulate)
+        if self.training_set is None and not self.streamed and stage in ("fit", None):
             self._order_training()
-        if self._validation is None:
-            self._validation = ValidationSet(self._samples("validation", random_crop=False, dropout=False))
+        if self.validation_set is None:
+            self.validation_set = ValidationSet(self._samples("validation", random_crop=False, dropout=False))
 
     def _order_training(self) -> None:
         samples = self._samples("train", random_crop=self.config.crop == "random", dropout=True)
         self._order = EpochOrder(samples.counts, self.config.shuffle_window_shards, self.seed)
-        self._training = TrainingSet(samples, self._order)
+        self.training_set = TrainingSet(samples, self._order)
 
     def _samples(self, split: str, random_crop: bool, dropout: bool) -> Samples:
         if self.config.source != SHARDS:
@@ -141,30 +145,32 @@ class ShardDataModule(LightningDataModule):
             self._datasets[split] = DatasetSamples(dataset, source, split, framing, self.seed)
         return replace(self._datasets[split], framing=framing)
 
-    def _shards(self, split: str) -> FoundShards:
-        if split in self._found:
-            return self._found[split]
+    def _shards(self, split: str) -> ShardSet:
+        if split in self._shard_sets:
+            return self._shard_sets[split]
         patterns = as_list(getattr(self.config, split))
         streams = [pattern for pattern in patterns if pattern.startswith(STREAMS)]
         if streams:
             raise UserError(
                 f"data.{split}={streams[0]!r} is a stream, which is for training alone; give shards on disk"
             )
-        self._found[split] = find_shards(f"data.{split}", patterns, self.config.max_bad_fraction)
-        return self._found[split]
+        self._shard_sets[split] = find_shards(f"data.{split}", patterns, self.config.max_bad_fraction)
+        return self._shard_sets[split]
 
     @property
-    def losses(self) -> list[Damage]:
-        """What was found missing when the training shards were indexed."""
-        return self._found["train"].losses if "train" in self._found else []
+    def missing_samples(self) -> list[BadSample]:
+        """Samples found missing when the training shards were indexed."""
+        return self._shard_sets["train"].losses if "train" in self._shard_sets else []
 
     @property
     def contents(self) -> dict[str, dict[str, Any]]:
-        """{"train": {"samples", "digest"}, "validation": …}: what the shards hold (see FoundShards.digest), so that
-        runs over the same paths can be told apart when these were filled anew in between. Streams have no entry."""
+        """{"train": {"samples", "digest"}, "validation": …} of the data, see ShardSet.digest.
+
+        They distinguish runs over the same paths whose contents were replaced in between. Streams have no entry.
+        """
         shards = {
-            split: {"samples": sum(map(len, found.shards)), "digest": found.digest}
-            for split, found in sorted(self._found.items())
+            split: {"samples": sum(map(len, shard_set.shards)), "digest": shard_set.digest}
+            for split, shard_set in sorted(self._shard_sets.items())
         }
         return shards | {
             split: {"samples": sum(samples.counts), "digest": samples.digest}
@@ -188,16 +194,16 @@ class ShardDataModule(LightningDataModule):
     def train_dataloader(self) -> CountingLoader:
         if self.streamed:
             return self._stream_loader()
-        if self._training is None or self._order is None:
+        if self.training_set is None or self._order is None:
             self.setup("fit")
-        assert self._training is not None and self._order is not None  # setup has made them
+        assert self.training_set is not None and self._order is not None  # setup has made them
         batches = PositionBatches(lambda: self.consumed, self.rank_batch, self.rank, self.world_size)
-        self.damage = DamageCount(self.config.max_bad_fraction, self._order.samples, self.watched)
+        self.bad_samples = BadSampleCount(self.config.max_bad_fraction, self._order.samples, self.watched)
         return CountingLoader(
-            self._training,
+            self.training_set,
             batch_sampler=batches,
-            damage=self.damage,
-            **self._options(self._training.samples.store),
+            bad_samples=self.bad_samples,
+            **self._options(self.training_set.samples.store),
         )
 
     def _stream_loader(self) -> CountingLoader:
@@ -216,31 +222,35 @@ class ShardDataModule(LightningDataModule):
             retries=self.config.stream_retries,
             identity=None if self.encode is None else self.encode.identity,
         )
-        self.damage = DamageCount(self.config.max_bad_fraction, None, self.watched)
-        return CountingLoader(dataset, batch_size=self.rank_batch, damage=self.damage, **self._options(None))
+        self.bad_samples = BadSampleCount(self.config.max_bad_fraction, None, self.watched)
+        return CountingLoader(
+            dataset, batch_size=self.rank_batch, bad_samples=self.bad_samples, **self._options(None)
+        )
 
     def val_dataloader(self) -> CountingLoader:
-        """The whole split once, shared among the ranks in equally many batches."""
-        if self._validation is None:
+        """All samples of the split once, in equally many batches on every rank."""
+        if self.validation_set is None:
             self.setup("validate")
-        assert self._validation is not None  # setup has made it
-        count = len(self._validation)
+        assert self.validation_set is not None  # setup has made it
+        count = len(self.validation_set)
         batches = validation_batches(count, self.rank_batch, self.rank, self.world_size)
-        damage = DamageCount(self.config.max_bad_fraction, count)
+        bad_samples = BadSampleCount(self.config.max_bad_fraction, count)
         return CountingLoader(
-            self._validation,
+            self.validation_set,
             batch_sampler=batches,
-            damage=damage,
-            **self._options(self._validation.samples.store),
+            bad_samples=bad_samples,
+            **self._options(self.validation_set.samples.store),
         )
 
     def examples(self, split: str, count: int) -> Batch:
-        """`count` samples spread evenly over a split ("train" or "validation"), cropped in the centre, as one batch:
-        the same ones for every run over these shards. Damaged ones are left out."""
+        """`count` samples spread evenly over a split ("train" or "validation"), center-cropped, as one batch.
+
+        They are the same for every run over these shards. Those that cannot be read are skipped.
+        """
         return next(self.example_batches(split, count, count))
 
     def example_batches(self, split: str, count: int, size: int) -> Iterator[Batch]:
-        """The same in batches of up to `size`, of which one at a time is in memory. UserError if all are damaged."""
+        """The same in batches of up to `size`, one in memory at a time. UserError if none can be read."""
         samples = self._samples(split, random_crop=False, dropout=False)
         places = [(shard, row) for shard, rows in enumerate(samples.counts) for row in range(rows)]
         count, found = min(count, len(places)), False
@@ -251,7 +261,7 @@ class ShardDataModule(LightningDataModule):
                 found = True
                 yield batch
         if not found:
-            raise UserError(f"data.{split}: none of {count} pictures can be read")
+            raise UserError(f"data.{split}: none of {count} images can be read")
 
     def _options(self, store: EmbeddingStore | None) -> dict[str, Any]:
         stored: dict[str, Any] = {}
@@ -276,12 +286,14 @@ class ShardDataModule(LightningDataModule):
         }
 
     def advance(self, samples: int | None = None) -> None:
-        """Move the position on: by one batch of all ranks, or by so many samples."""
+        """Advance the position by one global batch, or by `samples`."""
         self.consumed += self.global_batch if samples is None else samples
 
     def state_dict(self) -> dict[str, Any]:
-        """`consumed` is the position. `shards`, [name, samples] of each in order, keep its meaning: an order over the
-        same shards with the same numbers of samples is the same order, whatever has become of them since."""
+        """`consumed` is the position; `shards`, [name, samples] of each in order, is what it refers to.
+
+        The order depends on these names and numbers alone, whatever has happened to the shards since.
+        """
         shards = [] if self._order is None or self._datasets else self._shards("train").listing
         samples = self._order.samples if self._order else 0
         return {"consumed": self.consumed, "samples": samples, "shards": shards}
@@ -295,13 +307,13 @@ class ShardDataModule(LightningDataModule):
             and not self._datasets
             and listing != self._shards("train").listing
         ):
-            self._found["train"] = as_before(self._shards("train"), listing)
+            self._shard_sets["train"] = as_before(self._shards("train"), listing)
             self._order_training()
         before, now = int(state_dict["samples"]), self._order.samples if self._order else 0
         if before and now and before != now:
             rank_zero_warn(
-                f"data.train had {before} samples when the checkpoint was written and has {now} now: the order goes "
-                "on at the same position, but is another one"
+                f"data.train had {before} samples when the checkpoint was written and has {now} now: the order "
+                "continues at the same position, but is a different one"
             )
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from datamodules.images import DamagedPictureError, decode, to_rgb
-from datamodules.shards.bad_samples import Damage
+from datamodules.images import BadImageError, decode, to_rgb
+from datamodules.shards.bad_samples import BadSample
 from datamodules.shards.open_files import is_machine_fault
 from datamodules.shards.samples import MAX_CAPTIONS, Framing, Sample, frame
 from datamodules.stable_seeds import sample_seed
@@ -63,8 +63,8 @@ class DatasetSamples:
         content = f"{self.name}\0{len(self.dataset)}\0{getattr(self.dataset, 'digest', '')}"
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
-    def read(self, shard: int, row: int, epoch: int) -> Sample | Damage:
-        """The sample, or what is wrong with it. What else the dataset raises is an error of its code."""
+    def read(self, shard: int, row: int, epoch: int) -> Sample | BadSample:
+        """The sample, or a report of why it cannot be read. Other exceptions of the dataset propagate."""
         key = f"{self.split}/{row:08d}"
         try:
             image, captions = _checked(self.name, self.dataset[row])
@@ -73,12 +73,12 @@ class DatasetSamples:
             rgb = to_rgb(image)
             size = (rgb.height, rgb.width)
             return frame(rgb, size, captions, key, sample_seed(self.seed, epoch, key), self.framing)
-        except DamagedPictureError as error:
-            return Damage(self.name, key, str(error), "undecodable_picture")
+        except BadImageError as error:
+            return BadSample(self.name, key, str(error), "undecodable_picture")
         except OSError as error:
             if is_machine_fault(error):
                 raise
-            return Damage(self.name, key, str(error), "unreadable_shard")
+            return BadSample(self.name, key, str(error), "unreadable_shard")
 
 
 def _checked(name: str, item: Any) -> tuple[Image.Image | bytes, list[str]]:

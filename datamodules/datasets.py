@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch.utils.data import Dataset, Sampler
 
-from datamodules.images import DamagedPictureError
-from datamodules.shards.bad_samples import Damage, Fatal, Kind
+from datamodules.images import BadImageError
+from datamodules.shards.bad_samples import BadSample, Fatal, Kind
 from datamodules.shards.embeddings import EmbeddingStore, MissingEmbeddingError
 from datamodules.shards.index import ShardIndex, ShardReader
 from datamodules.shards.open_files import CutOffError, is_machine_fault
@@ -18,7 +18,8 @@ from datamodules.shards.shard_paths import unique_names
 from datamodules.stable_seeds import sample_seed, stable_hash
 from switti.errors import UserError
 
-STAND_INS = 16  # so many others are tried for a sample that cannot be read
+# Replacements that are tried for a sample that cannot be read.
+REPLACEMENTS = 16
 
 
 class Samples(Protocol):
@@ -30,7 +31,7 @@ class Samples(Protocol):
     @property
     def store(self) -> EmbeddingStore | None: ...
 
-    def read(self, shard: int, row: int, epoch: int) -> Sample | Damage: ...
+    def read(self, shard: int, row: int, epoch: int) -> Sample | BadSample: ...
 
 
 class ShardSamples:
@@ -44,12 +45,12 @@ class ShardSamples:
         self.names = unique_names([shard.path for shard in shards])
         self.reader = ShardReader(shards)
 
-    def read(self, shard: int, row: int, epoch: int) -> Sample | Damage:
-        """The sample, or what is wrong with it."""
+    def read(self, shard: int, row: int, epoch: int) -> Sample | BadSample:
+        """The sample, or a report of why it cannot be read."""
         key = f"{self.names[shard]}/{self.shards[shard].keys[row]}"
         try:
             sample = make_sample(
-                self.reader.picture(shard, row),
+                self.reader.image(shard, row),
                 self.reader.caption(shard, row),
                 self.reader.meta(shard, row),
                 key,
@@ -58,16 +59,16 @@ class ShardSamples:
             )
             if self.store is not None:
                 sample.text = self.store.read(shard, row, sample.variant, sample.caption)
-        except (DamagedPictureError, MissingEmbeddingError, OSError, UserError, UnicodeDecodeError) as error:
+        except (BadImageError, MissingEmbeddingError, OSError, UserError, UnicodeDecodeError) as error:
             if is_machine_fault(error):
                 return fatal(self.names[shard], error)
-            return Damage(self.names[shard], key, str(error), kind_of(error))
+            return BadSample(self.names[shard], key, str(error), kind_of(error))
         return sample
 
 
 def kind_of(error: Exception) -> Kind:
-    """What has happened, by what was raised on reading a sample."""
-    if isinstance(error, DamagedPictureError):
+    """Category of a bad sample, by the exception that reading it raised."""
+    if isinstance(error, BadImageError):
         return "undecodable_picture"
     if isinstance(error, MissingEmbeddingError):
         return "missing_embedding"
@@ -79,7 +80,7 @@ def kind_of(error: Exception) -> Kind:
 
 
 def fatal(shard: str, error: Exception) -> Fatal:
-    """For an error of the machine, which no other sample would be spared."""
+    """For an error of the machine, which would hit every other sample as well."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     descriptors = f"data reading has no file descriptor left (limit {limit}): raise it with `ulimit -n 4096`"
     memory = "data reading has no memory left: lower data.workers or data.batch_size"
@@ -89,32 +90,32 @@ def fatal(shard: str, error: Exception) -> Fatal:
     )
 
 
-class TrainingSet(Dataset[Sample | Damage]):
+class TrainingSet(Dataset[Sample | BadSample]):
     """Item i is the sample at position i of the training, counted over all epochs; it has no end.
 
-    A sample that cannot be read is stood in for by another one of the epoch, so that batches keep their size on every
-    rank. Which one follows from run seed and position alone: the same after a resume, and on any number of ranks. The
-    position counts as consumed; the damage goes along and is counted in the main process.
+    A sample that cannot be read is replaced by another one of the epoch, so that batches keep their size on every rank.
+    Which one follows from run seed and position alone: the same after a resume, and on any number of ranks. The
+    position counts as consumed; the bad sample goes along and is counted in the main process.
     """
 
     def __init__(self, samples: Samples, order: EpochOrder) -> None:
         self.samples, self.order = samples, order
 
-    def __getitem__(self, position: int) -> Sample | Damage:
+    def __getitem__(self, position: int) -> Sample | BadSample:
         epoch, number = self.order.sample(position)
-        damage = self.samples.read(*self.order.locate(number), epoch)
-        if isinstance(damage, Sample | Fatal):
-            return damage
-        for attempt in range(STAND_INS):
+        bad = self.samples.read(*self.order.locate(number), epoch)
+        if isinstance(bad, Sample | Fatal):
+            return bad
+        for attempt in range(REPLACEMENTS):
             other = stable_hash(f"{self.order.seed}/{position}/stand-in {attempt}") % self.order.samples
             sample = self.samples.read(*self.order.locate(other), epoch)
             if isinstance(sample, Sample):
-                sample.damages = [damage]
+                sample.replaced = [bad]
                 return sample
-        return damage
+        return bad
 
 
-class ValidationSet(Dataset[Sample | Damage]):
+class ValidationSet(Dataset[Sample | BadSample]):
     """Item i is sample i in the order of the shards, cropped in the centre, always with the seed of epoch 0."""
 
     def __init__(self, samples: Samples) -> None:
@@ -124,12 +125,12 @@ class ValidationSet(Dataset[Sample | Damage]):
     def __len__(self) -> int:
         return self.order.samples
 
-    def __getitem__(self, number: int) -> Sample | Damage:
+    def __getitem__(self, number: int) -> Sample | BadSample:
         return self.samples.read(*self.order.locate(number), epoch=0)
 
 
 class PositionBatches(Sampler[list[int]]):
-    """This rank's positions of one global batch after another, from what is consumed when iteration begins."""
+    """This rank's positions in each global batch, starting from the samples consumed when iteration begins."""
 
     def __init__(self, consumed: Callable[[], int], rank_batch: int, rank: int, world_size: int) -> None:
         self.consumed, self.rank_batch, self.rank, self.world_size = consumed, rank_batch, rank, world_size

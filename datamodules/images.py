@@ -29,7 +29,7 @@ SHARD_SUFFIXES = {"JPEG": ("jpg", "jpeg"), "MPO": ("jpg", "jpeg"), "PNG": ("png"
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
-# How formats begin that are not read; capital letters are as good as small ones.
+# First bytes of formats that are not read, case-insensitively.
 _FOREIGN = (
     (b"<svg", "SVG"), (b"<?xml", "XML or SVG"), (b"%!ps", "EPS"), (b"%pdf", "PDF"), (b"8bps", "Photoshop"),
     (b"\0\0\0\x0cjp  ", "JPEG 2000"), (b"\xff\x4f\xff\x51", "JPEG 2000"), (b"\xff\x0a", "JPEG XL"),
@@ -55,12 +55,12 @@ _DEFLATE_RATIO = 1032
 _PNG_BITS = {"RGB": 24, "RGBA": 32, "LA": 16, "I;16": 16}
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH = 258, 262, 322, 323
 _WHITE_IS_ZERO = 0
-# An enlargement beyond so many pixels is not made: only its crop is.
+# An enlargement with more pixels than this is not made: only its crop is.
 _MODEST_PIXELS = 2**23
 
 
-class DamagedPictureError(Exception):
-    """The bytes are not an image that can be read, or one beyond the limits: "what is wrong: details"."""
+class BadImageError(Exception):
+    """The bytes are not a readable image, or exceed the limits; the message is "reason: details"."""
 
 
 DEFAULT_LIMITS = Limits()
@@ -72,29 +72,29 @@ def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
     The limits are checked before a pixel is decoded.
 
     Raises:
-        DamagedPictureError: empty, truncated or foreign bytes, an image beyond the limits or of values that have no
+        BadImageError: empty, truncated or foreign bytes, an image beyond the limits or of values that have no
             stated conversion (see the top of this file), or no memory for it.
     """
     try:
         # Pillow's remarks on odd metadata would fill the log of every worker; what matters raises.
         with warnings.catch_warnings(action="ignore"):
             return _decode(data, limits)
-    except DamagedPictureError:
+    except BadImageError:
         raise
     except UnidentifiedImageError as error:  # its own words hold a memory address
-        raise DamagedPictureError(_foreign(data)) from error
+        raise BadImageError(_foreign(data)) from error
     except Image.DecompressionBombError as error:  # beyond the greatest limits.max_pixels
-        raise DamagedPictureError(f"too many pixels: {error}") from error
+        raise BadImageError(f"too many pixels: {error}") from error
     except MemoryError as error:
-        raise DamagedPictureError("not enough memory to decode it") from error
+        raise BadImageError("not enough memory to decode it") from error
     except Exception as error:  # whatever a decoder raises on bytes that it cannot read
         words = " ".join(str(error).split())[:200]
-        raise DamagedPictureError(f"damaged image: {words or type(error).__name__}") from error
+        raise BadImageError(f"corrupt image: {words or type(error).__name__}") from error
 
 
 def _decode(data: bytes, limits: Limits) -> Image.Image:
     if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > _JPEG_SCANS:
-        raise DamagedPictureError(f"damaged image: a JPEG of more than {_JPEG_SCANS} scans")
+        raise BadImageError(f"corrupt image: a JPEG of more than {_JPEG_SCANS} scans")
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         _check_size(image, limits)
         if image.format == "PNG":
@@ -110,15 +110,15 @@ def _check_size(image: Image.Image, limits: Limits) -> None:
     tags = getattr(image, "tag_v2", {})
     tile = int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0))
     if min(width, height) < 1:
-        raise DamagedPictureError(f"damaged image: {width} × {height} px")
+        raise BadImageError(f"corrupt image: {width} × {height} px")
     share = _PIXELS_SHARE.get(str(image.format), 1)
     if max(width * height, tile) * share > limits.max_pixels:
         third = " / 3 for WebP" if share == 3 else ""
-        raise DamagedPictureError(
+        raise BadImageError(
             f"too many pixels: {width} × {height}, the limit is max_pixels={limits.max_pixels}{third}"
         )
     if max(width, height) > limits.max_aspect_ratio * min(width, height):
-        raise DamagedPictureError(
+        raise BadImageError(
             f"too elongated: {width} × {height}, the limit is max_aspect_ratio={limits.max_aspect_ratio:g}"
         )
 
@@ -127,11 +127,11 @@ def _check_filled(image: Image.Image, size: int) -> None:
     """Pillow leaves the rest of a PNG black whose data end early: refuse those of which that is certain."""
     width, height = image.size
     if width * height * _PNG_BITS.get(image.mode, 1) > 8 * _DEFLATE_RATIO * size:
-        raise DamagedPictureError(f"damaged image: {size} bytes cannot hold {width} × {height} px")
+        raise BadImageError(f"corrupt image: {size} bytes cannot hold {width} × {height} px")
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF tells; as it is if that cannot be read."""
+    """The image with its EXIF orientation applied, if that can be read."""
     try:
         method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged EXIF beside pixels that are fine
@@ -140,7 +140,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _foreign(data: bytes) -> str:
-    """What bytes are that no decoder takes."""
+    """Description of bytes that no decoder accepts."""
     head = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not data:
         return "empty file"
@@ -153,21 +153,21 @@ def _foreign(data: bytes) -> str:
         return "HTML in place of the image: download it again"
     if name is not None:
         return f"format not supported: {name}; convert it to JPEG or PNG"
-    return "not an image: neither JPEG, PNG, WebP, AVIF, GIF, BMP nor TIFF, or its header is damaged"
+    return "not an image: neither JPEG, PNG, WebP, AVIF, GIF, BMP nor TIFF, or its header is corrupt"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of any mode, by the rules at the top of this file. Raises DamagedPictureError where there is none."""
+    """8-bit RGB of any mode, by the rules at the top of this file. Raises BadImageError where there is none."""
     tags = getattr(image, "tag_v2", {})
     bits = max(tags.get(_BITS_PER_SAMPLE, (8,)), default=8)
     if image.mode == "LAB":
-        raise DamagedPictureError("values not supported: LAB; convert it to RGB")
+        raise BadImageError("values not supported: LAB; convert it to RGB")
     if image.mode in ("I", "F") or bits > 16:
         kind = "floats" if image.mode == "F" else "integers of more than 16 bits, or signed ones"
-        raise DamagedPictureError(f"values not supported: {kind}; convert it to 8 bits")
+        raise BadImageError(f"values not supported: {kind}; convert it to 8 bits")
     if image.mode.startswith("I;16"):
         if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
-            raise DamagedPictureError("values not supported: 16 bits with white as 0; convert it to 8 bits")
+            raise BadImageError("values not supported: 16 bits with white as 0; convert it to 8 bits")
         image = _to_8_bits(image, white=4095 if bits == 12 else 65535)
     elif bits == 16:
         _refuse_black(max(high for _, high in _extrema(image)[:3]), least=16)
@@ -203,7 +203,7 @@ def _to_8_bits(image: Image.Image, white: int) -> Image.Image:
 
 def _refuse_black(brightest: int, least: int) -> None:
     if 0 < brightest < least:
-        raise DamagedPictureError(
+        raise BadImageError(
             "values not supported: 12 or fewer bits in a file of 16; stretch it to 16 bits or convert it to 8"
         )
 

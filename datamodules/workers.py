@@ -1,4 +1,4 @@
-"""Data-loading processes: how they start, what they outlive, and what their death means."""
+"""Data workers: starting them, their signal handling, and the error when one dies."""
 
 import atexit
 import errno
@@ -40,7 +40,7 @@ def _end_with(parent: int) -> None:
 
 
 def started(start: Callable[[], Iterator], workers: int) -> Iterator:
-    """What `start` gives, which starts so many data workers. Raises UserError if the machine does not allow them."""
+    """The result of `start`, which starts `workers` processes. UserError if the machine does not allow them."""
     before = set(multiprocessing.active_children())
     try:
         if workers:
@@ -53,7 +53,7 @@ def started(start: Callable[[], Iterator], workers: int) -> Iterator:
 
 
 def _try_out(workers: int) -> None:
-    """Take what so many workers need, and give it back: torch cannot clear up after a start that fails half-way."""
+    """Allocate what the workers need and release it: torch cannot clean up after a start that fails half-way."""
     pipes: list[int] = []
     queues: list[Queue[None]] = []
     try:
@@ -80,7 +80,7 @@ def _cannot_start(error: OSError, workers: int) -> UserError:
     remedies = {
         errno.EMFILE: "raise the limit of open files (`ulimit -n 4096`)",
         errno.ENFILE: "the machine has too many open files",
-        errno.ENOSPC: "make room in /dev/shm (docker run --shm-size=1g)",
+        errno.ENOSPC: "free space in /dev/shm (docker run --shm-size=1g)",
         errno.EAGAIN: "raise the limit of processes (`ulimit -u`)",
         errno.ENOMEM: "the machine has no memory left",
     }

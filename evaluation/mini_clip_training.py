@@ -1,4 +1,4 @@
-"""Training of the heads behind `mini_clip_score`: frozen features, InfoNCE, and the measured numbers. Not a command."""
+"""Training of the heads behind `mini_clip_score`: frozen features, InfoNCE, and the numbers measured."""
 
 import json
 import platform
@@ -20,9 +20,9 @@ from switti.files import atomic_write, write_json
 from switti.metrics.mini_clip import (
     CONFIG,
     WEIGHTS,
+    ImageDescription,
     MiniClipConfig,
     MiniClipHeads,
-    PictureDescription,
     describe,
 )
 from switti.metrics.scores import pair_auc
@@ -34,7 +34,7 @@ CHUNK = 64
 
 @dataclass(frozen=True)
 class Split:
-    """Pictures, uint8, and the captions of each."""
+    """Images, uint8, and the captions of each."""
 
     images_N3HW: Tensor
     captions: list[list[str]]
@@ -42,20 +42,20 @@ class Split:
 
 @dataclass(frozen=True)
 class Features:
-    """Frozen features: pictures [N, views, F]; texts [M, P], the rows of caption lists in `rows`."""
+    """Frozen features: images [N, views, F]; texts [M, P], the rows of caption lists in `rows`."""
 
-    pictures: Tensor
+    images: Tensor
     texts: Tensor
     rows: list[list[int]]
     captions: list[str]
 
 
 def read(files: list[str]) -> Split:
-    """Pictures (on white, one size) and captions: the .txt first, then the alternatives in the .json."""
+    """Images (on white, one size) and captions: the .txt first, then the alternatives in the .json."""
     images, captions = [], []
     for sample in webdataset.WebDataset(files, shardshuffle=False, empty_check=False):
-        picture = next(sample[kind] for kind in ("png", "jpg", "webp") if kind in sample)
-        with Image.open(BytesIO(picture)) as image:
+        image = next(sample[kind] for kind in ("png", "jpg", "webp") if kind in sample)
+        with Image.open(BytesIO(image)) as image:
             images.append(torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1))
         extra = json.loads(sample["json"]).get("captions", []) if "json" in sample else []
         captions.append(list(dict.fromkeys([sample["txt"].decode(), *extra])))
@@ -63,7 +63,7 @@ def read(files: list[str]) -> Split:
 
 
 def varied(images_B3HW: Tensor, generator: torch.Generator) -> Tensor:
-    """Light variation of float pictures in [0, 1]: zoom 0.8-1.1, shift, brightness and contrast; white outside."""
+    """Light variation of float images in [0, 1]: zoom 0.8-1.1, shift, brightness and contrast; white outside."""
     count = len(images_B3HW)
     draw = torch.rand(count, 5, generator=generator)
     zoom = 1 / (0.8 + 0.3 * draw[:, 0])
@@ -77,27 +77,27 @@ def varied(images_B3HW: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def extract(split: Split, config: MiniClipConfig, views: int, seed: int) -> Features:
-    """Features of the plain pictures (view 0), of varied ones, and of every distinct caption."""
-    network, generator = PictureDescription(config.picture_side), torch.Generator().manual_seed(seed)
-    pictures = []
+    """Features of the plain images (view 0), of varied ones, and of every distinct caption."""
+    network, generator = ImageDescription(config.picture_side), torch.Generator().manual_seed(seed)
+    images = []
     for view in range(views):
         chunks = [chunk.float() / 255 for chunk in split.images_N3HW.split(CHUNK)]
-        pictures.append(torch.cat([network(varied(chunk, generator) if view else chunk) for chunk in chunks]))
+        images.append(torch.cat([network(varied(chunk, generator) if view else chunk) for chunk in chunks]))
     distinct = sorted({caption for captions in split.captions for caption in captions}, key=len)
     place = {caption: row for row, caption in enumerate(distinct)}
     texts = MiniLMEncoder(config.max_length).encode(distinct).pooled_BP
     rows = [[place[caption] for caption in captions] for captions in split.captions]
-    return Features(torch.stack(pictures, 1), texts, rows, distinct)
+    return Features(torch.stack(images, 1), texts, rows, distinct)
 
 
 def fit(
     data: Features, config: MiniClipConfig, steps: int, batch: int, rate: float, seed: int
 ) -> MiniClipHeads:
-    """Symmetric InfoNCE with a learned temperature; each step draws one of a row's captions."""
+    """Symmetric InfoNCE with a learned temperature; a batch row's own caption drawn at random in each step."""
     torch.manual_seed(seed)
     heads = MiniClipHeads(config, dropout=0.3)
-    heads.image.standardise_like(data.pictures.flatten(0, 1))
-    heads.text.standardise_like(data.texts)
+    heads.image.standardize_like(data.images.flatten(0, 1))
+    heads.text.standardize_like(data.texts)
     optimizer = torch.optim.AdamW(heads.parameters(), lr=rate, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     draw = np.random.default_rng(seed)
@@ -105,8 +105,8 @@ def fit(
     for step in range(steps):
         chosen = draw.choice(len(data.rows), batch, replace=False)
         texts = torch.tensor([draw.choice(data.rows[row]) for row in chosen])
-        views = draw.integers(data.pictures.shape[1], size=batch)
-        loss = contrast(heads, data.pictures[chosen, views], data.texts[texts], texts)
+        views = draw.integers(data.images.shape[1], size=batch)
+        loss = contrast(heads, data.images[chosen, views], data.texts[texts], texts)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -116,9 +116,9 @@ def fit(
     return heads.eval()
 
 
-def contrast(heads: MiniClipHeads, pictures_BF: Tensor, texts_BP: Tensor, caption_B: Tensor) -> Tensor:
-    """Symmetric InfoNCE. Other rows with the same caption are not negatives: they are left out of the denominator."""
-    logits = heads.image(pictures_BF) @ heads.text(texts_BP).T * heads.scale.clamp(max=4.0).exp()
+def contrast(heads: MiniClipHeads, images_BF: Tensor, texts_BP: Tensor, caption_B: Tensor) -> Tensor:
+    """Symmetric InfoNCE. Rows with the same caption are not negatives and are excluded from the denominator."""
+    logits = heads.image(images_BF) @ heads.text(texts_BP).T * heads.scale.clamp(max=4.0).exp()
     diagonal = torch.eye(len(caption_B), dtype=torch.bool)
     logits = logits.masked_fill((caption_B[:, None] == caption_B) & ~diagonal, float("-inf"))
     target = torch.arange(len(caption_B))
@@ -127,10 +127,10 @@ def contrast(heads: MiniClipHeads, pictures_BF: Tensor, texts_BP: Tensor, captio
 
 @torch.no_grad()
 def measure(heads: MiniClipHeads, data: Features) -> dict[str, float]:
-    """On plain pictures and first captions: AUC of own against others' captions, and of the own against the same
+    """On plain images and first captions: AUC of own against others' captions, and of the own against the same
     caption with the other style's words (only where both exist), top-1 retrieval of the caption, mean cosines."""
     first = [rows[0] for rows in data.rows]
-    images, texts = heads.image(data.pictures[:, 0]), heads.text(data.texts[first])
+    images, texts = heads.image(data.images[:, 0]), heads.text(data.texts[first])
     similarity = images @ texts.T
     keys = torch.tensor(first)
     same = (keys[:, None] == keys) & ~torch.eye(len(keys), dtype=torch.bool)
@@ -146,7 +146,7 @@ def measure(heads: MiniClipHeads, data: Features) -> dict[str, float]:
 
 
 def style_accuracy(similarity_NN: Tensor, captions: list[str]) -> dict[str, float]:
-    """Share of pictures closer to their caption than to the same words with another style ("…, NAME style")."""
+    """Share of images closer to their caption than to the same words with another style ("…, NAME style")."""
     place = {caption: index for index, caption in enumerate(captions)}
     styles = sorted({caption.rsplit(", ", 1)[-1] for caption in captions if caption.endswith(" style")})
     wins = []
@@ -197,14 +197,14 @@ COLUMNS = ("auc", "style_accuracy", "retrieval_at_1", "cosine_own", "cosine_othe
 README = """# Mini-CLIP heads
 
 Two heads ({parameters:,} parameters, float16) on frozen MiniLM-L6 and frozen AlexNet features, trained with InfoNCE on
-{pairs:,} captioned pictures. They give `mini_clip_score`: whether small emoji-like pictures follow their captions.
+{pairs:,} captioned images. They give `mini_clip_score`: whether small emoji-like images follow their captions.
 This is not CLIP; values are comparable only under these very weights.
 
 | split | {header} |
 |---|{rule}
 {rows}
 
-auc: a picture's own caption against the captions of all others. style_accuracy: own caption against the same words
+auc: an image's own caption against the captions of all others. style_accuracy: own caption against the same words
 with the other style. Validation concepts never occur in training.
 
     {command}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def labels(sources: list[str]) -> dict[str, str]:
-    """Short name → source; the whole source where a short name would be used twice."""
+    """Short name → source; the full source where a short name would occur twice."""
     short = [Path(source).parent.name if Path(source).is_file() else Path(source).name for source in sources]
     names = [name if short.count(name) == 1 else source for name, source in zip(short, sources, strict=True)]
     if len(set(names)) != len(names):
@@ -44,24 +44,24 @@ def open_tokenizer(source: str, scales: list[int] | None) -> "RQVAE":
 
 
 def check_resolution(models: "dict[str, RQVAE]", resolution: int) -> None:
-    """UserError for a tokenizer whose finest token map does not stand for pictures of that size."""
+    """UserError for a tokenizer whose finest scale does not match images of that size."""
     for name, model in models.items():
         config = model.config
         if config.resolution != resolution:
             raise UserError(
-                f"{name} with scales {','.join(map(str, config.scales))} reads pictures of {config.resolution} px, "
+                f"{name} with scales {','.join(map(str, config.scales))} reads images of {config.resolution} px, "
                 f"not {resolution}; give --scales that end with {resolution / config.downsampling:g}"
             )
 
 
-# ---- pictures ---------------------------------------------------------------------------------------------------
+# ---- images ---------------------------------------------------------------------------------------------------
 
 
-class Pictures:
-    """`count` pictures spread evenly over shards, cropped in the centre; damaged ones are left out.
+class EvaluationImages:
+    """`count` images spread evenly over shards, center-cropped; those that cannot be read are skipped.
 
-    A picture whose shorter side is below the resolution is enlarged (bicubic) until it fits, as in training.
-    keys: of those that have been read whole, in order; `read` takes their numbers. enlarged, damaged: how many.
+    An image whose shorter side is below the resolution is enlarged (bicubic) until it fits, as in training.
+    keys: of the images read so far, in order; `read` takes their numbers. enlarged, unreadable: their counts.
     """
 
     def __init__(self, data: list[str], resolution: int, count: int) -> None:
@@ -77,45 +77,45 @@ class Pictures:
         count = min(count, len(every))
         self.wanted = [every[i * len(every) // count] for i in range(count)]
         self.keys: list[str] = []
-        self.enlarged = self.damaged = 0
+        self.enlarged = self.unreadable = 0
         self._places: list[tuple[int, int]] = []
 
     def batches(self, size: int) -> "Iterator[Tensor]":
-        """Pictures in [-1, 1], so many at a time. UserError if none can be read."""
+        """Images in [-1, 1], `size` at a time. UserError if none can be read."""
         from datamodules.batches import collate
         from datamodules.shards.samples import Sample
 
         for start in range(0, len(self.wanted), size):
             places = self.wanted[start : start + size]
             read = [(place, self.samples.read(*place, epoch=0)) for place in places]
-            whole = [(place, sample) for place, sample in read if isinstance(sample, Sample)]
-            self.damaged += len(read) - len(whole)
-            if whole:
-                self._places += [place for place, _ in whole]
-                self.keys += [sample.key for _, sample in whole]
-                self.enlarged += sum(sample.enlarged for _, sample in whole)
-                yield collate([sample for _, sample in whole])["image"]
+            readable = [(place, sample) for place, sample in read if isinstance(sample, Sample)]
+            self.unreadable += len(read) - len(readable)
+            if readable:
+                self._places += [place for place, _ in readable]
+                self.keys += [sample.key for _, sample in readable]
+                self.enlarged += sum(sample.enlarged for _, sample in readable)
+                yield collate([sample for _, sample in readable])["image"]
         if not self.keys:
-            raise UserError(f"--data: none of {len(self.wanted)} pictures can be read")
+            raise UserError(f"--data: none of {len(self.wanted)} images can be read")
 
     def read(self, number: int) -> "Tensor":
-        """One picture again, [3, H, W]."""
+        """One image again, [3, H, W]."""
         from datamodules.batches import collate
 
         return collate([self.samples.read(*self._places[number], epoch=0)])["image"][0]
 
 
 def measure(
-    models: "dict[str, RQVAE]", pictures: Pictures, networks: "QualityNetworks", batch: int
+    models: "dict[str, RQVAE]", images: EvaluationImages, networks: "QualityNetworks", batch: int
 ) -> "dict[str, TokenizerReport]":
-    """Report of each tokenizer on the same pictures."""
+    """Report of each tokenizer on the same images."""
     from tqdm import tqdm
 
     from switti.metrics.tokenizer_quality import TokenizerQuality
 
     quality = {name: TokenizerQuality(model, networks) for name, model in models.items()}
-    steps = -(-len(pictures.wanted) // batch)
-    for image_B3HW in tqdm(pictures.batches(batch), total=steps, unit="batch", desc="reconstructing"):
+    steps = -(-len(images.wanted) // batch)
+    for image_B3HW in tqdm(images.batches(batch), total=steps, unit="batch", desc="reconstructing"):
         for tokenizer in quality.values():
             tokenizer.update(image_B3HW)
     return {name: tokenizer.compute() for name, tokenizer in quality.items()}

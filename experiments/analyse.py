@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from switti.sampling.attention_analysis import CaptionAttention, ScaleAttention
-    from switti.sampling.guidance import GuidancePlan
+    from switti.sampling.guidance import GuidanceSchedule
     from switti.sampling.pipeline import SwittiPipeline
     from switti.sampling.sampler import PromptSwitch
 
@@ -77,7 +77,7 @@ def sample(
     pipeline: "SwittiPipeline",
     prompts: list[str],
     recorder: "CaptionAttention | ScaleAttention | None" = None,
-    plan: "GuidancePlan | None" = None,
+    schedule: "GuidanceSchedule | None" = None,
     switch: "PromptSwitch | None" = None,
 ) -> "Tensor":
     """Images [B, 3, H, W] in [0, 1] of all prompts in one batch, seeds 0, 1, …"""
@@ -103,7 +103,7 @@ def sample(
             pipeline.sampling,
             noise,
             switch=switch,
-            plan=plan,
+            schedule=schedule,
         )
         image = pipeline.tokenizer.decode(latent)
     return (image.float().clamp(-1, 1) + 1) / 2
@@ -156,14 +156,14 @@ def prompt_switch(pipeline: "SwittiPipeline", prompts: list[str], out: Path) -> 
 
 def guidance_off(pipeline: "SwittiPipeline", prompts: list[str], out: Path, width: int) -> list[Path]:
     """A row of images for each prompt: guided everywhere, then unguided at `width` scales from each scale on."""
-    from switti.sampling.guidance import GuidancePlan
+    from switti.sampling.guidance import GuidanceSchedule
 
-    plan = GuidancePlan.of(pipeline.sampling, pipeline.generator.pyramid)
+    schedule = GuidanceSchedule.of(pipeline.sampling, pipeline.generator.pyramid)
     names, images, titles = scale_names(pipeline), [sample(pipeline, prompts)], ["guided"]
-    for start in range(len(plan.strengths) - width + 1):
+    for start in range(len(schedule.strengths) - width + 1):
         off = range(start, start + width)
-        strengths = tuple(0.0 if k in off else t for k, t in enumerate(plan.strengths))
-        images.append(sample(pipeline, prompts, plan=replace(plan, strengths=strengths)))
+        strengths = tuple(0.0 if k in off else t for k, t in enumerate(schedule.strengths))
+        images.append(sample(pipeline, prompts, schedule=replace(schedule, strengths=strengths)))
         titles.append(f"off {names[start]}" + (f"–{names[start + width - 1]}" if width > 1 else ""))
     captions = [f"{title}: {prompt}" for prompt in prompts for title in titles]
     return [image_rows(out / "guidance_off.png", images, captions, len(prompts))]

@@ -74,7 +74,7 @@ def measure_data(results: "Results", repetitions: int) -> None:
     from datamodules.config import DataConfig
     from datamodules.datamodule import ShardDataModule
     from datamodules.images import decode
-    from datamodules.prepare.writer import Sample, ShardWriter
+    from datamodules.prepare.writer import PreparedSample, ShardWriter
 
     generator = np.random.default_rng(0)
     images = []
@@ -86,7 +86,7 @@ def measure_data(results: "Results", repetitions: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         writer = ShardWriter(Path(folder), "train", len(images))
         for i, data in enumerate(images):
-            writer.write(Sample(f"{i:04d}", data, "jpg", "an image"), "bench")
+            writer.write(PreparedSample(f"{i:04d}", data, "jpg", "an image"), "bench")
         writer.close()
         shard = str(Path(folder) / "train-000000.tar")
 

@@ -1,10 +1,10 @@
-"""python -m experiments.evaluate STUDY|RUN|CHECKPOINT … [--pictures N] [--stopped-early] [key=value …]
-python -m experiments.evaluate FOLDER|HUB-ID … --data SHARDS [--out DIR] [--pictures N] [key=value …]
+"""python -m experiments.evaluate STUDY|RUN|CHECKPOINT … [--images N] [--stopped-early] [key=value …]
+python -m experiments.evaluate FOLDER|HUB-ID … --data SHARDS [--out DIR] [--images N] [key=value …]
 
-Measures generators: the metrics of a run's `metrics` settings on N generated pictures (default metrics.prompts), and
+Measures generators: the metrics of a run's `metrics` settings on N generated images (default metrics.prompts), and
 the time of each scale with guidance as configured and stopped two scales early. Prints a table. Of runs it writes
 evaluation.json into each run's folder, where experiments.compare finds it. Exported folders and published weights stay
-as they are: their result goes to evaluation/NAME.json (or DIR/NAME.json); captions and pictures are those of SHARDS.
+as they are: their result goes to evaluation/NAME.json (or DIR/NAME.json); captions and images are those of SHARDS.
 
 Generators that are given together are timed in turn, round by round, so that their times can be compared on a machine
 that does other work as well; all of them are in memory at once. --stopped-early takes the metrics a second time, on the
@@ -34,13 +34,14 @@ if TYPE_CHECKING:
 
 TIMED_BATCH = 8
 INDEX, WEIGHTS_CONFIG = "model_index.json", "config.json"  # of an exported folder and of published weights
-EARLY = 2  # scales; the paper leaves guidance out at the last two (Section 3.5)
+# Scales; the paper stops guidance before the last two (Section 3.5).
+EARLY = 2
 _SETTING = re.compile(r"[\w.]+=.*")
 
 
 @dataclass
 class System:
-    """A generator that is measured. result: file of the results. data: where captions and pictures are from."""
+    """A generator that is measured. result: file of the results. data: where captions and images are from."""
 
     name: str
     result: Path
@@ -67,7 +68,7 @@ def main(argv: list[str]) -> int:
         metavar="STUDY|RUN|CHECKPOINT|FOLDER|HUB-ID|key=value",
         help="generators, and settings of the sampler",
     )
-    parser.add_argument("--pictures", type=int, help="number of captions to generate (metrics.prompts)")
+    parser.add_argument("--images", type=int, help="number of captions to generate (metrics.prompts)")
     parser.add_argument(
         "--stopped-early", action="store_true", help="metrics with guidance stopped early, too"
     )
@@ -78,8 +79,8 @@ def main(argv: list[str]) -> int:
         "--out", type=Path, help="folder of the results (runs: their own; others: evaluation)"
     )
     options = parser.parse_intermixed_args(argv)
-    if options.pictures is not None and options.pictures < 2:
-        raise UserError(f"--pictures {options.pictures} must be at least 2")
+    if options.images is not None and options.images < 2:
+        raise UserError(f"--images {options.images} must be at least 2")
     targets, settings = split_words(options.words)
     results = result_files(targets, options.data, options.out)
     for file in results:
@@ -90,7 +91,7 @@ def main(argv: list[str]) -> int:
         open_system(target, settings, options.data, result)
         for target, result in zip(targets, results, strict=True)
     ]
-    measured = [measure(system, options.pictures, options.stopped_early) for system in systems]
+    measured = [measure(system, options.images, options.stopped_early) for system in systems]
     for result, timings in zip(measured, time_systems(systems), strict=True):
         result |= timings
     for system, result in zip(systems, measured, strict=True):
@@ -170,9 +171,12 @@ def split_words(words: list[str]) -> tuple[list[Path], list[str]]:
     return list(dict.fromkeys(targets)), settings
 
 
-def measure(system: System, pictures: int | None, stopped_early: bool) -> dict[str, Any]:
-    """Metrics on the pictures of the split's captions."""
-    count, sampling = pictures or system.metrics.prompts, system.pipeline.sampling
+def measure(system: System, images: int | None, stopped_early: bool) -> dict[str, Any]:
+    """Metrics on the images of the split's captions."""
+    from switti.metrics.catalogue import to_record
+    from switti.metrics.collection import extra_infos
+
+    count, sampling = images or system.metrics.prompts, system.pipeline.sampling
     values, used = score(system, count, sampling)
     result = {
         "step": system.step,
@@ -181,14 +185,16 @@ def measure(system: System, pictures: int | None, stopped_early: bool) -> dict[s
         "settings": asdict(sampling),
         "metrics": values,
     }
+    if system.metrics.extra:
+        result["about"] = to_record(extra_infos(system.metrics))
     if stopped_early:
         result["metrics_stopped_early"], _ = score(system, count, system.early)
     return result
 
 
 def score(system: System, count: int, sampling: "SamplingConfig") -> tuple[dict[str, float], int]:
-    """(the chosen metrics of pictures sampled from the captions of `count` samples, against their pictures; how many
-    there are). One batch of pictures is in memory at a time."""
+    """(the chosen metrics of images sampled from the captions of `count` samples, against their images; how many
+    there are). One batch of images is in memory at a time."""
     from tqdm import tqdm
 
     from switti.metrics.collection import build_metrics
@@ -202,8 +208,8 @@ def score(system: System, count: int, sampling: "SamplingConfig") -> tuple[dict[
     for start in tqdm(range(0, len(captions), size), unit="batch", desc=f"sampling {system.name}"):
         part = captions[start : start + size]
         seeds = list(range(start, start + len(part)))
-        pictures = pipeline(part, seeds=seeds, sampling=sampling, batch_size=size, output_type="pt")
-        metrics.update(cast("Tensor", pictures), part)
+        images = pipeline(part, seeds=seeds, sampling=sampling, batch_size=size, output_type="pt")
+        metrics.update(cast("Tensor", images), part)
     return metrics.compute(), len(captions)
 
 
@@ -239,7 +245,7 @@ def show(name: str, result: dict[str, Any]) -> None:
         timing = result[name]
         scales = " ".join(f"{1000 * seconds:.1f}" for seconds in timing["seconds_per_scale"])
         print(
-            f"  {1000 * timing['seconds_total']:.1f} ms for {timing['batch']} pictures, {title}; by scale: {scales}"
+            f"  {1000 * timing['seconds_total']:.1f} ms for {timing['batch']} images, {title}; by scale: {scales}"
         )
 
 

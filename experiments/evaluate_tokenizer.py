@@ -1,9 +1,9 @@
-"""python -m experiments.evaluate_tokenizer TOKENIZER … [--data SHARDS] [--pictures 300] [--scales …] [--out DIR]
+"""python -m experiments.evaluate_tokenizer TOKENIZER … [--data SHARDS] [--images 300] [--scales …] [--out DIR]
 
 Table 1 for any tokenizers side by side, each a run folder (task tokenizer or decoder), a weights file or folder, a hub
-id, or embedded:demo: PSNR, SSIM, LPIPS, CLIP-IQA, the distance of the two sets of pictures, use of the codebook,
-perplexity and what is missing of the latent after each scale. A tokenizer is convolutional: --scales reads it at a
-resolution that it was not trained at. Writes table.csv, pictures.csv, and the worst pictures with reconstructions and
+id, or embedded:demo: PSNR, SSIM, LPIPS, CLIP-IQA, the distance of the two sets of images, use of the codebook,
+perplexity and the share of the latent missing after each scale. A tokenizer is convolutional: --scales reads it at a
+resolution that it was not trained at. Writes table.csv, images.csv, and the worst images with reconstructions and
 differences as page.html and worst.png.
 
     python -m experiments.evaluate_tokenizer embedded:demo runs/single/demo --data data/emoji64
@@ -21,7 +21,7 @@ from switti.files import check_output_folder, kind_of
 if TYPE_CHECKING:
     import torch
 
-    from evaluation.tokenizers import Pictures
+    from evaluation.tokenizers import EvaluationImages
     from switti.metrics.tokenizer_quality import QualityNetworks
 
 
@@ -30,16 +30,16 @@ def main(argv: list[str]) -> int:
     add = parser.add_argument
     add("tokenizers", nargs="+", metavar="TOKENIZER", help="run folder, weights, hub id, or embedded:demo")
     add("--data", nargs="+", help="shards, or a folder of them: its validation split, if any (data/emoji64)")
-    add("--pictures", type=int, default=300, help="images to measure, spread evenly (%(default)s)")
+    add("--images", type=int, default=300, help="images to measure, spread evenly (%(default)s)")
     add("--resolution", type=int, help="side of the images in px (the first tokenizer's)")
-    add("--scales", type=_scales, help="sides of the token maps, as in 1,2,3,4,6,8: another resolution")
+    add("--scales", type=_scales, help="scales, such as 1,2,3,4,6,8: another resolution")
     add("--batch", type=int, default=16, help="images at a time (%(default)s)")
     add("--worst", type=int, default=24, help="images to show (%(default)s)")
     add("--clip-iqa", help="CLIP in transformers format, a hub id or a folder (none: skipped)")
     add("--inception", type=Path, help="weights of FID's Inception (none: AlexNet's features, rfid_alexnet)")
     add("--out", type=Path, default=Path("runs/tokenizers"), help="folder of the results (%(default)s)")
     options = parser.parse_args(argv)
-    for name in ("pictures", "batch", "worst", "resolution"):
+    for name in ("images", "batch", "worst", "resolution"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} {value} must be at least 1")
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Prints the table; writes table.csv, pictures.csv, page.html and worst.png into options.out."""
+    """Prints the table; writes table.csv, images.csv, page.html and worst.png into options.out."""
     from evaluation.tokenizers import labels
 
     out, names = options.out, labels(options.tokenizers)
@@ -58,7 +58,7 @@ def evaluate(options: argparse.Namespace) -> None:
     import torch
 
     from evaluation.tokenizer_tables import worst_first, write_tables
-    from evaluation.tokenizers import Pictures, check_resolution, measure, open_tokenizer
+    from evaluation.tokenizers import EvaluationImages, check_resolution, measure, open_tokenizer
     from reports.tokenizer_page import show_images, write_page, write_sheet
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -66,57 +66,55 @@ def evaluate(options: argparse.Namespace) -> None:
     resolution = options.resolution or next(iter(models.values())).config.resolution
     check_resolution(models, resolution)
     data = options.data or [str(DataConfig().validation)]
-    pictures = Pictures(data, resolution, options.pictures)
-    networks = judges(options, device)
-    reports = measure(models, pictures, networks, options.batch)
-    notes = remarks(pictures, data, networks)
-    write_tables(out, reports, pictures.keys)
+    images = EvaluationImages(data, resolution, options.images)
+    networks = build_networks(options, device)
+    reports = measure(models, images, networks, options.batch)
+    notes = remarks(images, data, networks)
+    write_tables(out, reports, images.keys)
     print("\n".join(notes))
-    worst = {number: pictures.read(number) for number in worst_first(reports)[: options.worst]}
-    shown = show_images(models, reports, worst, pictures.keys)
+    worst = {number: images.read(number) for number in worst_first(reports)[: options.worst]}
+    shown = show_images(models, reports, worst, images.keys)
     write_page(out / "page.html", reports, shown, notes)
     write_sheet(out / "worst.png", shown[:12])
-    print(f"{out}: table.csv, pictures.csv, page.html, worst.png")
+    print(f"{out}: table.csv, images.csv, page.html, worst.png")
 
 
-def judges(options: argparse.Namespace, device: "torch.device") -> "QualityNetworks":
-    """The networks of the metrics; those that must be given are left out without."""
+def build_networks(options: argparse.Namespace, device: "torch.device") -> "QualityNetworks":
+    """The networks of the metrics; CLIP-IQA and Inception only where they are given."""
     from switti.metrics.clip_iqa import load_clip_iqa
     from switti.metrics.tokenizer_quality import build_quality_networks
 
-    judge = load_clip_iqa(options.clip_iqa, device) if options.clip_iqa else None
-    return build_quality_networks(device, judge, options.inception)
+    clip_iqa = load_clip_iqa(options.clip_iqa, device) if options.clip_iqa else None
+    return build_quality_networks(device, clip_iqa, options.inception)
 
 
-def remarks(pictures: "Pictures", data: list[str], networks: "QualityNetworks") -> list[str]:
-    """What was measured, and what was not."""
+def remarks(images: "EvaluationImages", data: list[str], networks: "QualityNetworks") -> list[str]:
+    """Notes on what was measured and what was skipped."""
     from switti.metrics.config import ENOUGH_IMAGES
     from switti.metrics.tokenizer_quality import psnr_by_scale_name
 
-    lines = [f"{len(pictures.keys)} pictures of {' '.join(data)}, {pictures.resolution} px"]
-    if pictures.enlarged:
+    lines = [f"{len(images.keys)} images of {' '.join(data)}, {images.resolution} px"]
+    if images.enlarged:
         lines.append(
-            f"{pictures.enlarged} of them have a side below {pictures.resolution} px and were enlarged (bicubic)"
+            f"{images.enlarged} of them have a side below {images.resolution} px and were enlarged (bicubic)"
         )
-    if pictures.damaged:
-        lines.append(f"{pictures.damaged} pictures cannot be read and were left out")
+    if images.unreadable:
+        lines.append(f"{images.unreadable} images cannot be read and were skipped")
     lines.append(
-        f"{psnr_by_scale_name(len(pictures.keys))}: error after each scale, the PSNR of the first pictures decoded "
+        f"{psnr_by_scale_name(len(images.keys))}: error after each scale, the PSNR of the first images decoded "
         "from scales 0 to k alone"
     )
     if networks.clip_iqa is None:
-        lines.append(
-            "CLIP-IQA is left out; --clip-iqa NETWORK measures it with a CLIP in transformers format"
-        )
+        lines.append("CLIP-IQA is skipped; --clip-iqa NETWORK measures it with a CLIP in transformers format")
     if networks.features_name != "inception":
         lines.append(
             f"rfid_{networks.features_name} is on another network's features than the published FID; --inception FILE "
             "takes those of Inception"
         )
-    if len(pictures.keys) < ENOUGH_IMAGES:
+    if len(images.keys) < ENOUGH_IMAGES:
         lines.append(
-            f"rfid_{networks.features_name} over {len(pictures.keys)} images lies above what more would give: it ranks "
-            f"tokenizers on the same images only (--pictures {ENOUGH_IMAGES} or more)"
+            f"rfid_{networks.features_name} over {len(images.keys)} images is higher than over more images: it ranks "
+            f"tokenizers on the same images only (--images {ENOUGH_IMAGES} or more)"
         )
     return lines
 

@@ -45,7 +45,7 @@ def show_images(
         for name, model in models.items():
             output_3HW = reconstruct(model, image_3HW[None])[0].cpu()
             difference_3HW = AMPLIFIED * (output_3HW - target_3HW).abs()
-            figures = reports[name].pictures[number]
+            figures = reports[name].images[number]
             cells.append((name, f"{name} {figures['psnr']:.1f} dB", to_pil(output_3HW[None])[0]))
             words = f"{name}, difference ×{AMPLIFIED}"
             cells.append((words, words, to_pil(difference_3HW[None])[0]))

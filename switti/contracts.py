@@ -117,11 +117,11 @@ class TrainingData(Protocol):
     watched: bool
 
     @property
-    def damage(self) -> BadSampleReports | None:
+    def bad_samples(self) -> BadSampleReports | None:
         """Reports of the training loader; None before there is one."""
 
     @property
-    def losses(self) -> Sequence[BadSample]:
+    def missing_samples(self) -> Sequence[BadSample]:
         """What was already missing when the training shards were indexed."""
 
     def advance(self) -> None:

@@ -57,7 +57,7 @@ def decode_text(data: bytes, encoding: str | None = None) -> str:
     except UnicodeError as error:
         at = error.start if isinstance(error, UnicodeDecodeError) else 0
         line = body[:at].decode(name, "replace").count("\n") + 1
-        remedy = "it is damaged" if mark else "name its encoding with --encoding, for example cp1252"
+        remedy = "it is corrupt" if mark else "name its encoding with --encoding, for example cp1252"
         found = f"bytes {body[at : at + 2].hex(' ')} in line {line}"
         raise UnusableTextError(f"is not {name.upper()}: {found}; {remedy}") from error
     if "\0" in text:
@@ -80,7 +80,7 @@ def captions_of_cell(cell: str) -> list[str]:
     """The captions that a cell of a CSV or TSV table means: its text, or several if it is a JSON list.
 
     Raises:
-        UnusableTextError: a list in another notation, or one that holds what is not text.
+        UnusableTextError: a list in another notation, or one with an item that is not text.
     """
     text = cell.strip()
     if text.startswith("[") and text.endswith("]"):

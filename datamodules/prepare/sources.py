@@ -18,7 +18,7 @@ from datamodules.images import (
     SHARD_SUFFIXES,
     SUFFIXES,
     UNREAD_SUFFIXES,
-    DamagedPictureError,
+    BadImageError,
     Limits,
     decode,
     encode_jpeg,
@@ -28,18 +28,19 @@ from datamodules.images import (
 from datamodules.prepare.captions import UnusableTextError, decode_text, one_line, readable
 from datamodules.prepare.prepare import Listing, Skipped
 from datamodules.prepare.tables import TABLES, Row, TableError, coco_rows, table_rows
-from datamodules.prepare.writer import Sample
-from datamodules.shards.members import CAPTION, LIMITS, PICTURE
+from datamodules.prepare.writer import PreparedSample
+from datamodules.shards.members import CAPTION, IMAGE, LIMITS
 from switti.errors import UserError
 from switti.files import kind_of, read_bytes
 
 MAX_TABLE_BYTES = 4 << 30
-MAX_CAPTION_BYTES = 1 << 20  # of a file; LIMITS holds for what is made of it
+# Of a caption file; LIMITS applies to the caption made of it.
+MAX_CAPTION_BYTES = 1 << 20
 JOINED = "captions with line breaks or control characters, joined to one line"
 
 
 @dataclass(frozen=True)
-class PictureItem:
+class ImageItem:
     """An image file and its captions, the main one first. `origin`: its name inside the source."""
 
     path: Path
@@ -65,17 +66,17 @@ class PictureItem:
     def digest_text(self) -> str:
         return f"{self.origin}\t{self.captions}\t{self.path.stat().st_size}"
 
-    def build(self, size: int) -> Sample:
+    def build(self, size: int) -> PreparedSample:
         """Read it; shrink it if its shorter side is longer than `size` px. Otherwise its bytes stay as they are.
 
         Raises:
-            DamagedPictureError: it cannot be read or decoded.
+            BadImageError: it cannot be read or decoded.
         """
         try:
             # No format that is read takes more than eight bytes a pixel.
             data = read_bytes(self.path, 8 * self.limits.max_pixels)
         except (OSError, UserError) as error:
-            raise DamagedPictureError(f"cannot be read: {_reason(error)}") from error
+            raise BadImageError(f"cannot be read: {_reason(error)}") from error
         image = decode(data, self.limits)
         suffix = self.path.suffix.lower().lstrip(".")
         meta = {
@@ -92,9 +93,9 @@ class PictureItem:
             data, suffix = encode_png(image), "png"
         elif suffix not in kept:
             suffix = kept[0]
-        if len(data) > LIMITS[PICTURE]:
-            raise DamagedPictureError(f"file too large: {len(data)} bytes, the limit is {LIMITS[PICTURE]}")
-        return Sample(self.key, data, suffix, self.captions[0], meta)
+        if len(data) > LIMITS[IMAGE]:
+            raise BadImageError(f"file too large: {len(data)} bytes, the limit is {LIMITS[IMAGE]}")
+        return PreparedSample(self.key, data, suffix, self.captions[0], meta)
 
 
 def _reason(error: OSError | UserError) -> str:
@@ -116,7 +117,7 @@ def list_source(
         encoding: of captions and tables without a byte order mark (default: UTF-8).
 
     Raises:
-        UserError: there is no such source, its kind is not known, or it cannot be trusted to be what it seems.
+        UserError: there is no such source, its kind is not known, or its contents contradict it.
     """
     try:
         kind = kind_of(source)
@@ -162,7 +163,7 @@ def list_source(
 
 def _listing(rows: Iterable[Row], folder: Path, settings: dict[str, Any], limits: Limits) -> Listing:
     root = _Root(folder)
-    items: dict[str, PictureItem] = {}
+    items: dict[str, ImageItem] = {}
     skipped: list[Skipped] = []
     notes: Counter[str] = Counter()
     for row in rows:
@@ -173,7 +174,7 @@ def _listing(rows: Iterable[Row], folder: Path, settings: dict[str, Any], limits
         if problem:
             skipped.append(Skipped(origin, problem, row.where))
             continue
-        item = PictureItem(path, origin, captions, limits)
+        item = ImageItem(path, origin, captions, limits)
         if item.key in items:
             skipped.append(Skipped(origin, "listed twice with one caption", row.where))
             continue
@@ -202,7 +203,7 @@ class _Root:
         self.bases = tuple(dict.fromkeys((self.folder, os.path.realpath(folder))))
 
     def locate(self, name: str) -> tuple[Path, str, str]:
-        """(path, name to show, what is wrong with it) of a file that the source names."""
+        """(path, name to show, problem) of a file that the source names."""
         if not name:
             return Path(self.folder), "(no file name)", "no file name"
         if name.startswith(("http://", "https://")):

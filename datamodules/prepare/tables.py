@@ -203,28 +203,28 @@ def coco_rows(data: bytes, encoding: str | None = None) -> Iterator[Row]:
     except ValueError as error:
         raise TableError(f"is not JSON: {error}") from error
     images, captions = _entries(content, "images"), _entries(content, "annotations")
-    told: dict[Any, list[str]] = {}
+    captions_by_image: dict[Any, list[str]] = {}
     names: list[tuple[str, Any, Row]] = []
     for number, entry in enumerate(images):
         where = f"images[{number}]"
         key, name = _member(entry, "id", where), _member(entry, "file_name", where)
-        if key in told:
+        if key in captions_by_image:
             yield Row(where, str(name), problem=f"id is used twice: {key}")
             continue
-        told[key] = []
+        captions_by_image[key] = []
         names.append((where, key, _json_row(where, name, None)))
     for number, entry in enumerate(captions):
         where = f"annotations[{number}]"
         key = _member(entry, "image_id", where)
-        if key not in told:
+        if key not in captions_by_image:
             yield Row(where, "", problem=f"no image of this id: {key}")
             continue
         try:
-            told[key] += captions_of(_member(entry, "caption", where))
+            captions_by_image[key] += captions_of(_member(entry, "caption", where))
         except UnusableTextError as error:
             yield Row(where, "", problem=str(error))
     for where, key, row in names:
-        yield Row(where, row.name, tuple(told[key]), row.problem)
+        yield Row(where, row.name, tuple(captions_by_image[key]), row.problem)
 
 
 def _entries(content: Any, name: str) -> list[Any]:

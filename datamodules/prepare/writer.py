@@ -31,11 +31,11 @@ WORKING = ".preparing"
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One picture with its caption: `<key>.<suffix>`, `<key>.txt` and `<key>.json` of a shard."""
+class PreparedSample:
+    """One image with its caption: `<key>.<suffix>`, `<key>.txt` and `<key>.json` of a shard."""
 
     key: str
-    picture: bytes
+    image: bytes
     suffix: str
     caption: str
     meta: dict[str, Any] = field(default_factory=dict)
@@ -54,11 +54,11 @@ class ShardWriter:
         self._tar: tarfile.TarFile | None = None
         self._samples = 0
 
-    def write(self, sample: Sample, kind: str) -> None:
+    def write(self, sample: PreparedSample, kind: str) -> None:
         with writing(self._path):
             if self._tar is None:
                 self._tar = tarfile.open(self._path, "w", format=tarfile.GNU_FORMAT)  # noqa: SIM115 (see close)
-            self._add(f"{sample.key}.{sample.suffix}", sample.picture)
+            self._add(f"{sample.key}.{sample.suffix}", sample.image)
             self._add(f"{sample.key}.txt", sample.caption.encode())
             meta = json.dumps(sample.meta, ensure_ascii=False, sort_keys=True)
             self._add(f"{sample.key}.json", meta.encode())
@@ -151,13 +151,13 @@ def is_prepared(out: Path, settings: dict[str, Any]) -> bool:
         path = out / str(row["name"])
         if not path.exists() or path.stat().st_size != row["bytes"]:
             raise UserError(
-                f"{path} is missing or damaged; remove {out} and prepare again, or give another --out"
+                f"{path} is missing or corrupt; remove {out} and prepare again, or give another --out"
             )
     return True
 
 
 def _check_clear(out: Path, settings: dict[str, Any]) -> None:
-    """UserError if publishing would overwrite what is not its own."""
+    """UserError if publishing would overwrite files of another origin."""
     begun = existing_manifest(out / WORKING)
     if begun is not None and begun["settings"] == settings:
         return  # what lies there was published by the same command, which is now finished
@@ -238,7 +238,7 @@ def write_manifest(work: Path, manifest: dict[str, Any]) -> None:
 
 
 def publish(out: Path) -> None:
-    """Rename everything from the working folder into `out`, the manifest last: who sees it sees whole shards."""
+    """Rename everything from the working folder into `out`, the manifest last: its readers see complete shards."""
     work = out / WORKING
     with writing(out):
         names = sorted(path.name for path in work.iterdir() if path.name != MANIFEST)

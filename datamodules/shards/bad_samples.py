@@ -1,4 +1,4 @@
-"""What could not be read, and how it is told. Imports no torch."""
+"""Reports of bad samples: missing or corrupt data. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -19,8 +19,8 @@ Kind = Literal[
 
 
 @dataclass(frozen=True)
-class Damage:
-    """What could not be read: its shard, key and the reason. samples: how many are lost by it, so far as is known."""
+class BadSample:
+    """A sample or shard that cannot be read. samples: how many are lost by it, as far as is known."""
 
     shard: str
     key: str
@@ -29,5 +29,5 @@ class Damage:
     samples: int = 1
 
 
-class Fatal(Damage):
-    """What ends the run, with its reason as the message: no other sample could stand in for this one."""
+class Fatal(BadSample):
+    """An error that ends the run, with its reason as the message: every other sample would fail as well."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from datamodules.shards.embedding_file import SideFile, encode_entry
 from datamodules.shards.index import ShardIndex, ShardReader
-from datamodules.shards.members import CAPTION, EMBEDDING_SUFFIX, META, PICTURE, sample_part
+from datamodules.shards.members import CAPTION, EMBEDDING_SUFFIX, IMAGE, META, sample_part
 from datamodules.shards.open_files import OpenFiles
 from datamodules.shards.tar import FileSource, members
 from switti.errors import UserError
@@ -23,7 +23,7 @@ MANIFEST = "embedded.json"  # shard → what it was made from
 def write_embedded_shards(indices: list[ShardIndex], store: Path, out: Path) -> int:
     """Write into `out` a copy of every shard with its embeddings of `store`; the number of those that were not there.
 
-    Equal inputs give equal bytes. Raises UserError if `out` is where the shards lie, or an embedding is damaged.
+    Equal inputs give equal bytes. Raises UserError if `out` is where the shards lie, or an embedding is corrupt.
     """
     for index in indices:
         if (out / index.path.name).exists() and (out / index.path.name).samefile(index.path):
@@ -52,7 +52,7 @@ def _write_shard(index: ShardIndex, side: SideFile, path: Path) -> None:
         with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
             for row, key in enumerate(index.keys):
                 caption = reader.stored_caption(0, row)
-                _add(tar, names[key][PICTURE], reader.picture(0, row))
+                _add(tar, names[key][IMAGE], reader.image(0, row))
                 _add(tar, names[key][CAPTION], caption)
                 if (meta := reader.meta(0, row)) is not None:
                     _add(tar, names[key][META], meta)

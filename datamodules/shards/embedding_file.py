@@ -31,7 +31,7 @@ MAX_WIDTH, MAX_TOKENS = 1 << 16, 1 << 16
 
 @dataclass(frozen=True)
 class EncoderIdentity:
-    """What embeddings are bound to: name, full fingerprint, channels and the longest caption in tokens."""
+    """The encoder that embeddings belong to: name, full fingerprint, channels and the longest caption in tokens."""
 
     name: str
     fingerprint: str
@@ -45,7 +45,7 @@ class EncoderIdentity:
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with values that come from a file."""
+        """The problem with values that come from a file, if any."""
         for name, value in (("name", self.name), ("fingerprint", self.fingerprint)):
             if not isinstance(value, str) or not value:
                 return f"{name} is not a text"
@@ -138,7 +138,7 @@ def read_entry(content: bytes, caption: bytes, identity: EncoderIdentity) -> Tex
     """The opposite.
 
     Raises:
-        ForeignEmbeddingError: it was made by another encoder. ValueError: it is damaged, or of another caption.
+        ForeignEmbeddingError: it was made by another encoder. ValueError: it is corrupt, or of another caption.
     """
     try:
         entries, metadata = parse_header(content, len(content))
@@ -147,9 +147,9 @@ def read_entry(content: bytes, caption: bytes, identity: EncoderIdentity) -> Tex
         rows, width = _shape(entries, "tokens", "<f2", 2)
         (pooled_width,) = _shape(entries, "pooled", "<f4", 1)
     except KeyError as error:
-        raise ValueError(f"the embedding is damaged (without {error})") from None
+        raise ValueError(f"the embedding is corrupt (without {error})") from None
     except ValueError as error:
-        raise ValueError(f"the embedding is damaged ({error})") from None
+        raise ValueError(f"the embedding is corrupt ({error})") from None
     if found != identity.fingerprint:
         raise ForeignEmbeddingError(
             f"carries an embedding of another text encoder ({found[:12]}) than the run's "
@@ -161,7 +161,7 @@ def read_entry(content: bytes, caption: bytes, identity: EncoderIdentity) -> Tex
         identity.width,
         identity.pooled_width,
     ) or not 1 <= rows <= identity.max_length:
-        raise ValueError(f"the embedding is damaged (shape [{rows}, {width}] and [{pooled_width}])")
+        raise ValueError(f"the embedding is corrupt (shape [{rows}, {width}] and [{pooled_width}])")
     text = to_text(
         content[tokens.offset : tokens.offset + tokens.size],
         content[pooled.offset : pooled.offset + pooled.size],
@@ -179,7 +179,7 @@ class SideFile:
     is not embeddings, which the store's manifest lists.
 
     Raises:
-        UserError: it is missing, damaged, or does not fit itself or `identity`.
+        UserError: it is missing, corrupt, or does not match itself or `identity`.
     """
 
     def __init__(self, path: Path, identity: EncoderIdentity | None = None) -> None:
@@ -251,7 +251,7 @@ class SideFile:
         """The embedding of one caption.
 
         Raises:
-            OSError: the file is gone, shorter than it was, or its bytes are damaged.
+            OSError: the file is gone, shorter than it was, or its bytes are corrupt.
         """
         start, stop = int(self.offsets[row]), int(self.offsets[row + 1])
         width = self._tokens.row_bytes
@@ -260,7 +260,7 @@ class SideFile:
         pooled = files.read(self.path, self._pooled.row_bytes, place, self.size)
         if self._checks is not None and _checksum(tokens, pooled) != self._checks[row]:
             raise CutOffError(
-                f"{self.path}: the embedding in row {row} is damaged; run experiments.embed again"
+                f"{self.path}: the embedding in row {row} is corrupt; run experiments.embed again"
             )
         text = to_text(tokens, pooled, self._tokens.shape[1])
         if not is_finite(text):
@@ -270,7 +270,7 @@ class SideFile:
         return text
 
     def check_rows(self) -> None:
-        """Read all embeddings. Raises OSError at the first one that is damaged."""
+        """Read all embeddings. OSError at the first corrupt one."""
         files = OpenFiles(1)
         try:
             for row in range(len(self.offsets) - 1):

@@ -72,7 +72,7 @@ def variants_path(store: Path, stem: str) -> Path:
 
 
 def is_whole(path: Path, index: ShardIndex, identity: EncoderIdentity) -> bool:
-    """Whether a shard's side file is there, made from these captions by this encoder, and undamaged to its end."""
+    """Whether a shard's side file is there, made from these captions by this encoder, and intact."""
     try:
         side = SideFile(path, identity)
         same = side.fingerprint == identity.fingerprint and side.keys == index.keys
@@ -85,7 +85,7 @@ def is_whole(path: Path, index: ShardIndex, identity: EncoderIdentity) -> bool:
 
 
 class MissingEmbeddingError(Exception):
-    """There is no embedding of a sample, or it can no longer be read."""
+    """A sample has no embedding, or its embedding cannot be read."""
 
 
 class EmbeddingStore:
@@ -335,4 +335,4 @@ def _check_missing(
     message = f"{paths[number]} lacks {counts[number]} samples of {shards[number].path} (first: {first})"
     if sum(counts) > allowed * total:
         raise UserError(f"{message}; {AGAIN}")
-    log.warning("%s; they and those of other shards, %d in all, are left out", message, sum(counts))
+    log.warning("%s; they and those of other shards, %d in all, are skipped", message, sum(counts))

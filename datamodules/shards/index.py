@@ -2,7 +2,7 @@
 
 A shard's index is made once and kept beside it (`train-000000.tar.index.safetensors`) with the shard's size and time of
 change; in a folder that cannot be written to it stays in memory. What lies there is checked like any foreign file and
-made again if it does not fit. N samples; members in the order picture, txt, json.
+made again if it does not fit. N samples; members in the order image, txt, json.
 """
 
 import hashlib
@@ -17,12 +17,12 @@ from typing import get_args
 import numpy as np
 
 from datamodules.images import SUFFIXES
-from datamodules.shards.bad_samples import Damage, Kind
+from datamodules.shards.bad_samples import BadSample, Kind
 from datamodules.shards.members import (
     CAPTION,
+    IMAGE,
     LIMITS,
     META,
-    PICTURE,
     Entries,
     Flaw,
     belongs_to_another,
@@ -31,7 +31,7 @@ from datamodules.shards.members import (
     sample_part,
 )
 from datamodules.shards.open_files import OpenFiles
-from datamodules.shards.tar import BLOCK, DamagedTarError, FileSource, Member, members
+from datamodules.shards.tar import BLOCK, CorruptTarError, FileSource, Member, members
 from datamodules.shards.tensor_file import encode, read_header, read_tensor
 from switti.errors import UserError
 from switti.files import atomic_write, open_regular, parse_json
@@ -41,24 +41,24 @@ log = logging.getLogger(__name__)
 FORMAT = 3
 MAX_KEYS = 1 << 20  # of a shard
 _NOWHERE = 1 << 62  # an offset beyond the end of every file
-_PARTS = (PICTURE, CAPTION, META)
+_PARTS = (IMAGE, CAPTION, META)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LOST: dict[Kind, str] = {
-    "missing_picture": "without picture",
+    "missing_picture": "without image",
     "missing_caption": "without caption",
     "duplicate_member": "with two members of one kind",
-    "undecodable_picture": "with too large a picture",
+    "undecodable_picture": "with too large an image",
     "undecodable_caption": "with a caption that cannot be read",
 }
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """offsets_N3, sizes_N3: int64 bytes of picture, txt, json (size -1: there is none); digests_N32: SHA-256 of
+    """offsets_N3, sizes_N3: int64 bytes of image, txt, json (size -1: there is none); digests_N32: SHA-256 of
     the captions as stored, uint8. shard_bytes: the shard's size.
 
     losses: samples that are not among the N, by kind. problem: why the shard was not read to its end, "" if it was.
-    absent: so many rows at the end stand for samples that the file no longer has.
+    absent: number of rows at the end whose samples the file no longer has.
     """
 
     path: Path
@@ -67,7 +67,7 @@ class ShardIndex:
     sizes_N3: np.ndarray
     digests_N32: np.ndarray
     shard_bytes: int
-    losses: tuple[Damage, ...] = ()
+    losses: tuple[BadSample, ...] = ()
     problem: str = ""
     absent: int = 0
 
@@ -81,10 +81,10 @@ class ShardIndex:
 def load_index(path: Path, salvage: bool = False) -> ShardIndex:
     """The index of one shard, from beside it if that is still valid.
 
-    salvage: of a shard that is truncated or damaged from some byte on, take what lies before (see `problem`).
+    salvage: of a shard that is truncated or corrupt from some byte on, keep the samples before it (see `problem`).
 
     Raises:
-        UserError: no uncompressed tar, a truncated one, or one without pictures that have captions.
+        UserError: no uncompressed tar, a truncated one, or one without images that have captions.
     """
     status = path.stat()
     stamp = np.array([FORMAT, status.st_size, status.st_mtime_ns], np.int64)
@@ -130,14 +130,14 @@ def _read_side_file(path: Path, side: Path, stamp: np.ndarray) -> ShardIndex | N
             return None
         if not _lie_within(read["offsets"], read["sizes"], size):
             return None
-        damages = tuple(_loss(path, kind, reason, number) for kind, reason, number in losses)
-        return ShardIndex(path, keys, read["offsets"], read["sizes"], read["digests"], size, damages)
+        lost = tuple(_loss(path, kind, reason, number) for kind, reason, number in losses)
+        return ShardIndex(path, keys, read["offsets"], read["sizes"], read["digests"], size, lost)
     except (OSError, UserError, ValueError, KeyError, TypeError, IndexError, MemoryError):
         return None
 
 
 def _digest(tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> str:
-    """SHA-256 of everything in a stored index, by which one that has been damaged is told."""
+    """SHA-256 of everything in a stored index, by which a corrupt one is detected."""
     digest = hashlib.sha256()
     for name in ("stamp", "offsets", "sizes", "digests"):
         digest.update(np.ascontiguousarray(tensors[name]).tobytes())
@@ -155,7 +155,7 @@ def _are_keys(keys: object, rows: int) -> bool:
 
 
 def _lie_within(offsets_N3: np.ndarray, sizes_N3: np.ndarray, size: int) -> bool:
-    """Whether all members lie in the shard, picture and caption are there, and none is larger than allowed."""
+    """Whether all members lie in the shard, image and caption are there, and none is larger than allowed."""
     if offsets_N3.dtype != np.int64 or sizes_N3.dtype != np.int64:
         return False
     smallest, largest = np.array([0, 0, -1]), np.array(LIMITS[: len(_PARTS)])
@@ -163,11 +163,11 @@ def _lie_within(offsets_N3: np.ndarray, sizes_N3: np.ndarray, size: int) -> bool
     return bool((right & (offsets_N3 + np.where(right, sizes_N3, 0) <= size)).all())
 
 
-def _loss(path: Path, kind: Kind, reason: str, samples: int) -> Damage:
-    """ValueError for what is not a loss."""
+def _loss(path: Path, kind: Kind, reason: str, samples: int) -> BadSample:
+    """ValueError for anything that is not a report of a lost sample."""
     if kind not in get_args(Kind) or not isinstance(reason, str) or type(samples) is not int or samples < 1:
         raise ValueError(kind)
-    return Damage(path.stem, str(path), reason, kind, samples)
+    return BadSample(path.stem, str(path), reason, kind, samples)
 
 
 def build_index(path: Path, salvage: bool = False) -> ShardIndex:
@@ -179,7 +179,7 @@ def build_index(path: Path, salvage: bool = False) -> ShardIndex:
         try:
             for member in members(source):
                 _add(samples, path, member, source)
-        except DamagedTarError as error:
+        except CorruptTarError as error:
             problem = f"shard {path} is not a complete, uncompressed tar ({error})"
             if not salvage:
                 raise UserError(f"{problem}; make or fetch it again") from error
@@ -187,7 +187,7 @@ def build_index(path: Path, salvage: bool = False) -> ShardIndex:
     keys = [key for key, found in problems.items() if found is None]
     losses = _losses(path, samples, problems, cut_off=bool(problem))
     if not keys:
-        nothing = f"shard {path} has no picture ({', '.join(SUFFIXES)}) with a .txt caption of the same name"
+        nothing = f"shard {path} has no image ({', '.join(SUFFIXES)}) with a .txt caption of the same name"
         more = f" ({losses[0].reason.partition(': ')[2]})" if losses else ""
         raise UserError(problem or nothing + more)
     rows = [[samples[key].contents.get(part) or (0, -1, b"") for part in _PARTS] for key in keys]
@@ -224,7 +224,7 @@ def _losses(
     samples: dict[str, Entries[tuple[int, int, bytes]]],
     problems: dict[str, Flaw | None],
     cut_off: bool,
-) -> tuple[Damage, ...]:
+) -> tuple[BadSample, ...]:
     """What is not a sample and belongs to none, by kind, with the first reason."""
     whole = {key for key, entries in samples.items() if entries.whole}
     last = next(reversed(samples), None) if cut_off else None  # it was cut off together with the shard
@@ -232,7 +232,7 @@ def _losses(
     reasons: dict[Kind, str] = {}
     for key, problem in problems.items():
         entries = samples[key]
-        promised = {PICTURE, CAPTION} & (entries.contents.keys() | entries.flaws.keys())
+        promised = {IMAGE, CAPTION} & (entries.contents.keys() | entries.flaws.keys())
         if problem is None or key == last or not promised:
             continue
         if key not in whole and belongs_to_another(key, whole):
@@ -246,7 +246,7 @@ def _losses(
 
 
 def with_rows(index: ShardIndex, rows: int) -> ShardIndex:
-    """An index of exactly so many rows: further ones are forgotten, missing ones are there but cannot be read."""
+    """An index of exactly `samples` rows: further ones are dropped, missing ones are added as unreadable."""
     missing = max(0, rows - len(index))
     kept = len(index) if missing else rows
     return ShardIndex(
@@ -272,13 +272,13 @@ def absent_shard(path: Path, rows: int) -> ShardIndex:
 
 
 class ShardReader:
-    """Reads members of many shards by their index. OSError and ValueError mean damage of the sample."""
+    """Reads members of many shards by their index. OSError and ValueError mean that the sample is corrupt."""
 
     def __init__(self, shards: list[ShardIndex], files: OpenFiles | None = None) -> None:
         self.shards, self.files = shards, files or OpenFiles()
 
-    def picture(self, shard: int, row: int) -> bytes:
-        return self._read(shard, row, PICTURE)
+    def image(self, shard: int, row: int) -> bytes:
+        return self._read(shard, row, IMAGE)
 
     def caption(self, shard: int, row: int) -> str:
         """As text, without surrounding blanks."""

@@ -1,7 +1,7 @@
-"""Which members of a tar make a sample: the picture, the .txt caption and the .json of one key.
+"""Grouping of tar members into samples: the image, the .txt caption and the .json of one key.
 
 A sample's key is the member's name up to its *last* dot, so that `IMG.2023.05.jpg` and `IMG.2023.05.txt` are a sample.
-WebDataset's compound extensions still hold: what has no picture and caption of its own (`000.mask.png`, `000.en.txt`)
+WebDataset's compound extensions still hold: what has no image and caption of its own (`000.mask.png`, `000.en.txt`)
 belongs to the sample `000` if that has both, and is not read. As in WebDataset, names that begin with a dot are none.
 """
 
@@ -13,13 +13,13 @@ from datamodules.images import SUFFIXES, UNREAD_SUFFIXES
 from datamodules.shards.bad_samples import Kind
 from datamodules.shards.tar import Member
 
-PICTURE, CAPTION, META, EMBEDDING = range(4)
-# Bytes of a member. A larger picture or caption is damage, a larger json is ignored as if it were not there.
+IMAGE, CAPTION, META, EMBEDDING = range(4)
+# Bytes of a member. A larger image or caption makes a bad sample; a larger json is ignored.
 LIMITS = (256 << 20, 64 << 10, 1 << 20, 16 << 20)
 EMBEDDING_SUFFIX = ".text.safetensors"
 _COMPOUND = 4  # dots within a compound extension, at most
 _PARTS = {".txt": CAPTION, ".json": META}
-_WORDS = ("picture", "caption", "json", "embedding")
+_WORDS = ("image", "caption", "json", "embedding")
 
 Content = TypeVar("Content")
 Flaw = tuple[Kind, str]
@@ -35,7 +35,7 @@ def sample_part(name: str) -> tuple[str, int] | None:
     else:
         stem, dot, suffix = base.rpartition(".")
         ending = f".{suffix.lower()}"
-        known = PICTURE if ending in SUFFIXES or ending in UNREAD_SUFFIXES else _PARTS.get(ending)
+        known = IMAGE if ending in SUFFIXES or ending in UNREAD_SUFFIXES else _PARTS.get(ending)
         if known is None or not dot:
             return None
         part = known
@@ -48,8 +48,8 @@ def flaw_of(member: Member, part: int) -> Flaw | None:
     if member.kind != "file":
         target = f" to {member.link}" if member.link else ""
         return missing, f"{member.name} is a {member.kind}{target}, not a file"
-    if part == PICTURE and (ending := _ending(member.name)) not in SUFFIXES:
-        return missing, f"{member.name} is a picture, but {ending} is not read"
+    if part == IMAGE and (ending := _ending(member.name)) not in SUFFIXES:
+        return missing, f"{member.name} is an image, but {ending} is not read"
     if member.size > LIMITS[part]:
         damaged: Kind = "undecodable_caption" if part == CAPTION else "undecodable_picture"
         return damaged, f"{member.name} has {member.size} bytes, more than {LIMITS[part]}"
@@ -77,7 +77,7 @@ class Entries(Generic[Content]):
     def add(self, name: str, part: int, content: Content | None, flaw: Flaw | None = None) -> None:
         """A member's content, or why there is none."""
         if flaw is not None and flaw[0] in ("missing_picture", "missing_caption"):
-            self.flaws.setdefault(part, flaw)  # a link or a foreign picture: a real one may stand beside it
+            self.flaws.setdefault(part, flaw)  # a link or a foreign image: a real one may stand beside it
             return
         if part in self.contents:
             flaw = (
@@ -90,25 +90,25 @@ class Entries(Generic[Content]):
 
     @property
     def whole(self) -> bool:
-        """Whether picture and caption are there, readable or not."""
-        return PICTURE in self.contents and CAPTION in self.contents
+        """Whether image and caption are there, readable or not."""
+        return IMAGE in self.contents and CAPTION in self.contents
 
     def problem(self, key: str) -> Flaw | None:
         """Why this is not a sample; None if it is one. A foreign json is ignored, whatever is wrong with it."""
-        lacking = [part for part in (PICTURE, CAPTION) if self.contents.get(part) is None]
+        lacking = [part for part in (IMAGE, CAPTION) if self.contents.get(part) is None]
         if not lacking:
             return None
-        # What is there and cannot be read says more than what is not there.
+        # An unreadable part says more than a missing one.
         part = min(lacking, key=lambda part: (part not in self.contents, part not in self.flaws, part))
         if part in self.flaws:
             return self.flaws[part][0], f"{key}: {self.flaws[part][1]}"
-        if part == PICTURE:
-            return "missing_picture", f"{key} has no picture"
+        if part == IMAGE:
+            return "missing_picture", f"{key} has no image"
         return "missing_caption", f"{key} has no .txt caption"
 
 
 def belongs_to_another(key: str, whole: Container[str]) -> bool:
-    """Whether a key without picture or caption names further entries of a whole sample, as `000.mask` of `000`."""
+    """Whether a key without image or caption names further entries of a complete sample, as `000.mask` of `000`."""
     folder, _, base = key.rpartition("/")
     parts = base.rsplit(".", _COMPOUND)
     prefixes = (".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1))

@@ -11,7 +11,7 @@ _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 
 
 class CutOffError(OSError):
-    """A file ends before what is known to have been in it, or is another one than it was."""
+    """A file ends before its known contents, or has been replaced."""
 
 
 def is_machine_fault(error: BaseException) -> bool:
@@ -76,7 +76,7 @@ class OpenFiles:
         except OSError as error:
             if error.errno not in _NO_DESCRIPTOR or not self._handles:
                 raise
-        # The limit of the process is below ours: go on with what it allows.
+        # The limit of the process is below ours: use what it allows.
         self.most = max(1, len(self._handles) // 2)
         self.close()
         return self._open(path)

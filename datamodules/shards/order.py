@@ -1,4 +1,4 @@
-"""The order of training samples: a pure function of (seed, position), so that one integer is the whole state.
+"""Order of training samples: a pure function of (seed, position), so that one integer is the entire state.
 
 A position counts samples from the start of the training, over all epochs and ranks. Every epoch visits each sample
 once: its shards are shuffled, and within windows of a few shards all samples are. The shuffle is a sort by hashed

@@ -1,4 +1,4 @@
-"""One sample: bytes → a square picture with its crop condition, caption and seed."""
+"""Samples: stored bytes → a square image with its crop condition, caption and seed."""
 
 from dataclasses import dataclass, field
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 from datamodules.config import Limits
 from datamodules.images import DEFAULT_LIMITS, decode, resized_crop, scaled_size, square_crop
-from datamodules.shards.bad_samples import Damage
+from datamodules.shards.bad_samples import BadSample
 from datamodules.shards.embedding_file import Text
 from datamodules.shards.members import CAPTION, LIMITS
 from datamodules.stable_seeds import stable_fraction
@@ -21,7 +21,7 @@ MAX_SIDE = 1 << 24  # px; float32 counts no further
 
 @dataclass(frozen=True)
 class Framing:
-    """How pictures become squares of `side` px, which are refused, which captions are taken and how often dropped."""
+    """Crop and size of the square images, limits of what is decoded, choice and dropout of captions."""
 
     side: int
     crop_base: int
@@ -33,13 +33,13 @@ class Framing:
 
 @dataclass
 class Sample:
-    """What a batch is made of. picture: uint8 [side, side, 3]. damages: what it stands in for.
+    """One element of a batch. image: uint8 [side, side, 3]. replaced: bad samples in whose place it is.
 
     variant: number of the caption among all of the sample's (see `captions_in`), 0 for the stored one.
-    enlarged: the stored picture's shorter side was below the square's; it was enlarged (bicubic) until it fitted.
+    enlarged: the stored image's shorter side was below the square's; it was enlarged (bicubic) until it fitted.
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     caption: str
     key: str
     size: tuple[int, int]
@@ -49,18 +49,18 @@ class Sample:
     enlarged: bool = False
     variant: int = 0
     text: Text | None = None
-    damages: list[Damage] = field(default_factory=list)
+    replaced: list[BadSample] = field(default_factory=list)
 
 
 def make_sample(
-    picture: bytes, caption: str, meta: bytes | None, key: str, seed: int, framing: Framing
+    image: bytes, caption: str, meta: bytes | None, key: str, seed: int, framing: Framing
 ) -> Sample:
-    """Decode and `frame` what is stored of a sample.
+    """Decode a stored sample and `frame` it.
 
     Raises:
-        DamagedPictureError: the picture cannot be decoded, or is beyond the limits.
+        BadImageError: the image cannot be decoded, or is beyond the limits.
     """
-    decoded = decode(picture, framing.limits)
+    decoded = decode(image, framing.limits)
     size = original_size(meta, (decoded.height, decoded.width))
     captions = captions_in(meta, caption) if framing.draw_captions else [caption]
     return frame(decoded, size, captions, key, seed, framing)
@@ -82,7 +82,7 @@ def frame(
     dropped = stable_fraction(f"{seed}/drop") < framing.caption_dropout
     variant = int(stable_fraction(f"{seed}/caption") * len(captions))
     return Sample(
-        picture=np.asarray(resized_crop(decoded, resized, box)),
+        image=np.asarray(resized_crop(decoded, resized, box)),
         caption="" if dropped else captions[variant],
         key=key,
         size=size,
@@ -97,7 +97,7 @@ def frame(
 def captions_in(meta: bytes | None, caption: str) -> list[str]:
     """The stored caption, then the further ones of `captions` in the sample's json, each once, at most MAX_CAPTIONS.
 
-    The json may come from another program: what is not a caption is ignored.
+    The json may come from another program: items that are not captions are ignored.
     """
     try:
         listed = parse_json(meta or b"")["captions"]

@@ -1,4 +1,4 @@
-"""Which shards there are: those that can be read, and what is known to be lost of the others."""
+"""Shard discovery: the readable shards of a split, and reports of missing or corrupt ones."""
 
 import hashlib
 import logging
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datamodules.shards.bad_samples import Damage, Kind
+from datamodules.shards.bad_samples import BadSample, Kind
 from datamodules.shards.index import ShardIndex, absent_shard, load_index, with_rows
 from datamodules.shards.shard_paths import expand, unique_names
 from switti.errors import UserError
@@ -17,11 +17,11 @@ NAMED = 10
 
 
 @dataclass
-class FoundShards:
+class ShardSet:
     """Shards in the order of their numbers, and losses: samples that are in none of them."""
 
     shards: list[ShardIndex]
-    losses: list[Damage]
+    losses: list[BadSample]
 
     @property
     def listing(self) -> list[list[Any]]:
@@ -33,7 +33,7 @@ class FoundShards:
     def digest(self) -> str:
         """16 hexadecimal digits that are the same for the same samples in the same order, wherever the files are.
 
-        From the indices alone, so quick for any amount of data: keys, the sizes of all members, the captions. Pictures
+        From the indices alone, so quick for any amount of data: keys, the sizes of all members, the captions. Images
         that were made again differently without changing the size of a single file would be missed.
         """
         digest = hashlib.sha256()
@@ -44,11 +44,11 @@ class FoundShards:
         return digest.hexdigest()[:16]
 
 
-def find_shards(setting: str, patterns: list[str], limit: float) -> FoundShards:
-    """Index all shards; go without those that cannot be read, and without samples that lack picture or caption.
+def find_shards(setting: str, patterns: list[str], limit: float) -> ShardSet:
+    """Index all shards; skip those that cannot be read, and samples without image or caption.
 
-    Of a shard without an index nobody knows how many samples it had: it counts as many as the others on average, a
-    truncated one as many as it is short of that, at least one.
+    The number of samples in a shard without an index is unknown: it counts as the average of the others, and a
+    truncated shard as what it lacks of that average, at least one.
 
     Args:
         setting: e.g. "data.train". limit: data.max_bad_fraction, the share of samples that may be lost.
@@ -57,10 +57,10 @@ def find_shards(setting: str, patterns: list[str], limit: float) -> FoundShards:
         UserError: more is lost, with a list; or there is no shard at all.
     """
     shards: list[ShardIndex] = []
-    losses: list[Damage] = []
+    losses: list[BadSample] = []
     for path in expand(setting, patterns, must_exist=False):
         found = _index(path)
-        if isinstance(found, Damage):
+        if isinstance(found, BadSample):
             losses.append(found)
         else:
             shards.append(found)
@@ -81,10 +81,10 @@ def find_shards(setting: str, patterns: list[str], limit: float) -> FoundShards:
         log.warning(
             "%s: going without about %d of %d samples: %s%s", setting, lost, lost + total, reasons, more
         )
-    return FoundShards(shards, losses)
+    return ShardSet(shards, losses)
 
 
-def _index(path: Path) -> ShardIndex | Damage:
+def _index(path: Path) -> ShardIndex | BadSample:
     kind: Kind = "unreadable_shard"
     try:
         return load_index(path, salvage=True)
@@ -94,18 +94,18 @@ def _index(path: Path) -> ShardIndex | Damage:
         reason = f"shard {path} cannot be read ({error.strerror or error})"
     except UserError as error:
         reason = str(error)
-    return Damage(path.stem, str(path), reason, kind, samples=0)
+    return BadSample(path.stem, str(path), reason, kind, samples=0)
 
 
-def _losses(shard: ShardIndex) -> list[Damage]:
-    cut_off = Damage(shard.path.stem, str(shard.path), shard.problem, "truncated_shard", 0)
+def _losses(shard: ShardIndex) -> list[BadSample]:
+    cut_off = BadSample(shard.path.stem, str(shard.path), shard.problem, "truncated_shard", 0)
     return [*shard.losses, cut_off] if shard.problem else [*shard.losses]
 
 
-def as_before(found: FoundShards, listing: list[list[Any]]) -> FoundShards:
+def as_before(found: ShardSet, listing: list[list[Any]]) -> ShardSet:
     """The shards of a run as they were when it began, with `listing`: the same numbers of samples in the same order.
 
-    What has gone since then stays in the order; reading it tells that it is missing. What has come since is left out.
+    Shards that have gone since then stay in the order and fail when read. Shards added since then are skipped.
     """
     names = [name for name, _ in found.listing]
     present = dict(zip(names, found.shards, strict=True))
@@ -114,7 +114,7 @@ def as_before(found: FoundShards, listing: list[list[Any]]) -> FoundShards:
     for name, samples in listing:
         if name not in present:
             log.warning(
-                "data.train: shard %s is gone since the run began; others stand in for its samples", name
+                "data.train: shard %s has gone since the run began; other samples replace its own", name
             )
             shards.append(absent_shard(folder / f"{name}.tar", samples))
             continue
@@ -128,7 +128,7 @@ def as_before(found: FoundShards, listing: list[list[Any]]) -> FoundShards:
         shards.append(shard)
     if present:
         log.warning(
-            "data.train: %d shards (%s, …) were not there when the run began and are left out; a new run uses them",
+            "data.train: %d shards (%s, …) were added after the run began and are skipped; a new run uses them",
             len(present), next(iter(present)),
         )  # fmt: skip
-    return FoundShards(shards, found.losses)
+    return ShardSet(shards, found.losses)

@@ -3,17 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from datamodules.shards.bad_samples import Damage
+from datamodules.shards.bad_samples import BadSample
 from datamodules.shards.members import (
     CAPTION,
-    PICTURE,
+    IMAGE,
     Entries,
     belongs_to_another,
     decode_caption,
     flaw_of,
     sample_part,
 )
-from datamodules.shards.tar import DamagedTarError, Member, Source, members
+from datamodules.shards.tar import CorruptTarError, Member, Source, members
 
 _HELD_BACK = 1000  # keys that lack something, of one name before the first dot
 _OPEN = 8  # samples at a time of which further members may come
@@ -21,7 +21,7 @@ _OPEN = 8  # samples at a time of which further members may come
 
 @dataclass(frozen=True)
 class StoredSample:
-    """contents: bytes by part, PICTURE and CAPTION always among them."""
+    """contents: bytes by part, IMAGE and CAPTION always among them."""
 
     shard: str
     key: str
@@ -33,8 +33,8 @@ class StoredSample:
         return sum(map(len, self.contents.values()))
 
 
-def stored_samples(source: Source, shard: str) -> Iterator[StoredSample | Damage]:
-    """Samples, and what is not one and belongs to none. Raises DamagedTarError or OSError where the tar breaks off."""
+def stored_samples(source: Source, shard: str) -> Iterator[StoredSample | BadSample]:
+    """Samples, and reports of members that belong to none. CorruptTarError or OSError where the tar breaks off."""
     cluster = _Cluster(shard)
     for member in members(source):
         named = sample_part(member.name)
@@ -60,7 +60,7 @@ def stored_samples(source: Source, shard: str) -> Iterator[StoredSample | Damage
 def _read(source: Source, member: Member) -> bytes:
     content = source.read(member.size)
     if len(content) < member.size:
-        raise DamagedTarError(f"ends at byte {source.position}, within {member.name}")
+        raise CorruptTarError(f"ends at byte {source.position}, within {member.name}")
     return content
 
 
@@ -79,9 +79,9 @@ class _Cluster:
         self.shard, self.stem = shard, stem
         self.open: dict[str, Entries[bytes]] = {}
         self._whole: set[str] = set()
-        self._lacking: list[tuple[str, Damage]] = []
+        self._lacking: list[tuple[str, BadSample]] = []
 
-    def make_way(self, key: str) -> Iterator[StoredSample | Damage]:
+    def make_way(self, key: str) -> Iterator[StoredSample | BadSample]:
         """What is complete before a member of `key`: samples that have no name in common with it."""
         if key in self.open:
             return
@@ -90,30 +90,30 @@ class _Cluster:
         if len(self.open) >= _OPEN:
             yield from self._close(next(iter(self.open)))
 
-    def end(self) -> Iterator[StoredSample | Damage]:
+    def end(self) -> Iterator[StoredSample | BadSample]:
         for key in list(self.open):
             yield from self._close(key)
         yield from self._judge()
 
-    def _close(self, key: str) -> Iterator[StoredSample | Damage]:
+    def _close(self, key: str) -> Iterator[StoredSample | BadSample]:
         entries = self.open.pop(key)
         if entries.whole:
             self._whole.add(key)
-        if not {PICTURE, CAPTION} & (entries.contents.keys() | entries.flaws.keys()):
+        if not {IMAGE, CAPTION} & (entries.contents.keys() | entries.flaws.keys()):
             return
         problem = entries.problem(key)
         if problem is None:
             contents = {part: content for part, content in entries.contents.items() if content is not None}
             yield StoredSample(self.shard, key, contents)
             return
-        damage = Damage(self.shard, f"{self.shard}/{key}", problem[1], problem[0])
+        bad = BadSample(self.shard, f"{self.shard}/{key}", problem[1], problem[0])
         if entries.whole:
-            yield damage
+            yield bad
             return
-        self._lacking.append((key, damage))
+        self._lacking.append((key, bad))
         if len(self._lacking) >= _HELD_BACK:
             yield from self._judge()
 
-    def _judge(self) -> Iterator[Damage]:
+    def _judge(self) -> Iterator[BadSample]:
         lacking, self._lacking = self._lacking, []
-        yield from (damage for key, damage in lacking if not belongs_to_another(key, self._whole))
+        yield from (bad for key, bad in lacking if not belongs_to_another(key, self._whole))

@@ -5,7 +5,7 @@ and no exact resume: a resumed run continues with other samples. A sample may br
 `<key>.text.safetensors` (`experiments.embed --into`); the captions of others are encoded in the training process.
 
 A stream that fails is opened again after 1, 2, 4, … s (at most a minute), and continues after the last sample that it
-gave. When `data.stream_retries` attempts in a row bring nothing new, the shard is given up until it is drawn again.
+gave. When `data.stream_retries` attempts in a row bring nothing new, the shard is abandoned until it is drawn again.
 """
 
 import http.client
@@ -17,11 +17,11 @@ from pathlib import PurePosixPath
 from braceexpand import braceexpand
 from torch.utils.data import IterableDataset, get_worker_info
 
-from datamodules.images import DamagedPictureError
-from datamodules.shards.bad_samples import Damage, Fatal
+from datamodules.images import BadImageError
+from datamodules.shards.bad_samples import BadSample, Fatal
 from datamodules.shards.byte_streams import opened
 from datamodules.shards.embedding_file import EncoderIdentity, ForeignEmbeddingError, read_entry
-from datamodules.shards.members import CAPTION, EMBEDDING, META, PICTURE, decode_caption
+from datamodules.shards.members import CAPTION, EMBEDDING, IMAGE, META, decode_caption
 from datamodules.shards.samples import Framing, Sample, make_sample
 from datamodules.shards.stream_samples import StoredSample, stored_samples
 from datamodules.shards.tar import StreamSource
@@ -30,18 +30,19 @@ from switti.errors import UserError
 
 SHUFFLE_BUFFER = 1000  # samples
 SHUFFLE_BYTES = 1 << 30  # of them together
-# So many samples in a row without a picture and a caption that can be read: the stream holds something else.
+# Unreadable samples in a row after which the stream counts as something other than images with captions.
 FOREIGN_LIMIT = 10_000
-GIVEN_UP_LIMIT = 3  # so many shards in a row: it is the source that has failed
+# Failed shards in a row after which the source itself counts as failed.
+MAX_FAILED_SHARDS = 3
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 BROKEN = (OSError, ValueError, EOFError, http.client.HTTPException)
 
 
-class StreamSet(IterableDataset[Sample | Damage]):
+class StreamSet(IterableDataset[Sample | BadSample]):
     """Endless samples of resampled streams.
 
-    start: samples consumed so far, so that a resumed run draws anew. identity: of the run's text encoder, from which
-    embeddings in the shards must be; None: they are not read.
+    start: samples consumed so far, so that a resumed run draws other samples. identity: of the run's text encoder,
+    which embeddings in the shards must carry; None: they are not read.
 
     Raises:
         UserError: a pattern has unbalanced braces.
@@ -66,26 +67,26 @@ class StreamSet(IterableDataset[Sample | Damage]):
         self.framing, self.seed, self.start, self.rank = framing, seed, start, rank
         self.timeout, self.retries, self.identity = timeout, retries, identity
 
-    def __iter__(self) -> Iterator[Sample | Damage]:
+    def __iter__(self) -> Iterator[Sample | BadSample]:
         """What could not be read goes along with the next good sample, so that batches keep their size."""
         worker = get_worker_info()
         # Each worker of each rank draws from its own seed, so the streams need not be split among them.
         own = stable_hash(f"{self.seed}/{self.start}/{self.rank}/{worker.id if worker else 0}")
-        damages: list[Damage] = []
-        stored = self._stored(random.Random(own + 1), damages)
+        bad: list[BadSample] = []
+        stored = self._stored(random.Random(own + 1), bad)
         useless = 0
         try:
             for number, content in enumerate(shuffled(stored, random.Random(own))):
                 sample = self._sample(content, self.start + number)
                 if isinstance(sample, Sample):
-                    sample.damages, damages[:] = list(damages), []
+                    sample.replaced, bad[:] = list(bad), []
                     useless = 0
                     yield sample
                     continue
-                damages.append(sample)
+                bad.append(sample)
                 useless += 1
                 if useless >= FOREIGN_LIMIT:
-                    raise ValueError(f"no pictures with a .txt caption: {sample.key}: {sample.reason}")
+                    raise ValueError(f"no images with a .txt caption: {sample.key}: {sample.reason}")
         except ForeignEmbeddingError as error:
             yield Fatal("data.train", "data.train", f"data.train: {error}", "missing_embedding")
         except BROKEN as error:
@@ -93,31 +94,31 @@ class StreamSet(IterableDataset[Sample | Damage]):
             reason = f"stream failed: {names}: {' '.join(str(error).split())}"
             yield Fatal(names, names, reason, "failed_stream")
 
-    def _stored(self, draw: random.Random, damages: list[Damage]) -> Iterator[StoredSample]:
+    def _stored(self, draw: random.Random, bad: list[BadSample]) -> Iterator[StoredSample]:
         """Samples of one drawn shard after another. Raises the last reason when one after another fails."""
         given_up = useless = 0
         while True:
             url = draw.choice(self.urls)
             try:
-                for found in self._shard(url, damages):
+                for found in self._shard(url, bad):
                     given_up = 0
                     if isinstance(found, StoredSample):
                         useless = 0
                         yield found
                         continue
-                    damages.append(found)
+                    bad.append(found)
                     useless += 1
                     if useless >= FOREIGN_LIMIT:
                         break
             except BROKEN as error:
                 given_up += 1
-                if given_up >= min(GIVEN_UP_LIMIT, len(self.urls)):
+                if given_up >= min(MAX_FAILED_SHARDS, len(self.urls)):
                     raise
-                damages.append(Damage(name_of(url), url, str(error), "failed_stream"))
+                bad.append(BadSample(name_of(url), url, str(error), "failed_stream"))
             if useless >= FOREIGN_LIMIT:
-                raise ValueError(f"no pictures with a .txt caption: {damages[-1].key}: {damages[-1].reason}")
+                raise ValueError(f"no images with a .txt caption: {bad[-1].key}: {bad[-1].reason}")
 
-    def _shard(self, url: str, damages: list[Damage]) -> Iterator[StoredSample | Damage]:
+    def _shard(self, url: str, bad: list[BadSample]) -> Iterator[StoredSample | BadSample]:
         """What one shard holds, each once, with as many attempts as it takes; the last error if that does not help."""
         done = failed = 0
         while True:
@@ -132,18 +133,18 @@ class StreamSet(IterableDataset[Sample | Damage]):
                 failed += 1
                 if failed > self.retries:
                     raise
-                damages.append(Damage(name_of(url), url, str(error), "stream_retry", samples=0))
+                bad.append(BadSample(name_of(url), url, str(error), "stream_retry", samples=0))
                 time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failed - 1)))
 
-    def _sample(self, stored: StoredSample, number: int) -> Sample | Damage:
+    def _sample(self, stored: StoredSample, number: int) -> Sample | BadSample:
         """Raises ForeignEmbeddingError for an embedding of another encoder."""
         contents, key = stored.contents, f"{stored.shard}/{stored.key}"
         seed = sample_seed(self.seed, number, key)
         caption, meta = contents[CAPTION], contents.get(META)
         try:
-            sample = make_sample(contents[PICTURE], decode_caption(caption), meta, key, seed, self.framing)
-        except DamagedPictureError as error:
-            return Damage(stored.shard, key, str(error))
+            sample = make_sample(contents[IMAGE], decode_caption(caption), meta, key, seed, self.framing)
+        except BadImageError as error:
+            return BadSample(stored.shard, key, str(error))
         entry = contents.get(EMBEDDING)
         if self.identity is None or entry is None or sample.variant:
             # The entry is of the stored caption; another one is encoded in the training process.
@@ -153,7 +154,7 @@ class StreamSet(IterableDataset[Sample | Damage]):
         except ForeignEmbeddingError as error:
             raise ForeignEmbeddingError(f"{key} {error}") from None
         except ValueError as error:
-            return Damage(stored.shard, key, str(error), "missing_embedding")
+            return BadSample(stored.shard, key, str(error), "missing_embedding")
         return sample
 
 

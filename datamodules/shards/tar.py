@@ -42,7 +42,7 @@ _KINDS = {
 _WITHOUT_DATA = ("hard link", "symbolic link", "device", "folder", "FIFO")
 
 
-class DamagedTarError(OSError):
+class CorruptTarError(OSError):
     """The bytes stop being a tar archive, or end before the archive does."""
 
 
@@ -75,7 +75,7 @@ class Source(Protocol):
 
 
 class FileSource:
-    """A file on disk. Skipping past its end is a DamagedTarError."""
+    """A file on disk. Skipping past its end is a CorruptTarError."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -89,7 +89,7 @@ class FileSource:
 
     def skip(self, size: int, /) -> None:
         if size > self.end - self.position:
-            raise DamagedTarError(f"truncated or damaged at byte {self.position}")
+            raise CorruptTarError(f"truncated or corrupt at byte {self.position}")
         self.position = self._stream.seek(self.position + size)
 
 
@@ -119,14 +119,14 @@ class StreamSource:
         end = self.position + size
         while self.position < end:
             if not self.read(min(_CHUNK, end - self.position)):
-                raise DamagedTarError(f"ends at byte {self.position}, within a member")
+                raise CorruptTarError(f"ends at byte {self.position}, within a member")
 
 
 def members(source: Source) -> Iterator[Member]:
     """The members in their order. Between two of them the caller may read up to `size` bytes of data from `source`.
 
     Raises:
-        DamagedTarError: the archive is damaged, truncated or no tar at all; what lay before has been given.
+        CorruptTarError: the archive is corrupt, truncated or not a tar at all; what lay before has been given.
     """
     while True:
         begin = source.position
@@ -135,7 +135,7 @@ def members(source: Source) -> Iterator[Member]:
             _check_end(source, begin)
             return
         if source.end is not None and member.offset + member.size > source.end:
-            raise DamagedTarError(f"truncated or damaged at byte {begin}")
+            raise CorruptTarError(f"truncated or corrupt at byte {begin}")
         yield member
         source.skip(member.offset + stored - source.position)
 
@@ -156,7 +156,7 @@ def _next_member(source: Source) -> tuple[Member | None, int]:
             break
         extension += size
         if extension > MAX_EXTENSION:
-            raise DamagedTarError(
+            raise CorruptTarError(
                 f"the name of the member at byte {begin} is longer than {MAX_EXTENSION} bytes"
             )
         data = source.read(size)
@@ -168,7 +168,7 @@ def _next_member(source: Source) -> tuple[Member | None, int]:
         elif kind != b"g":
             records |= _pax_records(data, begin)
     else:
-        raise DamagedTarError(f"more than {MAX_EXTENSION_HEADERS} headers for the member at byte {begin}")
+        raise CorruptTarError(f"more than {MAX_EXTENSION_HEADERS} headers for the member at byte {begin}")
     if kind == b"S":
         _skip_sparse_map(header, source)
     name = records.get(b"path") or name or _stored_name(header)
@@ -193,10 +193,10 @@ def _check_header(header: bytes, begin: int) -> int:
         return size
     packed = next((name for magic, name in _COMPRESSED.items() if header.startswith(magic)), None)
     if begin == 0 and packed:
-        raise DamagedTarError(f"compressed with {packed}; decompress it")
+        raise CorruptTarError(f"compressed with {packed}; decompress it")
     if begin and not header:
-        raise DamagedTarError(f"truncated or damaged at byte {begin}: ends without the mark of a tar's end")
-    raise DamagedTarError(f"truncated or damaged at byte {begin}" if begin else "not a tar archive")
+        raise CorruptTarError(f"truncated or corrupt at byte {begin}: ends without the mark of a tar's end")
+    raise CorruptTarError(f"truncated or corrupt at byte {begin}" if begin else "not a tar archive")
 
 
 def _checksum_fits(header: bytes) -> bool:
@@ -216,7 +216,7 @@ def _number(field: bytes) -> int | None:
 
 def _decimal(value: bytes, begin: int) -> int:
     if len(value) > 19 or not value.isdigit() or int(value) > MAX_SIZE:
-        raise DamagedTarError(f"the pax header at byte {begin} is damaged")
+        raise CorruptTarError(f"the pax header at byte {begin} is corrupt")
     return int(value)
 
 
@@ -237,7 +237,7 @@ def _pax_records(data: bytes, begin: int) -> dict[bytes, bytes]:
         found = _PAX_RECORD.match(data, at)
         end = at + int(found[1]) if found else 0
         if found is None or not found.end() < end <= len(data) or data[end - 1 : end] != b"\n":
-            raise DamagedTarError(f"the pax header at byte {begin} is damaged")
+            raise CorruptTarError(f"the pax header at byte {begin} is corrupt")
         records[found[2]] = data[found.end() : end - 1]
         at = end
     return records
@@ -248,7 +248,7 @@ def _skip_sparse_map(header: bytes, source: Source) -> None:
     while more:
         block = source.read(BLOCK)
         if len(block) < BLOCK:
-            raise DamagedTarError(f"ends at byte {source.position}, within a member")
+            raise CorruptTarError(f"ends at byte {source.position}, within a member")
         more = block[504]
 
 
@@ -260,8 +260,8 @@ def _check_end(source: Source, begin: int) -> None:
             break
         if len(data) < _CHUNK:
             return
-    raise DamagedTarError(
-        f"truncated or damaged at byte {begin}: something follows the mark of the tar's end"
+    raise CorruptTarError(
+        f"truncated or corrupt at byte {begin}: something follows the mark of the tar's end"
     )
 
 

@@ -30,7 +30,7 @@ class Entry:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row (of the whole of a scalar)."""
+        """Bytes of one row (of a scalar: all)."""
         size = self.dtype.itemsize
         for side in self.shape[1:]:
             size *= side
@@ -65,7 +65,7 @@ def parse_header(content: bytes, file_size: int) -> tuple[dict[str, Entry], dict
     """(tensors by name, metadata) of a file's first bytes: all of the header at least.
 
     Raises:
-        ValueError: with the reason, if the header is damaged or does not fit the file's size.
+        ValueError: with the reason, if the header is corrupt or does not fit the file's size.
     """
     start = 8 + header_size(content[:8], file_size)
     if len(content) < start:
@@ -99,10 +99,10 @@ def _entry(name: str, fields: Any, start: int) -> Entry:
     try:
         dtype, shape, (begin, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
     except (TypeError, KeyError, ValueError):
-        raise ValueError(f"the entry of {name!r} is damaged") from None
+        raise ValueError(f"the entry of {name!r} is corrupt") from None
     numbers = [begin, end, *(shape if isinstance(shape, list) else [None])]
     if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers):
-        raise ValueError(f"the entry of {name!r} is damaged")
+        raise ValueError(f"the entry of {name!r} is corrupt")
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise ValueError(f"{name!r} has the type {dtype!r}, none of {', '.join(_DTYPES)}")
     entry = Entry(_DTYPES[dtype], tuple(shape), start + begin)
@@ -118,7 +118,7 @@ def read_header(descriptor: int) -> tuple[dict[str, Entry], dict[str, str]]:
 
 
 def read_tensor(descriptor: int, entry: Entry) -> np.ndarray:
-    """A whole tensor. ValueError if the file has become shorter."""
+    """All of a tensor. ValueError if the file has become shorter."""
     parts, at = [], 0
     while at < entry.size and (data := os.pread(descriptor, entry.size - at, entry.offset + at)):
         parts.append(data)

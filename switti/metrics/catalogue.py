@@ -37,7 +37,7 @@ class MetricInfo:
 
 _MINI = (
     "a small dual encoder (frozen MiniLM text encoder and frozen image trunk with two learned heads) trained on the "
-    "embedded picture set; cosine. Comparable only with itself, never with a CLIPScore"
+    "embedded image set; cosine. Comparable only with itself, never with a CLIPScore"
 )
 
 IMAGE_METRICS: dict[str, MetricInfo] = {
@@ -57,7 +57,7 @@ IMAGE_METRICS: dict[str, MetricInfo] = {
             "KID (AlexNet)",
             "lower",
             "kernel distance (unbiased, cubic polynomial kernel) of the same AlexNet features; sounder than FID for "
-            "few pictures; may be slightly negative",
+            "few images; may be slightly negative",
             network="alexnet",
             build="switti.metrics.fid:build_kid_alexnet",
         ),
@@ -73,7 +73,7 @@ IMAGE_METRICS: dict[str, MetricInfo] = {
             "mini_clip_score",
             "mini CLIP score (own caption)",
             "higher",
-            f"picture against its own caption: {_MINI}",
+            f"image against its own caption: {_MINI}",
             network="mini_clip",
             build="switti.metrics.mini_clip:build_mini_clip_score",
         ),
@@ -81,7 +81,7 @@ IMAGE_METRICS: dict[str, MetricInfo] = {
             "mini_clip_score_shuffled",
             "mini CLIP score (another caption)",
             None,
-            "the same score with captions dealt to the wrong pictures: the level that knows nothing of the caption. "
+            "the same score with captions dealt to the wrong images: the level that knows nothing of the caption. "
             "Only the gap to the own caption's score speaks of following the text",
             network="mini_clip",
         ),
@@ -89,7 +89,7 @@ IMAGE_METRICS: dict[str, MetricInfo] = {
             "clip_score",
             "CLIPScore",
             "higher",
-            "raw cosine of picture and caption; each value is labelled with its backbone",
+            "raw cosine of image and caption; each value is labelled with its backbone",
             network="open_clip",
             build="switti.metrics.clip_score:build_clip_score",
         ),
@@ -148,7 +148,7 @@ def find_info(label: str) -> MetricInfo | None:
         return _LABELLED[label]
     if label.startswith("clip_score_"):
         backbone = label.removeprefix("clip_score_")
-        text = f"raw cosine of picture and caption, backbone {backbone}; other backbones and scalings do not compare"
+        text = f"raw cosine of image and caption, backbone {backbone}; other backbones and scalings do not compare"
         return MetricInfo(label, f"CLIPScore ({backbone})", "higher", text)
     return None
 
@@ -181,7 +181,7 @@ def to_record(infos: Mapping[str, MetricInfo]) -> dict[str, dict[str, Any]]:
 
 
 def from_record(content: Any) -> dict[str, MetricInfo]:
-    """The opposite, of a file that may hold anything: what is not such facts is ignored."""
+    """The inverse, for a file from anywhere: entries that are not such facts are ignored."""
     infos: dict[str, MetricInfo] = {}
     for label, facts in content.items() if isinstance(content, dict) else ():
         if not isinstance(facts, dict) or facts.get("better") not in ("lower", "higher", None):

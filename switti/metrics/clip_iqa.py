@@ -1,6 +1,6 @@
-"""CLIP-IQA (arXiv 2207.12396): is a picture nearer to "Good photo." than to "Bad photo."? No reference is needed.
+"""CLIP-IQA (arXiv 2207.12396): an image's similarity with "Good photo." against "Bad photo.", without a reference.
 
-Which CLIP answers decides the level of the values, so each carries its network's name. Shape suffixes: B pictures.
+Which CLIP answers decides the level of the values, so each carries its network's name. Shape suffixes: B images.
 """
 
 import torch
@@ -15,7 +15,7 @@ LOGIT_SCALE = 100.0  # every CLIP ends its training there
 
 
 class ClipIqa:
-    """uint8 pictures [B, 3, H, W] → probability of the good prompt against the bad one, [B] in [0, 1]."""
+    """uint8 images [B, 3, H, W] → probability of the good prompt against the bad one, [B] in [0, 1]."""
 
     def __init__(self, encoder: DualEncoder, name: str) -> None:
         self.encoder = encoder

@@ -22,7 +22,7 @@ CHUNK = 64  # images that go through a feature network at a time
 
 
 def to_bytes(images_B3HW: Tensor) -> Tensor:
-    """Float [0, 1] → uint8, rounded and clamped: what a saved image would hold. uint8 stays."""
+    """Float [0, 1] → uint8, rounded and clamped as in a saved image; uint8 is returned as it is."""
     if images_B3HW.dtype == torch.uint8:
         return images_B3HW
     return (images_B3HW.float().clamp(0, 1) * 255).round().to(torch.uint8)
@@ -95,7 +95,7 @@ class MetricSet:
     def compute(self) -> dict[str, float]:
         """Values by label, over all processes (which must all call this).
 
-        What is undefined, such as the distance to an empty set, is skipped.
+        Undefined values, such as the distance to an empty set, are skipped.
         """
         values: dict[str, float] = {}
         for group in self.distances:

@@ -1,4 +1,4 @@
-"""Validation figures of a generator, per scale. Shape suffixes: B pictures, L tokens, N scales, V vocabulary."""
+"""Validation metrics of a generator, per scale. Shape suffixes: B images, L tokens, N scales, V vocabulary."""
 
 import torch
 from torch import Tensor
@@ -9,10 +9,10 @@ from switti.tokenizer.codebook import entropy, token_counts
 
 
 class GeneratorStatistics(Metric):
-    """Sums over pictures and ranks; `compute` gives means.
+    """Sums over images and ranks; `compute` gives means.
 
     Keys: loss (all tokens alike, nats), loss_by_scale/<k>, accuracy_by_scale/<k>, unigram_entropy_by_scale/<k> (nats:
-    what a model that knows each scale's token frequencies, and nothing else, would lose) and codebook_use.
+    the loss of a model that knows each scale's token frequencies alone) and codebook_use.
     """
 
     full_state_update = False

@@ -1,6 +1,6 @@
-"""Fidelity of reconstructions (Table 1): PSNR, SSIM, LPIPS, on pictures in [0, 1].
+"""Fidelity of reconstructions (Table 1): PSNR, SSIM, LPIPS, on images in [0, 1].
 
-Shape suffixes: B pictures.
+Shape suffixes: B images.
 """
 
 import torch
@@ -10,13 +10,13 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 
 def psnr(images_B3HW: Tensor, targets_B3HW: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each picture in dB, peak 1, [B]; infinite for equal pictures."""
+    """Peak signal-to-noise ratio of each image in dB, peak 1, [B]; infinite for equal images."""
     error_B = (images_B3HW.double() - targets_B3HW.double()).square().mean(dim=(1, 2, 3))
     return -10 * torch.log10(error_B)
 
 
 def ssim(images_B3HW: Tensor, targets_B3HW: Tensor) -> Tensor:
-    """Structural similarity of each picture, [B]: 11×11 Gaussian window, σ = 1.5, range 1, mirrored at the borders."""
+    """Structural similarity of each image, [B]: 11×11 Gaussian window, σ = 1.5, range 1, mirrored at the borders."""
     # Its variances are differences of convolutions, which bfloat16 would spoil.
     with torch.autocast(images_B3HW.device.type, enabled=False):
         values = structural_similarity_index_measure(
@@ -28,14 +28,14 @@ def ssim(images_B3HW: Tensor, targets_B3HW: Tensor) -> Tensor:
 
 
 def lpips_distance(network: nn.Module, images_B3HW: Tensor, targets_B3HW: Tensor) -> Tensor:
-    """LPIPS of each picture, [B]; `network` from switti.losses.perceptual.build_lpips."""
+    """LPIPS of each image, [B]; `network` from switti.losses.perceptual.build_lpips."""
     return network(images_B3HW * 2 - 1, targets_B3HW * 2 - 1).reshape(-1)
 
 
 class ReconstructionQuality(Metric):
-    """Means over pictures of psnr, ssim and (with a network) lpips. One sum each crosses processes.
+    """Means over images of psnr, ssim and (with a network) lpips. One sum each crosses processes.
 
-    The mean of PSNR is taken over pictures, as published, not over pixels of all pictures.
+    The mean of PSNR is taken over images, as published, not over pixels of all images.
     """
 
     full_state_update = False
@@ -60,6 +60,6 @@ class ReconstructionQuality(Metric):
         self.count += len(images)
 
     def compute(self) -> dict[str, float]:
-        """Mean of each quantity by name; nan without pictures."""
+        """Mean of each quantity by name; nan without images."""
         means = (self.sums / self.count).tolist()
         return dict(zip(self.names, means, strict=True))

@@ -1,9 +1,9 @@
 """A small dual encoder for machines without a model hub: two trained heads on frozen MiniLM and frozen AlexNet.
 
-Its `mini_clip_score` tells whether pictures follow their captions within the domain it was trained on (emoji-like
-pictures). It is not CLIP, and its values are comparable only with values of the same heads.
+Its `mini_clip_score` measures whether images follow their captions within the domain it was trained on (emoji-like
+images). It is not CLIP, and its values are comparable only with values of the same heads.
 
-Shape suffixes: B pictures or captions, F picture numbers of the trunk, P pooled text width, D common space.
+Shape suffixes: B images or captions, F image numbers of the trunk, P pooled text width, D common space.
 """
 
 from dataclasses import asdict, dataclass
@@ -42,8 +42,8 @@ class MiniClipConfig:
     picture_side: int = 128
 
     @property
-    def picture_width(self) -> int:
-        """Numbers per picture: means of the first four maps, and the last one on a coarse grid."""
+    def image_width(self) -> int:
+        """Numbers per image: means of the first four maps, and the last one on a coarse grid."""
         return sum(_MAP_CHANNELS[:4]) + _MAP_CHANNELS[4] * _GRID**2
 
     def validate(self, path: str) -> None:
@@ -59,7 +59,7 @@ class MiniClipConfig:
 
 
 class Head(nn.Module):
-    """Standardise, one hidden layer, project: [B, F] → [B, D] of unit length."""
+    """Standardize, one hidden layer, project: [B, F] → [B, D] of unit length."""
 
     mean: Tensor
     deviation: Tensor
@@ -73,7 +73,7 @@ class Head(nn.Module):
         self.out = nn.Linear(hidden, width)
 
     @torch.no_grad()
-    def standardise_like(self, features_BF: Tensor) -> None:
+    def standardize_like(self, features_BF: Tensor) -> None:
         """Takes mean and deviation of the inputs from a sample of them."""
         self.mean.copy_(features_BF.mean(0))
         self.deviation.copy_(features_BF.std(0).clamp(min=1e-3))
@@ -89,13 +89,13 @@ class MiniClipHeads(nn.Module):
     def __init__(self, config: MiniClipConfig, dropout: float = 0.0) -> None:
         super().__init__()
         self.config = config
-        self.image = Head(config.picture_width, config.hidden, config.width, dropout)
+        self.image = Head(config.image_width, config.hidden, config.width, dropout)
         self.text = Head(config.text_width, config.hidden, config.width, dropout)
         self.scale = nn.Parameter(torch.tensor(2.66))
 
 
-class PictureDescription(nn.Module):
-    """Frozen AlexNet → [B, F]: early maps for colour and outline, the last one on a grid for what is where."""
+class ImageDescription(nn.Module):
+    """Frozen AlexNet → [B, F]: early maps for colour and outline, the last one on a grid for positions."""
 
     def __init__(self, side: int = MiniClipConfig.picture_side) -> None:
         super().__init__()
@@ -115,13 +115,13 @@ class MiniClip:
     def __init__(self, heads: MiniClipHeads, device: torch.device | str = "cpu") -> None:
         self.heads = heads.eval().requires_grad_(False).to(device)
         self.width = heads.config.width
-        self.pictures = PictureDescription(heads.config.picture_side).to(device)
+        self.images = ImageDescription(heads.config.picture_side).to(device)
         self.captions = MiniLMEncoder(heads.config.max_length, device)
 
     @torch.no_grad()
     def encode_images(self, images_B3HW: Tensor) -> Tensor:
         """uint8, or float in [0, 1], [B, 3, H, W] → [B, D] of unit length."""
-        return self.heads.image(self.pictures(images_B3HW))
+        return self.heads.image(self.images(images_B3HW))
 
     @torch.no_grad()
     def encode_texts(self, captions: list[str]) -> Tensor:

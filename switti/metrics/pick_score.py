@@ -1,4 +1,4 @@
-"""PickScore v1 as in the paper: the raw cosine of picture and caption under its fine-tuned CLIP-H (≈ 0.22)."""
+"""PickScore v1 as in the paper: the raw cosine of image and caption under its fine-tuned CLIP-H (≈ 0.22)."""
 
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def load_pick_score(source: str, device: torch.device | str = "cpu") -> Transfor
 def load_transformers_clip(
     source: str, setting: str, files: str, device: torch.device | str = "cpu"
 ) -> TransformersClipEncoder:
-    """Any CLIP in transformers format. setting, files: how messages call the source, and what a folder must hold."""
+    """Any CLIP in transformers format. setting, files: names of the source and of the required files in messages."""
     from transformers import CLIPModel, CLIPProcessor
 
     local = Path(source).expanduser()

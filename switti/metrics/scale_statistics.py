@@ -1,6 +1,6 @@
 """How each scale uses the codebook: unigram entropy, share of entries used, perplexity, from counts of tokens.
 
-Shape suffixes: B pictures, L tokens of all scales, K scales, V codebook entries.
+Shape suffixes: B images, L tokens of all scales, K scales, V codebook entries.
 """
 
 import torch

@@ -1,7 +1,7 @@
-"""Similarity of pictures with their captions: pure functions, and the accumulators that CLIPScore, PickScore and
+"""Similarity of images with their captions: pure functions, and the accumulators that CLIPScore, PickScore and
 the small embedded dual encoder share.
 
-Shape suffixes: B pictures of one update, N all pictures, D width of the common space.
+Shape suffixes: B images of one update, N all images, D width of the common space.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 
 class DualEncoder(Protocol):
-    """Pictures and captions into one space. Pictures are uint8 [B, 3, H, W]; rows need no unit length."""
+    """Images and captions into one space. Images are uint8 [B, 3, H, W]; rows need no unit length."""
 
     width: int
 
@@ -30,10 +30,10 @@ def cosine(a_BD: Tensor, b_BD: Tensor) -> Tensor:
 
 
 def shuffled_cosine(images_ND: Tensor, texts_ND: Tensor, keys_N: Tensor) -> Tensor:
-    """Cosine of each picture with the caption of another one, one value per picture that has such a partner.
+    """Cosine of each image with the caption of another one, one value per image that has such a partner.
 
-    Partners: pictures in the order of their captions' keys, shifted by half. The result depends neither on the order
-    of the rows nor on how they were spread over processes. Pairs with the same caption are left out.
+    Partners: images in the order of their captions' keys, shifted by half. The result depends neither on the order
+    of the rows nor on how they were spread over processes. Pairs with the same caption are skipped.
     """
     order = torch.argsort(keys_N, stable=True)
     partner = order.roll(len(order) // 2)
@@ -44,7 +44,7 @@ def shuffled_cosine(images_ND: Tensor, texts_ND: Tensor, keys_N: Tensor) -> Tens
 def pair_auc(similarity_NN: Tensor, same_NN: Tensor | None = None) -> float:
     """Probability that a matching pair (diagonal) is more similar than a mismatching one; ties count half.
 
-    same_NN: True where an off-diagonal pair matches as well (equal captions) and must be left out.
+    same_NN: True where an off-diagonal pair matches as well (equal captions) and must be skipped.
     """
     match = torch.eye(len(similarity_NN), dtype=torch.bool, device=similarity_NN.device)
     mismatch = ~match if same_NN is None else ~(match | same_NN)
@@ -61,7 +61,7 @@ def caption_keys(captions: list[str]) -> Tensor:
 
 
 class MeanCosine(Metric):
-    """Mean cosine of pictures with their own captions, under an injected encoder. Two numbers cross processes."""
+    """Mean cosine of images with their own captions, under an injected encoder. Two numbers cross processes."""
 
     full_state_update = False
     total: Tensor
@@ -74,7 +74,7 @@ class MeanCosine(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, images_B3HW: Tensor, captions: list[str]) -> None:
-        """Adds pictures, uint8 [B, 3, H, W], with one caption each."""
+        """Adds images, uint8 [B, 3, H, W], with one caption each."""
         if not captions:
             return
         values = cosine(self.encoder.encode_images(images_B3HW), self.encoder.encode_texts(captions))
@@ -82,14 +82,14 @@ class MeanCosine(Metric):
         self.count += len(captions)
 
     def compute(self) -> Tensor:
-        """Scalar float64; nan without pictures."""
+        """Scalar float64; nan without images."""
         return self.total / self.count
 
 
 class MatchedAndShuffledCosine(Metric):
-    """Mean cosine of pictures with their own and with others' captions: the gap says whether captions matter.
+    """Mean cosine of images with their own and with others' captions: the gap says whether captions matter.
 
-    Embeddings are kept (D numbers a picture, twice), pictures are not.
+    Embeddings are kept (D numbers an image, twice), images are not.
     """
 
     full_state_update = False
@@ -104,7 +104,7 @@ class MatchedAndShuffledCosine(Metric):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, images_B3HW: Tensor, captions: list[str]) -> None:
-        """Adds pictures, uint8 [B, 3, H, W], with one caption each; none at all is allowed."""
+        """Adds images, uint8 [B, 3, H, W], with one caption each; none at all is allowed."""
         device = images_B3HW.device
         if captions:
             images, texts = self.encoder.encode_images(images_B3HW), self.encoder.encode_texts(captions)
@@ -115,6 +115,6 @@ class MatchedAndShuffledCosine(Metric):
         self.keys.append(caption_keys(captions).to(device))
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """(own, shuffled) mean cosines; shuffled is nan if no picture has a partner with another caption."""
+        """(own, shuffled) mean cosines; shuffled is nan if no image has a partner with another caption."""
         images, texts, keys = dim_zero_cat(self.images), dim_zero_cat(self.texts), dim_zero_cat(self.keys)
         return cosine(images, texts).double().mean(), shuffled_cosine(images, texts, keys).double().mean()

@@ -1,6 +1,6 @@
-"""What a tokenizer keeps of pictures (Table 1): fidelity, distance of the sets, use of the codebook, error by scale.
+"""Quality of a tokenizer (Table 1): fidelity, rFID, codebook use and error by scale.
 
-Shape suffixes: B pictures, K scales, V codebook entries, HH the square latent.
+Shape suffixes: B images, K scales, V codebook entries, HH the square latent.
 """
 
 from dataclasses import dataclass, field
@@ -17,14 +17,15 @@ from switti.metrics.image_quality import lpips_distance, psnr, ssim
 from switti.metrics.scale_statistics import ScaleStatistics
 from switti.tokenizer.rqvae import RQVAE
 
-DECODED_BY_SCALE = 32  # pictures that are decoded after every scale, which costs a decoding each
+# Images that are decoded after every scale.
+DECODED_BY_SCALE = 32
 
 
 @dataclass(frozen=True)
 class QualityNetworks:
-    """What several tokenizers are judged with. lpips: by the name of the metric; clip_iqa: None leaves it out.
+    """Networks that several tokenizers are measured with. lpips: by the name of the metric; clip_iqa: None skips it.
 
-    features: uint8 pictures → [B, `num_features`] for the distance of the sets, rfid_<features_name>.
+    features: uint8 images → [B, `num_features`] for the distance of the sets, rfid_<features_name>.
     """
 
     lpips: dict[str, nn.Module]
@@ -47,11 +48,11 @@ def build_quality_networks(
 
 @dataclass(frozen=True)
 class TokenizerReport:
-    """values: metric → value. by_scale: metric → one value a scale. pictures: metric → value, one dict a picture."""
+    """values: metric → value. by_scale: metric → one value a scale. images: metric → value, one dict an image."""
 
     values: dict[str, float]
     by_scale: dict[str, list[float]]
-    pictures: list[dict[str, float]] = field(repr=False)
+    images: list[dict[str, float]] = field(repr=False)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -60,10 +61,10 @@ def device_of(model: nn.Module) -> torch.device:
 
 @torch.no_grad()
 def reconstruct(model: RQVAE, image_B3HW: Tensor) -> Tensor:
-    """Pictures in [-1, 1] → what their tokens keep of them, in [0, 1], on the model's device."""
+    """Images in [-1, 1] → what their tokens keep of them, in [0, 1], on the model's device."""
     image_B3HW = image_B3HW.to(device_of(model))
-    found_B3HW = model.decode(model.tokens_to_latent(model.tokenize(image_B3HW)))
-    return (found_B3HW.clamp(-1, 1) + 1) / 2
+    decoded_B3HW = model.decode(model.tokens_to_latent(model.tokenize(image_B3HW)))
+    return (decoded_B3HW.clamp(-1, 1) + 1) / 2
 
 
 def latent_errors(f_BCHH: Tensor, latents_BCHH: list[Tensor]) -> Tensor:
@@ -73,16 +74,16 @@ def latent_errors(f_BCHH: Tensor, latents_BCHH: list[Tensor]) -> Tensor:
     return torch.stack(missing, dim=1) / energy_B[:, None]
 
 
-def psnr_by_scale_name(pictures: int) -> str:
-    """Of the metric by scale that is measured on the first DECODED_BY_SCALE of so many pictures."""
-    return f"psnr_of_first_{min(pictures, DECODED_BY_SCALE)}"
+def psnr_by_scale_name(images: int) -> str:
+    """Name of the metric by scale that is measured on the first DECODED_BY_SCALE of `images` images."""
+    return f"psnr_of_first_{min(images, DECODED_BY_SCALE)}"
 
 
 class TokenizerQuality:
-    """Adds up over batches of pictures; in one process.
+    """Adds up over batches of images; in one process.
 
-    By scale there are, besides the use of codes, what is missing of the latent after each scale and, of the first
-    DECODED_BY_SCALE pictures, the mean PSNR when scales 0 … k alone are decoded.
+    By scale, besides codebook use: the share of the latent missing after each scale and, of the first
+    DECODED_BY_SCALE images, the mean PSNR when scales 0 … k alone are decoded.
     """
 
     def __init__(self, model: RQVAE, networks: QualityNetworks) -> None:
@@ -90,47 +91,47 @@ class TokenizerQuality:
         self.networks = networks
         self.statistics = ScaleStatistics(model.pyramid, model.config.codebook_size)
         self.distance = FrechetDistance(networks.features.num_features)
-        self.pictures: list[dict[str, float]] = []
+        self.images: list[dict[str, float]] = []
         self._errors_K = torch.zeros(model.pyramid.count, dtype=torch.float64)
         self._psnrs_K = torch.zeros(model.pyramid.count, dtype=torch.float64)
 
     @torch.no_grad()
     def update(self, image_B3HW: Tensor) -> None:
-        """Pictures in [-1, 1] of the tokenizer's own size."""
+        """Images in [-1, 1] of the tokenizer's own size."""
         model = self.model
         image_B3HW = image_B3HW.to(device_of(model))
         f_BCHH = model.encode(image_B3HW)
         tokens_BL = model.quantize.tokenize(f_BCHH)
         latents_BCHH = list(model.quantize.latents(tokens_BL))
-        found_B3HW = self._decode(latents_BCHH[-1])
+        decoded_B3HW = self._decode(latents_BCHH[-1])
         target_B3HW = (image_B3HW + 1) / 2
-        if left := max(0, DECODED_BY_SCALE - len(self.pictures)):
+        if left := max(0, DECODED_BY_SCALE - len(self.images)):
             for scale, f_hat_BCHH in enumerate(latents_BCHH):
                 values_B = psnr(self._decode(f_hat_BCHH[:left]), target_B3HW[:left])
                 self._psnrs_K[scale] += values_B.sum().cpu()
         self._errors_K += latent_errors(f_BCHH, latents_BCHH).double().sum(0).cpu()
         self.statistics.update(tokens_BL.cpu())
-        for images_B3HW, real in ((target_B3HW, True), (found_B3HW, False)):
+        for images_B3HW, real in ((target_B3HW, True), (decoded_B3HW, False)):
             self.distance.update(self.networks.features(to_bytes(images_B3HW)).cpu(), real=real)
-        columns = {"psnr": psnr(found_B3HW, target_B3HW), "ssim": ssim(found_B3HW, target_B3HW)}
+        columns = {"psnr": psnr(decoded_B3HW, target_B3HW), "ssim": ssim(decoded_B3HW, target_B3HW)}
         for name, network in self.networks.lpips.items():
-            columns[name] = lpips_distance(network, found_B3HW, target_B3HW)
-        if (judge := self.networks.clip_iqa) is not None:
-            columns[judge.name] = judge(to_bytes(found_B3HW))
+            columns[name] = lpips_distance(network, decoded_B3HW, target_B3HW)
+        if (clip_iqa := self.networks.clip_iqa) is not None:
+            columns[clip_iqa.name] = clip_iqa(to_bytes(decoded_B3HW))
         rows = zip(*(values_B.tolist() for values_B in columns.values()), strict=True)
-        self.pictures += [dict(zip(columns, row, strict=True)) for row in rows]
+        self.images += [dict(zip(columns, row, strict=True)) for row in rows]
 
     def _decode(self, f_hat_BCHH: Tensor) -> Tensor:
         return (self.model.decode(f_hat_BCHH).clamp(-1, 1) + 1) / 2
 
     def compute(self) -> TokenizerReport:
-        """Means over pictures, and what is defined on all of them together (nan where that needs more pictures)."""
-        count = len(self.pictures)
-        values = {name: sum(row[name] for row in self.pictures) / count for name in self.pictures[0]}
+        """Means over images, and metrics of the set (nan where those need more images)."""
+        count = len(self.images)
+        values = {name: sum(row[name] for row in self.images) / count for name in self.images[0]}
         values[f"rfid_{self.networks.features_name}"] = float(self.distance.compute())
-        found = self.statistics.compute()
-        values["codebook_use"] = float(found["codebook_use_total"])
-        by_scale = {name: found[name].tolist() for name in ("codebook_use", "perplexity")}
+        statistics = self.statistics.compute()
+        values["codebook_use"] = float(statistics["codebook_use_total"])
+        by_scale = {name: statistics[name].tolist() for name in ("codebook_use", "perplexity")}
         by_scale["latent_error"] = (self._errors_K / count).tolist()
         by_scale[psnr_by_scale_name(count)] = (self._psnrs_K / min(count, DECODED_BY_SCALE)).tolist()
-        return TokenizerReport(values, by_scale, self.pictures)
+        return TokenizerReport(values, by_scale, self.images)

@@ -1,8 +1,8 @@
-"""Where attention goes while sampling (Figures 7 and 13). Nothing here runs on the main path.
+"""Attention maps while sampling (Figures 7 and 13), recorded by hooks; ordinary sampling runs none of this.
 
 Attention is computed a second time from what the layers receive, a piece at a time; only means leave a piece.
 
-Shape suffixes: B pictures, H heads, P tokens of one scale, T caption tokens, M keys, N scales, K head width.
+Shape suffixes: B images, H heads, P tokens of one scale, T caption tokens, M keys, N scales, K head width.
 """
 
 from collections.abc import Iterator
@@ -22,18 +22,18 @@ QUERIES_AT_A_TIME = 256
 class CaptionAttention:
     """Mean attention of each scale's tokens to each caption token, over heads, tokens and blocks."""
 
-    def __init__(self, pictures: int) -> None:
-        self.pictures = pictures
+    def __init__(self, images: int) -> None:
+        self.images = images
         self._by_block: dict[CrossAttention, list[Tensor]] = {}
 
     def note(self, layer: CrossAttention, arguments: tuple[Any, ...]) -> None:
         """One call of a layer: the tokens of one scale, conditional rows first."""
         x, k, _, mask = arguments
-        q_BHPK = layer.project_tokens(x[: self.pictures]).float()
-        k_BHTK = k[: self.pictures].float()
+        q_BHPK = layer.project_tokens(x[: self.images]).float()
+        k_BHTK = k[: self.images].float()
         scores_BHPT = q_BHPK @ k_BHTK.transpose(-1, -2) * q_BHPK.shape[-1] ** -0.5
         if mask is not None:
-            scores_BHPT = scores_BHPT.masked_fill(~mask[: self.pictures], -torch.inf)
+            scores_BHPT = scores_BHPT.masked_fill(~mask[: self.images], -torch.inf)
         self._by_block.setdefault(layer, []).append(scores_BHPT.softmax(-1).mean(dim=(1, 2)).cpu())
 
     def result(self) -> Tensor:
@@ -42,17 +42,17 @@ class CaptionAttention:
 
 
 class ScaleAttention:
-    """Share of each scale's self-attention that goes to each scale, over heads, tokens, pictures and blocks."""
+    """Share of each scale's self-attention that goes to each scale, over heads, tokens, images and blocks."""
 
-    def __init__(self, pyramid: Pyramid, pictures: int) -> None:
+    def __init__(self, pyramid: Pyramid, images: int) -> None:
         self.pyramid = pyramid
-        self.pictures = pictures
+        self.images = images
         self._keys: dict[SelfAttention, list[Tensor]] = {}
         self._shares: dict[SelfAttention, list[Tensor]] = {}
 
     def note(self, layer: SelfAttention, arguments: tuple[Any, ...]) -> None:
         """One call of a layer: the tokens of one scale. A causal layer sees the keys of its earlier calls, too."""
-        q_BHPK, k_BHPK, _ = layer.project(arguments[0][: self.pictures], arguments[1])
+        q_BHPK, k_BHPK, _ = layer.project(arguments[0][: self.images], arguments[1])
         keys = self._keys.setdefault(layer, [])
         scale = len(keys)
         keys.append(k_BHPK)

@@ -1,4 +1,4 @@
-"""From logits to tokens: top-k, top-p and draws, in float32.
+"""Top-k and top-p filtering and sampling of tokens, in float32.
 
 On a CPU nothing is sorted but the k largest values of a row, and noise is made for the tokens that stay. On other
 devices every step is a tensor operation of static shape without a host in between: the published formulation.
@@ -59,7 +59,7 @@ def _kept_on_cpu(logits_RV: Tensor, top_k: int, top_p: float, rounded: bool) -> 
         return np.flatnonzero(x_RV >= values_RK.min(axis=-1, keepdims=True)), x_RV.max(axis=-1, keepdims=True)
     values_RK = np.sort(values_RK, axis=-1)
     largest_R1, floor_R1 = values_RK[:, -1:], values_RK[:, :1]
-    # Others that equal the k-th largest stand in front of it in ascending order, as if they had been selected too.
+    # Others that equal the k-th largest precede it in ascending order, as if they had been selected too.
     ties_R1 = np.count_nonzero(x_RV == floor_R1, axis=-1, keepdims=True)
     ties_R1 = ties_R1 - np.count_nonzero(values_RK == floor_R1, axis=-1, keepdims=True)
     odds_RK = np.exp(values_RK - largest_R1)
@@ -69,9 +69,9 @@ def _kept_on_cpu(logits_RV: Tensor, top_k: int, top_p: float, rounded: bool) -> 
     dropped_RK[:, -1] = False
     floor_R1 = np.take_along_axis(values_RK, dropped_RK.sum(axis=-1, keepdims=True), axis=-1)
     places_S = np.flatnonzero(x_RV >= floor_R1)
-    # Of the tokens equal to the smallest that stays, so many go.
+    # Number of dropped tokens among those equal to the smallest one kept.
     surplus_R1 = np.count_nonzero(dropped_RK & (values_RK == floor_R1), axis=-1, keepdims=True)
-    # Odds that have underflowed to 0 leave room for any number.
+    # Odds that have underflowed to 0 permit any number.
     with np.errstate(divide="ignore", invalid="ignore"):
         fitting_R1 = np.floor((1.0 - top_p) * cumulative_RK[:, -1:] / odds_RK[:, :1])
     fitting_R1 = np.fmin(fitting_R1, ties_R1)
@@ -128,7 +128,7 @@ def draw_tokens(
     """One token a position, int64 [B, P].
 
     noise: Exp(1) draws above 0, [B, P, V] or made when they are needed; the token is argmax of probability / noise, a
-    draw from the filtered distribution. None stands for the most probable token. rounded: the logits come from a
+    draw from the filtered distribution. None selects the most probable token. rounded: the logits come from a
     bfloat16 model, see `kept_tokens`.
     """
     if noise is None:

@@ -1,4 +1,4 @@
-"""Files of sampled images: the format follows the name, the settings go into the file's own metadata."""
+"""Files of sampled images: format by the name's suffix, settings in the metadata."""
 
 import json
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ def check_image(path: Path, size: tuple[int, int], details: Mapping[str, Any]) -
 
 
 def save_image(image: "Image.Image", path: Path, details: Mapping[str, Any]) -> None:
-    """Write an image with `details` as JSON in its metadata, whole or not at all.
+    """Write an image with `details` as JSON in its metadata, atomically.
 
     PNG: text entry "switti". JPEG (without chroma subsampling) and WebP, both of quality 95: EXIF's ImageDescription.
     """

@@ -10,8 +10,8 @@ from switti.scales import Pyramid
 
 
 @dataclass(frozen=True)
-class GuidancePlan:
-    """What happens at each scale: which rows are computed and how logits are combined.
+class GuidanceSchedule:
+    """Guidance at each scale: which rows are computed and how their logits are combined.
 
     strengths: t of (1 + t)·conditional − t·unconditional, per scale; 0 where guidance is off.
     start, stop: guidance is on from `start` to before `stop`; at scales past both, logits are divided by
@@ -24,7 +24,7 @@ class GuidancePlan:
     late_temperature: float | None
 
     @classmethod
-    def of(cls, config: SamplingConfig, pyramid: Pyramid) -> "GuidancePlan":
+    def of(cls, config: SamplingConfig, pyramid: Pyramid) -> "GuidanceSchedule":
         count = pyramid.count
         stop = count if config.guidance_stop is None else min(config.guidance_stop, count)
         strengths = tuple(

@@ -1,4 +1,4 @@
-"""Pictures for people: tensors to PIL, captioned grids."""
+"""Conversion of tensors to PIL images, and captioned grids."""
 
 import textwrap
 import unicodedata
@@ -17,9 +17,9 @@ MARGIN = 6
 
 
 def to_pil(images_B3HW: "Tensor") -> list[Image.Image]:
-    """Pictures in [0, 1] as 8-bit RGB, rounded to the nearest value."""
+    """Images in [0, 1] as 8-bit RGB, rounded to the nearest value."""
     pixels = (images_B3HW.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(picture) for picture in pixels]
+    return [Image.fromarray(image) for image in pixels]
 
 
 def _font_file() -> Path:
@@ -76,21 +76,21 @@ def grid_size(count: int, width: int, height: int, columns: int) -> tuple[int, i
     return columns * cell_width + MARGIN, -(-count // columns) * cell_height + MARGIN
 
 
-def captioned_grid(pictures: Sequence[Image.Image], captions: Sequence[str], columns: int = 8) -> Image.Image:
-    """One picture of all pictures with their captions below, row by row.
+def captioned_grid(images: Sequence[Image.Image], captions: Sequence[str], columns: int = 8) -> Image.Image:
+    """One sheet of all images with their captions below, row by row.
 
-    Pictures narrower than `SMALLEST` px are enlarged by a whole factor without smoothing.
+    Images narrower than `SMALLEST` px are enlarged by a whole factor without smoothing.
     """
-    factor, line, cell_width, cell_height = _cells(*pictures[0].size)
-    width, height = pictures[0].width * factor, pictures[0].height * factor
+    factor, line, cell_width, cell_height = _cells(*images[0].size)
+    width, height = images[0].width * factor, images[0].height * factor
     letter = font(max(10, width // 12))
-    sheet = Image.new("RGB", grid_size(len(pictures), *pictures[0].size, columns), "white")
-    columns = min(columns, len(pictures))
+    sheet = Image.new("RGB", grid_size(len(images), *images[0].size, columns), "white")
+    columns = min(columns, len(images))
     draw = ImageDraw.Draw(sheet)
-    for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
         x = MARGIN + index % columns * cell_width
         y = MARGIN + index // columns * cell_height
-        sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (x, y))
+        sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), (x, y))
         letters = max(8, int(width / (letter.getlength("n") or 1)))
         for number, text in enumerate(textwrap.wrap(drawable(caption), letters)[:CAPTION_LINES]):
             draw.text((x, y + height + 2 + number * line), text, fill="black", font=letter)

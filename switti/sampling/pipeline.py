@@ -42,7 +42,7 @@ Images = list[Image.Image] | Tensor | np.ndarray
 
 @dataclass
 class PipelineOutput:
-    """What a call with return_dict=True returns."""
+    """Result of a call with return_dict=True."""
 
     images: Images
 
@@ -119,7 +119,7 @@ class SwittiPipeline:
                 f"{source} was trained with the text encoder {shortened(parts.text.encoder)}, which is not part of "
                 "this library, and no code is imported because a folder names it: give text_encoder=…"
             )
-        # What lies on this machine asks no network for the rest.
+        # A local source does not access the network for its other parts.
         encoder = text_encoder or build_text_encoder(parts.text, device, cached=not is_hub_id(source))
         mixed = parts.autocast if autocast is None else autocast
         return cls(parts.generator, parts.tokenizer, encoder, parts.sampling, mixed, parts.text)
@@ -132,7 +132,7 @@ class SwittiPipeline:
         details: dict[str, Any] | None = None,
         facts: RunFacts | None = None,
     ) -> None:
-        """Write a folder that `from_pretrained` reads: whole, or not at all. It must be empty or not exist.
+        """Write a folder that `from_pretrained` reads, atomically. It must be empty or not exist.
 
         dtype: of the transformer's weights on disk; crop frequencies and tokenizer stay float32. facts: of the run that
         trained it, for the model card.

@@ -62,7 +62,7 @@ def random_sources(
 ) -> list[Seed]:
     """A seed or a generator per image."""
     if generator is None:
-        found: list[Seed] = list(range(count)) if seeds is None else _check_seeds(seeds)
+        sources: list[Seed] = list(range(count)) if seeds is None else _check_seeds(seeds)
         name = "seeds"
     elif seeds is not None:
         raise UserError("give seeds or generator, not both")
@@ -81,10 +81,10 @@ def random_sources(
                     f"generator lives on {item.device}; noise is drawn on the CPU: torch.Generator()"
                 )
         drawn = torch.randint(2**63 - 1, (count,), generator=generators[0]).tolist() if single else []
-        found, name = drawn if single else list(generators), "generators"
-    if len(found) != count:
-        raise UserError(f"{len(found)} {name} for {count} images; give one per image")
-    return found
+        sources, name = drawn if single else list(generators), "generators"
+    if len(sources) != count:
+        raise UserError(f"{len(sources)} {name} for {count} images; give one per image")
+    return sources
 
 
 def _check_seeds(seeds: Any) -> list[Seed]:

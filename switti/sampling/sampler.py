@@ -1,6 +1,6 @@
 """The sampler: scale by scale from a caption to a latent (Section 3.5).
 
-Shape suffixes: B pictures, P tokens of a scale, V vocabulary, C code width, T caption tokens.
+Shape suffixes: B images, P tokens of a scale, V vocabulary, C code width, T caption tokens.
 """
 
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from switti.errors import UserError
 from switti.models.transformer import Condition, ScaleTransformer
 from switti.sampling.config import SamplingConfig
 from switti.sampling.filters import draw_tokens, gumbel_softmax, gumbel_temperature
-from switti.sampling.guidance import GuidancePlan
+from switti.sampling.guidance import GuidanceSchedule
 from switti.sampling.noise import ScaleNoise
 from switti.text.base import TextEmbedding
 from switti.tokenizer.rqvae import RQVAE
 
 LARGEST_LOGIT = 1e35
-# noise(scale, (P, V)) → Exp(1) draws [B, P, V], or what makes them; None stands for the most probable token.
+# noise(scale, (P, V)) → Exp(1) draws [B, P, V], or what makes them; None selects the most probable token.
 Noise = Callable[[int, tuple[int, int]], Tensor | ScaleNoise | None]
 
 
 @dataclass
 class ScaleTrace:
-    """What happened at one scale; handed to `on_scale_end`.
+    """Record of one scale, passed to `on_scale_end`.
 
     tokens_BP is None where the codebook was mixed softly (soft_BPV then holds the weights). noise_BPV: all draws, where
     they were given or needed.
@@ -45,7 +45,7 @@ class ScaleTrace:
 
 @dataclass(frozen=True)
 class PromptSwitch:
-    """From `scale` on, pictures follow these captions (one each) instead of the first ones (Section 3.4)."""
+    """From `scale` on, images follow these captions (one each) instead of the first ones (Section 3.4)."""
 
     text: TextEmbedding
     scale: int
@@ -56,10 +56,10 @@ def _conditions(
     text: TextEmbedding,
     null: TextEmbedding,
     crop_B4: Tensor | None,
-    plan: GuidancePlan,
+    schedule: GuidanceSchedule,
 ) -> Condition:
     """Condition of the rows [conditional; unconditional], or of the conditional rows alone without guidance."""
-    if plan.last_guided < 0:
+    if schedule.last_guided < 0:
         return model.prepare(text.tokens_BTC, text.mask_BT, text.pooled_BP, crop_B4)
     batch = len(text.pooled_BP)
     both = TextEmbedding.concatenate([text, null.expand(batch)])
@@ -69,7 +69,7 @@ def _conditions(
 
 def _choose(
     config: SamplingConfig,
-    plan: GuidancePlan,
+    schedule: GuidanceSchedule,
     ratio: float,
     scale: int,
     logits: Tensor,
@@ -77,7 +77,7 @@ def _choose(
     noise: Tensor | ScaleNoise | None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor | None]:
     """(tokens, None, guided, noise) or (None, soft weights, guided·(1 + r), noise), depending on Gumbel smoothing."""
-    soft = config.gumbel and config.gumbel_start <= scale < plan.stop and noise is not None
+    soft = config.gumbel and config.gumbel_start <= scale < schedule.stop and noise is not None
     if soft:
         guided = guided * (1.0 + ratio)
     if guided.device.type == "cpu":
@@ -125,35 +125,35 @@ def sample_latent(
     crop_B4: Tensor | None = None,
     on_scale_end: Callable[[ScaleTrace], None] | None = None,
     switch: PromptSwitch | None = None,
-    plan: GuidancePlan | None = None,
+    schedule: GuidanceSchedule | None = None,
 ) -> Tensor:
     """Latents [B, C, H, W] in float32 for `RQVAE.decode`.
 
     text: B captions; null: one caption (or B) for the unconditional rows, "" or a negative prompt. Guidance, filters
     and the running latent are kept in float32 whatever the model's precision. switch: other captions from some scale
-    on; what a causal model remembers of the coarser scales stays as it was. plan: guidance by scale, if another than
-    `config` describes. Raises UserError where logits are not finite on a CPU; a device is not asked in between, and
+    on; a causal model's keys and values of the coarser scales stay. schedule: guidance by scale, instead of that of
+    `config`. Raises UserError where logits are not finite on a CPU; a device is not asked in between, and
     the latent of such images is not finite either (`check_latent`).
     """
     pyramid, quantizer = model.pyramid, tokenizer.quantize
-    plan = plan or GuidancePlan.of(config, pyramid)
+    schedule = schedule or GuidanceSchedule.of(config, pyramid)
     causal = model.config.visibility == "causal"
     batch = len(text.pooled_BP)
-    condition = _conditions(model, text, null, crop_B4, plan)
+    condition = _conditions(model, text, null, crop_B4, schedule)
     conditional = condition.first_rows(batch)
     cache = model.build_cache()
     latent, rows = quantizer.empty_latent(batch), None
     for scale in range(pyramid.count):
         if switch is not None and scale == switch.scale:
-            condition = _conditions(model, switch.text, null, crop_B4, plan)
+            condition = _conditions(model, switch.text, null, crop_B4, schedule)
             conditional = condition.first_rows(batch)
-        unconditional = plan.needs_unconditional(scale, causal)
+        unconditional = schedule.needs_unconditional(scale, causal)
         inputs = rows if rows is None or not unconditional else torch.cat([rows, rows])
         logits = model.forward_scale(scale, inputs, condition if unconditional else conditional, cache)
-        guided = plan.combine(logits, batch, scale)
+        guided = schedule.combine(logits, batch, scale)
         drawn = noise(scale, (guided.shape[1], guided.shape[2]))
         ratio = pyramid.ratio(scale)
-        tokens, soft, guided, drawn = _choose(config, plan, ratio, scale, logits, guided, drawn)
+        tokens, soft, guided, drawn = _choose(config, schedule, ratio, scale, logits, guided, drawn)
         codes = (
             quantizer.embed(tokens) if tokens is not None else cast(Tensor, soft) @ quantizer.embedding.weight
         )

@@ -1,4 +1,4 @@
-"""How long each scale takes, of one sampler or of several in turn."""
+"""Timing of each scale, of one sampler or of several in turn."""
 
 import statistics
 import time
@@ -21,7 +21,7 @@ ROUNDS = 9
 
 @dataclass(frozen=True)
 class TimedCase:
-    """What is timed: the captions of `text` as one batch, with these settings."""
+    """A timed batch: the captions of `text` as one batch, with these settings."""
 
     pipeline: SwittiPipeline
     text: TextEmbedding

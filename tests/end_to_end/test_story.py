@@ -115,7 +115,7 @@ def test_sample_evaluate_compare(story: dict[str, Path]) -> None:
             assert opened.width > 2 * 128
             assert json.loads(opened.text["switti"])["sampling"]["guidance"] == 2.0
     printed = command(
-        root, "experiments.evaluate", *folders.values(), "--pictures", 4, "--stopped-early", "top_k=8"
+        root, "experiments.evaluate", *folders.values(), "--images", 4, "--stopped-early", "top_k=8"
     )
     assert printed.count("with guidance stopped early") == 8
     evaluations = {

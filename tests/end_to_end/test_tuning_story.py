@@ -89,7 +89,7 @@ def test_table_side_by_side(story: Path, root: Path) -> None:
         assert row["tiny"] == row["tuned"]  # the tokens are the same
     assert rows["psnr", ""]["tiny"] != rows["psnr", ""]["tuned"]
     assert Image.open(story / "table/worst.png").width > 5 * 128
-    pictures = {row["key"] for row in csv.DictReader((story / "table/pictures.csv").open())}
+    pictures = {row["key"] for row in csv.DictReader((story / "table/images.csv").open())}
     assert (story / "table/page.html").read_text().count("<img ") == 5 * len(pictures)
 
 

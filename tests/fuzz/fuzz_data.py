@@ -27,7 +27,7 @@ from PIL import Image
 from datamodules.config import DataConfig
 from datamodules.datamodule import ShardDataModule
 from datamodules.embed_shards import embed_shards
-from datamodules.images import DamagedPictureError, decode
+from datamodules.images import BadImageError, decode
 from datamodules.prepare.sources import list_source
 from datamodules.shards.embedding_file import EncoderIdentity
 from datamodules.shards.embeddings import EmbeddingStore, MissingEmbeddingError, pad
@@ -35,7 +35,7 @@ from datamodules.shards.index import ShardReader, load_index
 from datamodules.shards.members import CAPTION, decode_caption
 from datamodules.shards.samples import Framing, make_sample
 from datamodules.shards.stream_samples import StoredSample, stored_samples
-from datamodules.shards.tar import DamagedTarError, StreamSource
+from datamodules.shards.tar import CorruptTarError, StreamSource
 from experiments import prepare
 from switti.errors import UserError
 
@@ -77,7 +77,7 @@ class Images(Target):
     """Bytes of an image → pixels."""
 
     name = "images"
-    refusals = (DamagedPictureError,)
+    refusals = (BadImageError,)
 
     def build(self, home: Path) -> None:
         self.originals = [
@@ -138,8 +138,8 @@ class Images(Target):
             raise SilentError(f"decoded to {picture.mode} of {picture.size}")
         for framing in self.framings:
             sample = make_sample(data, "c", None, "k", 1, framing)
-            if sample.picture.shape != (framing.side, framing.side, 3) or sample.picture.dtype != np.uint8:
-                raise SilentError(f"a sample of shape {sample.picture.shape}")
+            if sample.image.shape != (framing.side, framing.side, 3) or sample.image.dtype != np.uint8:
+                raise SilentError(f"a sample of shape {sample.image.shape}")
             height, width, top, left = sample.crop
             if min(height, width) not in (511, 512) or not (0 <= top <= height and 0 <= left <= width):
                 raise SilentError(f"crop condition {sample.crop}")
@@ -228,7 +228,7 @@ class Streams(Target):
     """The same tars read from front to back."""
 
     name = "streams"
-    refusals = (UserError, OSError, DamagedTarError)
+    refusals = (UserError, OSError, CorruptTarError)
 
     def build(self, home: Path) -> None:
         self.shards = Shards()

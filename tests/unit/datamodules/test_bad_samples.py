@@ -1,4 +1,4 @@
-"""Damaged data: what goes on, what stands in, what is counted, how it resumes, what is too much; streams that fail."""
+"""Bad samples: replaced, counted, limited, the same after a resume; streams that fail."""
 
 import functools
 import http.server
@@ -16,9 +16,9 @@ from batch_cases import module, rows, take
 from data_shards import make_set, make_shard, png
 
 from datamodules.datamodule import ShardDataModule
-from datamodules.loader import DamageCount
+from datamodules.loader import BadSampleCount
 from datamodules.shards import streams
-from datamodules.shards.bad_samples import Damage
+from datamodules.shards.bad_samples import BadSample
 from datamodules.shards.index import load_index
 from switti.errors import UserError
 
@@ -37,7 +37,7 @@ def kinds(data: ShardDataModule, batches: int) -> dict[str, int]:
     take(data, batches)
     found: dict[str, int] = {}
     for _ in range(batches):
-        for damage in data.damage.claim()[1]:
+        for damage in data.bad_samples.claim()[1]:
             found[damage.kind] = found.get(damage.kind, 0) + 1
     return found
 
@@ -93,7 +93,7 @@ def test_a_shard_that_disappears_is_stood_in_for_and_keeps_its_place(folder: Pat
     expected = keys_of(take(lenient(folder), 9))
     data = lenient(folder)
     data.setup("fit")
-    data._training.samples.reader.files.most = 1
+    data.training_set.samples.reader.files.most = 1
     data.watched = True
     batches, found = iter(data.train_dataloader()), []
     for step in range(6):
@@ -101,7 +101,7 @@ def test_a_shard_that_disappears_is_stood_in_for_and_keeps_its_place(folder: Pat
         data.advance()
         if step == 2:
             (folder / "train-000001.tar").unlink()
-            data._training.samples.reader.close()
+            data.training_set.samples.reader.close()
     state = json.loads(json.dumps(data.state_dict()))
     assert state["consumed"] == 24
     resumed = lenient(folder)
@@ -114,7 +114,7 @@ def test_a_shard_that_disappears_is_stood_in_for_and_keeps_its_place(folder: Pat
     assert sum(gone[12:]) == 6
     for before, now, missing in zip(expected[12:], found[12:], gone[12:], strict=True):
         assert (now == before) != missing and not now.startswith("train-000001")
-    claimed = [damage for _ in range(6) for damage in data.damage.claim()[1]]
+    claimed = [damage for _ in range(6) for damage in data.bad_samples.claim()[1]]
     assert [damage.kind for damage in claimed] == ["missing_shard"] * 3
     assert {damage.shard for damage in claimed} == {"train-000001"}
 
@@ -145,20 +145,20 @@ def test_a_new_shard_waits_for_a_new_run(folder: Path, caplog: pytest.LogCapture
     resumed.setup("fit")
     with caplog.at_level(logging.WARNING):
         resumed.load_state_dict(state)
-    assert "train-000009" in caplog.text and "left out" in caplog.text
+    assert "train-000009" in caplog.text and "are skipped" in caplog.text
     assert keys_of(take(resumed, 4)) == expected[8:]
 
 
 def test_a_shard_cut_off_under_an_open_reader_gives_no_half_captions(folder: Path) -> None:
     data = lenient(folder)
     data.setup("fit")
-    reader = data._training.samples.reader
+    reader = data.training_set.samples.reader
     assert reader.caption(2, 4) == "caption s2n4"
     with tarfile.open(folder / "train-000002.tar") as tar:
         caption = next(m for m in tar.getmembers() if m.name == "s2n4.txt")
     os.truncate(folder / "train-000002.tar", caption.offset_data + 5)
-    damage = data._training.samples.read(2, 4, 0)
-    assert isinstance(damage, Damage) and damage.kind == "truncated_shard"
+    damage = data.training_set.samples.read(2, 4, 0)
+    assert isinstance(damage, BadSample) and damage.kind == "truncated_shard"
 
 
 # ---- what is known from the beginning -----------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def test_losses_at_the_beginning_by_kind(folder: Path) -> None:
     (folder / "train-000004.tar").write_bytes(b"<html>not found</html>" * 100)
     data = lenient(folder, train=f"{folder}/train-{{000000..000005}}.tar")
     data.setup("fit")
-    losses = {(loss.kind, loss.shard): loss.samples for loss in data.losses}
+    losses = {(loss.kind, loss.shard): loss.samples for loss in data.missing_samples}
     assert losses == {
         ("missing_caption", "train-000003"): 1,
         ("missing_picture", "train-000003"): 2,
@@ -196,7 +196,7 @@ def test_losses_at_the_beginning_by_kind(folder: Path) -> None:
         folder, train=f"{folder}/train-{{000000..000005}}.tar"
     )  # indices come from beside the shards
     again.setup("fit")
-    assert again.losses == data.losses
+    assert again.missing_samples == data.missing_samples
     assert len(take(data, 5)) == 5
 
 
@@ -221,7 +221,7 @@ def test_a_hole_in_the_middle_is_not_taken_for_the_end(folder: Path) -> None:
         stream.seek(begin)
         stream.write(bytes(1024))
     assert len(load_index(path, salvage=True)) == 2
-    with pytest.raises(UserError, match="truncated or damaged at byte"):
+    with pytest.raises(UserError, match="truncated or corrupt at byte"):
         load_index(path)
 
 
@@ -246,25 +246,29 @@ def test_counts_belong_to_the_batches_that_were_trained_on(tmp_path: Path, worke
 
 
 def test_the_limit_is_a_share_of_all_that_was_read() -> None:
-    count = DamageCount(0.1, samples=50)
-    damage = Damage("a", "a/x", "torn")
+    count = BadSampleCount(0.1, samples=50)
+    damage = BadSample("a", "a/x", "torn")
     for _ in range(5):
         count.add(10, [damage])
-    with pytest.raises(UserError, match=r"6 of 59 samples are damaged.*max_bad_fraction=0\.1: a/x: torn"):
+    with pytest.raises(
+        UserError, match=r"6 of 59 samples are missing or corrupt.*max_bad_fraction=0\.1: a/x: torn"
+    ):
         count.add(9, [damage])
-    DamageCount(0.0, samples=50, watched=True).add(1, [damage])  # the watcher judges
+    BadSampleCount(0.0, samples=50, watched=True).add(1, [damage])  # the watcher judges
 
 
 def test_a_fault_of_the_disk_is_tried_once_more(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = lenient(folder)
     data.setup("fit")
-    reader, pread, fails = data._training.samples.reader, os.pread, [OSError(116, "Stale file handle")]
+    reader, pread, fails = data.training_set.samples.reader, os.pread, [OSError(116, "Stale file handle")]
     monkeypatch.setattr(os, "pread", lambda *a: (_ for _ in ()).throw(fails.pop()) if fails else pread(*a))
     assert reader.caption(0, 1) == "caption s0n1" and not fails
     fails += [OSError(5, "Input/output error")] * 2
-    damage = data._training.samples.read(0, 1, 0)
+    damage = data.training_set.samples.read(0, 1, 0)
     assert (
-        isinstance(damage, Damage) and damage.kind == "unreadable_shard" and "Input/output" in damage.reason
+        isinstance(damage, BadSample)
+        and damage.kind == "unreadable_shard"
+        and "Input/output" in damage.reason
     )
 
 
@@ -279,10 +283,10 @@ def quick_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return pauses
 
 
-def read_stream(data: ShardDataModule, batches: int) -> tuple[list[str], list[Damage]]:
+def read_stream(data: ShardDataModule, batches: int) -> tuple[list[str], list[BadSample]]:
     data.watched = True
     found = keys_of(take(data, batches))
-    return found, [damage for _ in range(batches) for damage in data.damage.claim()[1]]
+    return found, [damage for _ in range(batches) for damage in data.bad_samples.claim()[1]]
 
 
 def failing_first(folder: Path, times: int) -> str:
@@ -310,7 +314,7 @@ def test_a_stream_that_fails_goes_on_where_it_broke_off(folder: Path, quick_paus
 def test_no_sample_comes_twice_from_one_pass(folder: Path, quick_pauses: list[float]) -> None:
     data = lenient(folder, train=failing_first(folder, 2))
     dataset = data._stream_loader().dataset
-    damages: list[Damage] = []
+    damages: list[BadSample] = []
     passed = [(content.key, len(damages)) for content in dataset._shard(dataset.urls[0], damages)]
     assert passed == [("a", 0), ("b", 2), ("c", 2), ("d", 2)] or passed == [
         ("a", 0),
@@ -390,7 +394,7 @@ def test_http_is_tried_again(folder: Path, quick_pauses: list[float]) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_address[1]}/train-000000.tar"
     dataset = lenient(folder, train=url)._stream_loader().dataset
-    damages: list[Damage] = []
+    damages: list[BadSample] = []
     try:
         passed = [content.key for content in dataset._shard(url, damages)]
     finally:

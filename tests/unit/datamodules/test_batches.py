@@ -134,7 +134,7 @@ def test_dropping_has_its_probability_and_crops_fill_the_range():
     assert lefts.min() > 0 and len(lefts) == 9
     whole = np.asarray(decode(picture))
     for sample in made[:50]:
-        np.testing.assert_array_equal(sample.picture, whole[:, sample.crop[3] : sample.crop[3] + 8])
+        np.testing.assert_array_equal(sample.image, whole[:, sample.crop[3] : sample.crop[3] + 8])
     assert {sample.size for sample in made} == {(8, 16)}
 
 
@@ -284,7 +284,7 @@ def test_too_many_damaged_pictures_stop_with_their_names(tmp_path):
 def test_nothing_but_damage_stops(tmp_path):
     make_set(tmp_path, [3], damaged=("s0n0", "s0n1", "s0n2"))
     make_set(tmp_path, [1], "validation")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="no sample of a batch can be read"):
         take(module(tmp_path, max_bad_fraction=1.0), 1)
 
 

@@ -114,7 +114,7 @@ def test_captions_that_have_changed_since_count_as_missing(folder: Path) -> None
     loader = iter(data.train_dataloader())
     captions = {caption for _ in range(20) for caption in next(loader)["caption"]}
     assert {"x", "y"} & captions == set() and "a" in captions
-    assert {damage.kind for damage in data.damage.claim()[1]} == {"missing_embedding"}
+    assert {damage.kind for damage in data.bad_samples.claim()[1]} == {"missing_embedding"}
 
 
 def test_a_side_file_of_other_samples_is_refused(folder: Path) -> None:

@@ -16,7 +16,7 @@ from embedding_cases import LENGTH, POOLED, WIDTH, HashEncoder, data_of, make_st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from datamodules.shards.bad_samples import Damage
+from datamodules.shards.bad_samples import BadSample
 from datamodules.shards.embedding_file import SideFile, encode_entry, read_entry
 from datamodules.shards.index import build_index, load_index
 from datamodules.shards.open_files import OpenFiles
@@ -145,9 +145,9 @@ def test_a_value_that_has_changed_is_damage_of_its_sample(folder: Path) -> None:
     path.write_bytes(content)
     data = data_of(folder)
     data.setup("fit")
-    damage = data._training.samples.read(0, 0, 0)
-    assert isinstance(damage, Damage) and damage.kind == "missing_embedding"
-    assert "row 0 is damaged; run experiments.embed again" in damage.reason
+    damage = data.training_set.samples.read(0, 0, 0)
+    assert isinstance(damage, BadSample) and damage.kind == "missing_embedding"
+    assert "row 0 is corrupt; run experiments.embed again" in damage.reason
     assert make_store(folder)[1] == 4 and path.read_bytes() == whole
 
 
@@ -208,7 +208,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_damage(folder: Path, workers: i
     assert keys and all(key.startswith("train-000001") for key in keys)
     os.truncate(store / "train-000001.safetensors", 8)
     with pytest.raises(
-        UserError, match=r"a whole batch is damaged.*safetensors .*run experiments\.embed again"
+        UserError, match=r"no sample of a batch can be read.*safetensors .*run experiments\.embed again"
     ):
         take(data, 4)
 

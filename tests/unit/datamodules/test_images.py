@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from datamodules.config import DataConfig, Limits
-from datamodules.images import DamagedPictureError, decode, resized_crop, scaled_size, square_crop
+from datamodules.images import BadImageError, decode, resized_crop, scaled_size, square_crop
 from datamodules.shards.samples import Framing, make_sample
 from switti.errors import UserError
 
@@ -48,7 +48,7 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def refused(data: bytes, limits: Limits | None = None) -> str:
-    with pytest.raises(DamagedPictureError) as caught:
+    with pytest.raises(BadImageError) as caught:
         decode(data, *([limits] if limits else []))
     return str(caught.value)
 
@@ -221,7 +221,7 @@ def test_a_png_whose_data_cannot_fill_it_is_refused_and_the_emptiest_is_read(mod
     assert decode(data).size == (3000, 2000)
     header = struct.pack(">II", 9000, 9000) + data[24:29]
     larger = data[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + data[33:]
-    with pytest.raises(DamagedPictureError, match=r"bytes cannot hold 9000 × 9000 px"):
+    with pytest.raises(BadImageError, match=r"bytes cannot hold 9000 × 9000 px"):
         decode(larger)
 
 
@@ -323,7 +323,7 @@ def test_limits_are_settings_with_bounds() -> None:
         with pytest.raises(UserError, match=r"data\.max_"):
             DataConfig(**{setting: value}).validate("data")
     data = encoded(smooth(64, 8), "PNG")
-    with pytest.raises(DamagedPictureError, match="too elongated"):
+    with pytest.raises(BadImageError, match="too elongated"):
         make_sample(data, "", None, "k", 1, Framing(8, 512, True, 0.0, Limits(max_aspect_ratio=4)))
 
 
@@ -353,7 +353,7 @@ def test_damaged_bytes_give_an_image_or_damage_and_nothing_else(name: str) -> No
             del broken[random.integers(len(broken)) :]
         try:
             outcomes.add(decode(bytes(broken)).mode)
-        except DamagedPictureError as error:
+        except BadImageError as error:
             outcomes.add("damaged")
             said = str(error)
             wrong += [said] if not said or "\n" in said or "0x" in said else []

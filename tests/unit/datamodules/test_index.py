@@ -24,7 +24,7 @@ def test_index_reads_what_tarfile_reads(tmp_path):
     with tarfile.open(path) as tar:
         for row, key in enumerate(["x", "folder/y", "z" * 150]):
             assert index.keys[row] == key
-            assert reader.picture(0, row) == tar.extractfile(f"{key}.png").read()
+            assert reader.image(0, row) == tar.extractfile(f"{key}.png").read()
             caption = tar.extractfile(f"{key}.txt").read()
             assert reader.caption(0, row) == caption.decode().strip()
             assert reader.meta(0, row) == tar.extractfile(f"{key}.json").read()
@@ -74,7 +74,7 @@ def test_shard_cut_between_members_is_no_whole_shard(tmp_path):
     with tarfile.open(path) as tar:
         boundary = tar.getmembers()[3].offset
     path.write_bytes(path.read_bytes()[:boundary])
-    with pytest.raises(UserError, match="truncated or damaged"):
+    with pytest.raises(UserError, match="truncated or corrupt"):
         load_index(path)
 
 
@@ -92,7 +92,7 @@ def test_shard_without_pairs_and_with_twins(tmp_path):
     text.write_text("hello")
     with tarfile.open(path, "w") as tar:
         tar.add(text, "x.txt")
-    with pytest.raises(UserError, match="no picture"):
+    with pytest.raises(UserError, match="no image"):
         load_index(path)
     with tarfile.open(path, "w") as tar:
         tar.add(text, "x.txt")

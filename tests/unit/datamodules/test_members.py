@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from data_shards import png
 
-from datamodules.shards.bad_samples import Damage
+from datamodules.shards.bad_samples import BadSample
 from datamodules.shards.samples import original_size
 from datamodules.shards.shard_discovery import find_shards
 from datamodules.shards.stream_samples import StoredSample, stored_samples
@@ -52,7 +52,7 @@ def on_disk(path: Path) -> tuple[list[str], Counter[str], str]:
 def streamed(path: Path) -> tuple[list[str], Counter[str], str]:
     with path.open("rb") as stream:
         found = list(stored_samples(StreamSource(stream), "a"))
-    lost = [one for one in found if isinstance(one, Damage)]
+    lost = [one for one in found if isinstance(one, BadSample)]
     keys = [one.key for one in found if isinstance(one, StoredSample)]
     return keys, Counter(loss.kind for loss in lost), " ".join(loss.reason for loss in lost)
 
@@ -106,7 +106,7 @@ CASES: dict[str, tuple[list[Entry], list[str], dict[str, int], str]] = {
         [*PAIR, ("000.psd", b"x"), ("1.heic", b"x"), ("1.txt", b"x")],
         ["000"],
         {"missing_picture": 1},
-        "1.heic is a picture, but .heic is not read",
+        "1.heic is an image, but .heic is not read",
     ),
     "twins": (
         [*PAIR, ("1.jpg", b"x"), ("1.txt", b"x"), ("1.txt", b"z"), ("2.png", b"x"), ("2.jpg", b"x"), ("2.txt", b"x")],
@@ -141,7 +141,7 @@ def test_nothing_vanishes_uncounted(tmp_path: Path, name: str, reader) -> None:
 def test_the_limit_counts_them(tmp_path: Path) -> None:
     path = make(tmp_path / "a.tar", [*PAIR, ("1.jpg", b"000.jpg", tarfile.LNKTYPE), ("1.txt", b"x")])
     with pytest.raises(
-        UserError, match=r"1 samples without picture \(first: 1: 1\.jpg is a hard link to 000\.jpg"
+        UserError, match=r"1 samples without image \(first: 1: 1\.jpg is a hard link to 000\.jpg"
     ):
         find_shards("data.train", [str(path)], 0.0)
 

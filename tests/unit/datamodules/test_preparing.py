@@ -71,7 +71,7 @@ def test_folder(pictures, tmp_path, capsys):
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["skipped"] == {
         "no caption": 2,
-        "damaged image": 1,
+        "corrupt image": 1,
         "not an image": 1,
     }
     assert [row["file"] for row in skipped(out)] == ["bare.png", "damaged.png", "empty.png", "torn.png"]
@@ -122,7 +122,7 @@ def test_other_settings_or_a_changed_source_are_refused_and_nothing_is_lost(pict
     assert bytes_of(out) == before
     (out / "train-000000.tar").unlink()
     (pictures / "picture.0.txt").write_text("number 0\n")
-    with pytest.raises(UserError, match="missing or damaged"):
+    with pytest.raises(UserError, match="missing or corrupt"):
         prepare(pictures, "--out", out)
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from datamodules.prepare.prepare import Listing, Skipped
 from datamodules.prepare.processes import ordered_map
-from datamodules.prepare.writer import Sample
+from datamodules.prepare.writer import PreparedSample
 from experiments.prepare import main
 from switti.errors import UserError
 
@@ -403,7 +403,7 @@ class Hungry:
     def digest_text(self) -> str:
         return "hungry"
 
-    def build(self, size: int) -> Sample:
+    def build(self, size: int) -> PreparedSample:
         raise MemoryError
 
 
@@ -415,6 +415,6 @@ def test_no_memory_for_an_image_skips_that_image(tmp_path: Path) -> None:
 
 
 def test_reasons_are_counted_together() -> None:
-    entries = [Skipped("a", "damaged image: x"), Skipped("b", "damaged image: y", "line 3")]
-    assert {entry.reason for entry in entries} == {"damaged image"}
+    entries = [Skipped("a", "corrupt image: x"), Skipped("b", "corrupt image: y", "line 3")]
+    assert {entry.reason for entry in entries} == {"corrupt image"}
     assert str(entries[1]) == "b (line 3)"

@@ -146,8 +146,8 @@ def test_samples_without_caption_or_embedding_and_damaged_ones(folder: Path) -> 
     check(batches)
     assert {key for batch in batches for key in batch["key"]} == {"x/s0n1", "x/s0n3"}
     assert set(encoder.seen) == {"", "caption s0n1"}
-    assert data.damage is not None
-    found = {(d.kind, d.key, d.samples) for _ in range(8) for d in data.damage.claim()[1]}
+    assert data.bad_samples is not None
+    found = {(d.kind, d.key, d.samples) for _ in range(8) for d in data.bad_samples.claim()[1]}
     assert found == {("missing_caption", "x/s0n0", 1), ("missing_embedding", "x/s0n2", 1)}
 
 

@@ -62,7 +62,7 @@ def test_without_a_mark_it_is_utf_8_or_what_is_named() -> None:
     [
         ("zwei\nlinks “".encode("cp1252"), r"is not UTF-8: bytes 93 in line 2; .*--encoding"),
         ("red circle".encode("utf-16-le"), "NUL characters.*utf-16-le"),
-        (codecs.BOM_UTF16_LE + b"a", "is not UTF-16-LE.*damaged"),
+        (codecs.BOM_UTF16_LE + b"a", "is not UTF-16-LE.*corrupt"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 from data_shards import make_shard
 
 from datamodules.shards.index import build_index
-from datamodules.shards.tar import BLOCK, DamagedTarError, FileSource, Member, Source, StreamSource, members
+from datamodules.shards.tar import BLOCK, CorruptTarError, FileSource, Member, Source, StreamSource, members
 from switti.errors import UserError
 
 FORMATS = {"gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT, "ustar": tarfile.USTAR_FORMAT}
@@ -68,7 +68,7 @@ def test_a_size_beyond_octal_digits_is_read(form: str) -> None:
     member = tarfile.TarInfo("a")
     member.size = 9 << 33
     content = member.tobuf(FORMATS[form])
-    with pytest.raises(DamagedTarError, match="truncated or damaged at byte 0"):
+    with pytest.raises(CorruptTarError, match="truncated or corrupt at byte 0"):
         read(content + END)
 
     class Endless(io.BytesIO):
@@ -94,7 +94,7 @@ def test_mutations_end_in_one_way(source: Callable[[io.BytesIO], Source]) -> Non
             content[place] = draw.randrange(256)
         try:
             read(bytes(content), source)
-        except DamagedTarError:
+        except CorruptTarError:
             refused += 1
     assert refused > 100
 
@@ -117,7 +117,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_headers_are_refused_soon(name: str, source: Callable[[io.BytesIO], Source]) -> None:
     began = time.process_time()
-    with pytest.raises(DamagedTarError) as caught:
+    with pytest.raises(CorruptTarError) as caught:
         read(HOSTILE[name] + END, source)
     assert time.process_time() - began < 2 and len(str(caught.value)) < 200 and "\n" not in str(caught.value)
 
@@ -185,13 +185,13 @@ def test_zeros_without_end_are_no_archive() -> None:
             data, self.rest = self.rest[:size], self.rest[size:]
             return data
 
-    with pytest.raises(DamagedTarError, match="something follows"):
+    with pytest.raises(CorruptTarError, match="something follows"):
         list(members(StreamSource(Stream())))
 
 
 def test_a_second_archive_behind_the_first_is_not_passed_over() -> None:
     one = header("a.txt") + END
-    with pytest.raises(DamagedTarError, match="something follows the mark of the tar's end"):
+    with pytest.raises(CorruptTarError, match="something follows the mark of the tar's end"):
         read(one + one)
 
 

@@ -16,7 +16,7 @@ from data_shards import make_set
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from datamodules.batches import pack_batch
-from datamodules.shards.bad_samples import Damage, Fatal
+from datamodules.shards.bad_samples import BadSample, Fatal
 from datamodules.shards.index import load_index
 from datamodules.shards.open_files import OpenFiles
 from datamodules.workers import worker_failure
@@ -104,7 +104,7 @@ def test_a_process_without_descriptors_does_not_blame_the_data(
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr("datamodules.shards.open_files.open_regular", refuse)
-    damage = data._training.samples.read(0, 0, 0)
+    damage = data.training_set.samples.read(0, 0, 0)
     assert isinstance(damage, Fatal)
     with pytest.raises(UserError, match=r"no file descriptor left .*ulimit -n"):
         take(data, 1)
@@ -200,13 +200,13 @@ def test_what_workers_send_is_what_the_batch_holds(folder: Path) -> None:
     """Packed and unpacked, also by the thread that copies batches for a GPU."""
     data = module(folder, batch_size=8)
     data.setup("fit")
-    read = data._training.samples.read
-    samples = [read(0, row, 0) for row in range(3)] + [Damage("a", "a/b", "torn")]
+    read = data.training_set.samples.read
+    samples = [read(0, row, 0) for row in range(3)] + [BadSample("a", "a/b", "torn")]
     packed = pack_batch(samples)
     batch = packed.unpack()
-    assert packed.read == 4 and packed.damages == [samples[-1]] and packed.images_B3HW.dtype == "uint8"
+    assert packed.read == 4 and packed.bad == [samples[-1]] and packed.images_B3HW.dtype == "uint8"
     for image, sample in zip(batch["image"], samples, strict=False):
-        expected = torch.from_numpy(sample.picture.copy()).permute(2, 0, 1).float() / 127.5 - 1
+        expected = torch.from_numpy(sample.image.copy()).permute(2, 0, 1).float() / 127.5 - 1
         assert torch.equal(image, expected) and image.is_contiguous()
     assert pack_batch(samples[3:]).unpack() == {}
 
@@ -216,7 +216,7 @@ def test_batches_for_a_gpu_are_unpacked_by_the_thread_that_pins_them(
 ) -> None:
     data = module(folder)
     data.setup("fit")
-    samples = [data._training.samples.read(0, row, 0) for row in range(3)]
+    samples = [data.training_set.samples.read(0, row, 0) for row in range(3)]
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
     ours, theirs = pin_memory(pack_batch(samples)).unpack(), pack_batch(samples).unpack()
@@ -229,7 +229,7 @@ def test_a_shard_that_another_one_has_replaced_is_not_read_by_the_old_index(fold
     data = module(folder, max_bad_fraction=1.0)
     data.setup("fit")
     make_set(folder, [7])
-    damage = data._training.samples.read(0, 2, 0)
-    assert isinstance(damage, Damage) and "another size than when it was checked" in damage.reason
+    damage = data.training_set.samples.read(0, 2, 0)
+    assert isinstance(damage, BadSample) and "another size than when it was checked" in damage.reason
     assert len(load_index(folder / "train-000000.tar")) == 7
     assert signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN  # the workers' business alone

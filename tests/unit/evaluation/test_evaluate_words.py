@@ -42,5 +42,5 @@ def test_no_run_and_no_such_run(study: Path) -> None:
         split_words(["guidance=2"])
     with pytest.raises(UserError, match=r"no study '.*, neither as a path nor below runs/"):
         split_words([str(study / "seed=9")])
-    with pytest.raises(UserError, match="--pictures 1 must be at least 2"):
-        main([str(study), "--pictures", "1"])
+    with pytest.raises(UserError, match="--images 1 must be at least 2"):
+        main([str(study), "--images", "1"])

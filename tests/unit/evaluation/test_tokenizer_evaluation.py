@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from configs.loading import load, to_yaml
 from evaluation.tokenizer_tables import worst_first
-from evaluation.tokenizers import Pictures, labels
+from evaluation.tokenizers import EvaluationImages, labels
 from experiments.evaluate_tokenizer import main
 from reports.tokenizer_page import Shown, write_page
 from switti.errors import UserError
@@ -125,16 +125,16 @@ def test_table_of_a_run_and_a_file(
     options = ["--data", str(data), "--batch", "3", "--worst", "2", "--out", str(tmp_path / "out")]
     assert main([*named, *options]) == 0
     printed = capsys.readouterr().out
-    assert f"8 pictures of {data}, 16 px" in printed and "CLIP-IQA is left out" in printed
-    assert "1 pictures cannot be read" in printed and "rfid_alexnet over 8 images lies above" in printed
+    assert f"8 images of {data}, 16 px" in printed and "CLIP-IQA is skipped" in printed
+    assert "1 images cannot be read" in printed and "rfid_alexnet over 8 images is higher" in printed
     assert "8 of them have a side below 16 px and were enlarged" in printed
     table = read(tmp_path / "out/table.csv")
     assert table[0] == ["metric", "scale", "tuned", "plain"]
     values = {(row[0], row[1]): [float(value) for value in row[2:]] for row in table[1:]}
-    rows = read(tmp_path / "out/pictures.csv")
+    rows = read(tmp_path / "out/images.csv")
     assert len(rows) == 1 + 2 * 8 and not any("s1n0" in row[0] for row in rows)
 
-    images = torch.cat(list(Pictures([str(data)], 16, 100).batches(4)))
+    images = torch.cat(list(EvaluationImages([str(data)], 16, 100).batches(4)))
     for place, seed in enumerate((0, 1)):
         torch.manual_seed(seed)
         model = RQVAE(SMALL).eval()
@@ -165,7 +165,7 @@ def test_error_after_each_scale(
 
     torch.manual_seed(1)
     model = RQVAE(SMALL).eval()
-    images = torch.cat(list(Pictures([str(data)], 16, 100).batches(4)))[:5]
+    images = torch.cat(list(EvaluationImages([str(data)], 16, 100).batches(4)))[:5]
     tokens, codes = model.tokenize(images), model.quantize.embedding.weight
     first, *_, last = model.quantize.quant_resi.qresi_ls  # of the coarsest and of the finest scale
     one = codes[tokens[:, :1]].mT.reshape(5, -1, 1, 1).expand(-1, -1, 2, 2)
@@ -185,7 +185,7 @@ def test_another_resolution(
 ) -> None:
     source = str(write("plain"))
     out = ["--data", str(data), "--out", str(tmp_path / "out")]
-    with pytest.raises(UserError, match=r"reads pictures of 16 px, not 24; give --scales that end with 3"):
+    with pytest.raises(UserError, match=r"reads images of 16 px, not 24; give --scales that end with 3"):
         main([source, *out, "--resolution", "24"])
     assert main([source, *out, "--scales", "1,2,3"]) == 0
     printed = capsys.readouterr().out
@@ -202,7 +202,7 @@ def test_what_is_refused(tmp_path: Path, write: Write, data: Path) -> None:
         ([str(generator)], [], "is a generator run"),
         ([str(unfinished)], [], "has no tokenizer.safetensors yet"),
         ([source, source], [], "named twice"),
-        ([source], ["--pictures", "0"], "--pictures 0 must be at least 1"),
+        ([source], ["--images", "0"], "--images 0 must be at least 1"),
         ([source], ["--inception", "nowhere.pth"], "--inception nowhere.pth: no such file"),
         ([str(tmp_path / "nothing")], [], "no such file or folder"),
     ]:
@@ -215,9 +215,9 @@ def test_what_is_refused(tmp_path: Path, write: Write, data: Path) -> None:
 def test_pictures_below_the_resolution_are_enlarged_and_counted(data: Path, tmp_path: Path) -> None:
     """Eight of 12 x 10 px besides two of 24 x 30, for squares of 24 px."""
     make_shard(tmp_path / "large" / "validation-000000.tar", ["a", "b"], size=(24, 30))
-    pictures = Pictures([str(data), str(tmp_path / "large")], 24, 100)
+    pictures = EvaluationImages([str(data), str(tmp_path / "large")], 24, 100)
     images = torch.cat(list(pictures.batches(8)))
-    assert images.shape == (10, 3, 24, 24) and (pictures.enlarged, pictures.damaged) == (8, 1)
+    assert images.shape == (10, 3, 24, 24) and (pictures.enlarged, pictures.unreadable) == (8, 1)
 
 
 def test_a_run_whose_weights_are_of_another_shape(tmp_path: Path, write: Write, data: Path) -> None:
@@ -299,10 +299,10 @@ def test_page_and_sheet_show_original_reconstruction_difference(
 ) -> None:
     source, out = write("plain", 4), tmp_path / "out"
     main([str(source), "--data", str(data), "--worst", "2", "--out", str(out)])
-    rows = read(out / "pictures.csv")[1:]
+    rows = read(out / "images.csv")[1:]
     order = np.argsort([float(row[2]) for row in rows])
     number = int(order[0])
-    pictures = Pictures([str(data)], 16, 100)
+    pictures = EvaluationImages([str(data)], 16, 100)
     image = torch.cat(list(pictures.batches(16)))[number]
     assert pictures.keys == [row[0] for row in rows]
     torch.manual_seed(4)
@@ -322,7 +322,7 @@ def test_page_and_sheet_show_original_reconstruction_difference(
     for content, picture in zip(embedded, wanted, strict=False):
         shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))).astype(float) / 255
         np.testing.assert_allclose(shown, picture.permute(1, 2, 0), atol=1 / 255)
-    assert ">psnr<" in page and "CLIP-IQA is left out" in page
+    assert ">psnr<" in page and "CLIP-IQA is skipped" in page
 
 
 def test_the_page_names_the_tokenizer_of_each_number_and_keeps_markup_text(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_the_training_loader_announces_its_batches_and_reports_bad_samples(tmp_p
     data = ShardDataModule(DataConfig(**paths, batch_size=2, workers=0), seed=0, resolution=8)
     data.setup("fit")
     loader, announced = data.train_dataloader(), []
-    assert isinstance(loader, WaitingLoader) and isinstance(data.damage, BadSampleReports)
+    assert isinstance(loader, WaitingLoader) and isinstance(data.bad_samples, BadSampleReports)
     loader.waiting = lambda: announced.append(True)
     next(iter(loader))
     assert announced == [True]

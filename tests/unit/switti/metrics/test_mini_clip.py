@@ -29,7 +29,7 @@ def _toy_features(count: int = 64) -> training.Features:
     """Captions are numbered points; the picture of each is a fixed linear image of it."""
     generator = torch.Generator().manual_seed(0)
     texts = torch.randn(count, 6, generator=generator)
-    mixing = torch.randn(6, SMALL.picture_width, generator=generator)
+    mixing = torch.randn(6, SMALL.image_width, generator=generator)
     pictures = (texts @ mixing).unsqueeze(1).repeat(1, 2, 1)
     captions = [f"thing {index // 2}, {('red', 'blue')[index % 2]} style" for index in range(count)]
     return training.Features(pictures, texts, [[index] for index in range(count)], captions)
@@ -38,7 +38,7 @@ def _toy_features(count: int = 64) -> training.Features:
 def test_contrast_against_plain_python() -> None:
     torch.manual_seed(0)
     heads = MiniClipHeads(SMALL).eval()
-    pictures, texts = torch.randn(5, SMALL.picture_width), torch.randn(5, 6)
+    pictures, texts = torch.randn(5, SMALL.image_width), torch.randn(5, 6)
     caption = torch.tensor([0, 1, 2, 1, 4])  # rows 1 and 3 have the same caption
     texts[3] = texts[1]
     with torch.no_grad():
@@ -82,7 +82,7 @@ def test_variation_is_light_seeded_and_keeps_white_borders_white() -> None:
 def test_weights_survive_saving(tmp_path: Path) -> None:
     torch.manual_seed(0)
     heads = MiniClipHeads(SMALL)
-    heads.image.standardise_like(torch.randn(20, SMALL.picture_width) * 3 + 1)
+    heads.image.standardize_like(torch.randn(20, SMALL.image_width) * 3 + 1)
     results = {"train": {"auc": 0.987, "style_accuracy": 0.5}, "validation": {"auc": 0.876}}
     training.save(tmp_path, heads, results, ["--data", "a b.tar"], 12.3, 99)
     loaded = load_heads(tmp_path)

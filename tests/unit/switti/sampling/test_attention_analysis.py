@@ -14,7 +14,7 @@ from experiments.analyse import heat_map, image_rows
 from switti.models.attention import Rotation
 from switti.sampling.attention_analysis import CaptionAttention, ScaleAttention, recording
 from switti.sampling.config import SamplingConfig
-from switti.sampling.guidance import GuidancePlan
+from switti.sampling.guidance import GuidanceSchedule
 from switti.sampling.image_grid import drawable, font
 from switti.sampling.noise import ImageNoise
 from switti.sampling.sampler import sample_latent
@@ -78,15 +78,18 @@ def test_caption_shares_leave_padding_out() -> None:
 
 
 def test_a_plan_replaces_the_schedule() -> None:
-    """Guidance off everywhere by plan is guidance 0 by setting."""
+    """Guidance off everywhere by schedule is guidance 0 by setting."""
     model, tokenizer = build("non_causal")
     text, null, config = captions(2), captions(1, seed=4), SamplingConfig(guidance=3.0, top_k=8, gumbel=False)
-    plan = GuidancePlan((0.0,) * 4, 0, 4, None)
+    schedule = GuidanceSchedule((0.0,) * 4, 0, 4, None)
     found, expected = (
         sample_latent(
-            model, tokenizer, text, null, settings, ImageNoise([1, 2], torch.device("cpu")), plan=given
+            model, tokenizer, text, null, settings, ImageNoise([1, 2], torch.device("cpu")), schedule=given
         )
-        for settings, given in ((config, plan), (SamplingConfig(guidance=0.0, top_k=8, gumbel=False), None))
+        for settings, given in (
+            (config, schedule),
+            (SamplingConfig(guidance=0.0, top_k=8, gumbel=False), None),
+        )
     )
     assert torch.equal(found, expected)
 

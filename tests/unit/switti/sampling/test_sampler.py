@@ -6,7 +6,7 @@ from sampler_cases import build, captions
 
 from switti.sampling.config import SamplingConfig
 from switti.sampling.filters import draw_tokens, filtered_probabilities, gumbel_softmax, gumbel_temperature
-from switti.sampling.guidance import GuidancePlan
+from switti.sampling.guidance import GuidanceSchedule
 from switti.sampling.noise import ImageNoise
 from switti.sampling.sampler import ScaleTrace, sample_latent
 from switti.scales import Pyramid
@@ -63,16 +63,28 @@ def test_gumbel_mixture_hardens_along_the_scales() -> None:
 
 
 def test_guidance_plan_by_hand() -> None:
-    plan = GuidancePlan.of(
+    schedule = GuidanceSchedule.of(
         SamplingConfig(guidance=6.0, guidance_start=1, guidance_stop=3, late_temperature=0.5),
         Pyramid((1, 2, 3, 4, 5)),
     )
-    assert plan.strengths == pytest.approx((0.0, 1.5, 3.0, 0.0, 0.0))
-    assert [plan.needs_unconditional(k, causal=False) for k in range(5)] == [False, True, True, False, False]
-    assert [plan.needs_unconditional(k, causal=True) for k in range(5)] == [True, True, True, False, False]
+    assert schedule.strengths == pytest.approx((0.0, 1.5, 3.0, 0.0, 0.0))
+    assert [schedule.needs_unconditional(k, causal=False) for k in range(5)] == [
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert [schedule.needs_unconditional(k, causal=True) for k in range(5)] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
     both = torch.tensor([[[1.0, 2.0]], [[0.5, 0.0]]])
-    assert plan.combine(both, 1, 2).tolist() == [[[1.0 * 4 - 0.5 * 3, 2.0 * 4]]]
-    assert plan.combine(both[:1], 1, 3).tolist() == [[[2.0, 4.0]]]
+    assert schedule.combine(both, 1, 2).tolist() == [[[1.0 * 4 - 0.5 * 3, 2.0 * 4]]]
+    assert schedule.combine(both[:1], 1, 3).tolist() == [[[2.0, 4.0]]]
 
 
 @pytest.mark.parametrize("visibility", ["causal", "non_causal"])
@@ -107,7 +119,7 @@ def test_skipped_rows_change_nothing(visibility: str, monkeypatch: pytest.Monkey
 
     sparing = run()
     assert rows == ([4, 4, 4, 2] if visibility == "causal" else [2, 4, 4, 2])
-    monkeypatch.setattr(GuidancePlan, "needs_unconditional", lambda self, scale, causal: True)
+    monkeypatch.setattr(GuidanceSchedule, "needs_unconditional", lambda self, scale, causal: True)
     rows.clear()
     torch.testing.assert_close(run(), sparing, rtol=0, atol=1e-5)
     assert rows == [4, 4, 4, 4]

@@ -283,7 +283,7 @@ def test_an_exported_folder_is_evaluated_without_being_changed(
     monkeypatch.chdir(tmp_path)
     export.main([str(run), "--out", "out"])
     before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
-    assert evaluate.main(["out", "--data", str(shards), "--pictures", "4", "guidance=2"]) == 0
+    assert evaluate.main(["out", "--data", str(shards), "--images", "4", "guidance=2"]) == 0
     assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
     result = read_json(Path("evaluation/out.json"))
     assert set(result["metrics"]) == {
@@ -298,7 +298,7 @@ def test_an_exported_folder_is_evaluated_without_being_changed(
     config = load(run / "config.yaml")
     changes = [f"data.train={shards}/*.tar", f"data.validation={shards}/*.tar"]
     (run / "config.yaml").write_text(to_yaml(load(run / "config.yaml", changes)))
-    assert evaluate.main([str(run), "--out", "elsewhere", "--pictures", "4", "guidance=2"]) == 0
+    assert evaluate.main([str(run), "--out", "elsewhere", "--images", "4", "guidance=2"]) == 0
     of_run = read_json(Path(f"elsewhere/{run.name}.json"))
     assert of_run["step"] == 8 and not (run / "evaluation.json").exists()
     if config.metrics.names == ["fid_alexnet", "kid_alexnet", "mini_clip_score"]:
