@@ -2,12 +2,11 @@
 
 Compares this implementation with golden tensors of the published one. DIR is a folder of safetensors files with a
 meta.json that holds every setting. Prints the worst deviation of each quantity beside its tolerance; token indices
-must be equal. A folder may leave quantities out: they are named and counted, and all others are checked.
+must be equal. A folder may lack quantities: they are named and counted, and all others are checked.
 
 Exit code 1 if any quantity is out of tolerance or cannot be computed, 2 if nothing could be checked.
 """
 
-import argparse
 import math
 import re
 from pathlib import Path
@@ -15,16 +14,10 @@ from typing import TYPE_CHECKING
 
 from experiments.cli import argument_parser, run
 from switti.errors import UserError
+from switti.tables import aligned
 
 if TYPE_CHECKING:
     from benchmarks.parity.common import Check, Golden
-
-
-def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argument_parser(__doc__)
-    parser.add_argument("folder", type=Path, help="folder with meta.json and safetensors files")
-    parser.add_argument("--verbose", action="store_true", help="one line for every tensor")
-    return parser.parse_args(argv)
 
 
 def _group(quantity: str) -> str:
@@ -39,13 +32,16 @@ def _group(quantity: str) -> str:
 
 
 def main(argv: list[str]) -> int:
-    arguments = _arguments(argv)
+    parser = argument_parser(__doc__)
+    parser.add_argument("folder", type=Path, help="folder with meta.json and safetensors files")
+    parser.add_argument("--verbose", action="store_true", help="one line for every tensor")
+    options = parser.parse_args(argv)
 
     from benchmarks.parity.folder import compare
 
-    golden = compare(arguments.folder)
+    golden = compare(options.folder)
     if golden.checks:
-        _print_table(golden.checks, arguments.verbose)
+        _print_table(golden.checks, options.verbose)
     _print_gaps(golden)
     for check in golden.failed:
         reason = check.reason or f"{check.deviation:.3e} > {check.tolerance:.1e}"
@@ -54,7 +50,7 @@ def main(argv: list[str]) -> int:
     passed = len(golden.checks) - len(golden.failed)
     print(f"{passed} passed, {len(golden.failed)} failed, {absent} absent")
     if not golden.checks:
-        raise UserError(f"{arguments.folder}: nothing could be checked; it lacks what every comparison needs")
+        raise UserError(f"{options.folder}: nothing could be checked; it lacks what every comparison needs")
     return 1 if golden.failed else 0
 
 
@@ -62,17 +58,19 @@ def _print_table(checks: "list[Check]", verbose: bool) -> None:
     worst: dict[str, list[Check]] = {}
     for check in checks:
         worst.setdefault(check.quantity if verbose else _group(check.quantity), []).append(check)
-    width = max(len(name) for name in worst)
-    print(f"{'quantity':{width}}  {'worst':>10}  {'tolerance':>10}  tensors")
+    rows = [("quantity", "worst", "tolerance", "tensors")]
+    marks = [""]
     for name, group in worst.items():
         bad = max(group, key=lambda c: (not c.passed, math.inf if math.isnan(c.deviation) else c.deviation))
         tolerance = "equal" if bad.exact else f"{bad.tolerance:.1e}"
-        mark = "" if all(c.passed for c in group) else "  FAILED"
-        print(f"{name:{width}}  {bad.deviation:10.2e}  {tolerance:>10}  {len(group):7d}{mark}")
+        rows.append((name, f"{bad.deviation:.2e}", tolerance, str(len(group))))
+        marks.append("" if all(c.passed for c in group) else "  FAILED")
+    for line, mark in zip(aligned(rows), marks, strict=True):
+        print(f"{line}{mark}")
 
 
 def _print_gaps(golden: "Golden") -> None:
-    """What the folder leaves out, what for want of it was not compared, and what this version does not know."""
+    """What the folder lacks, what was therefore not compared, and what this version does not know."""
     for file, keys in golden.absent.items():
         print(f"absent from {file}: {len(keys)}: {', '.join(keys)}" if keys else f"absent: {file}")
     for reason in golden.blocked:

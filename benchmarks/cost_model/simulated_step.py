@@ -96,7 +96,8 @@ def _count(config: RunConfig, checkpointing: bool, backend: Backend) -> Counts:
     """Builds the network and traces its step."""
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")  # of sharding, about views that nothing writes to
+        # Sharding warns about views that nothing writes to.
+        warnings.simplefilter("ignore")
         if config.trainer.world_size > 1:
             stack.enter_context(_absent_ranks(config.trainer.world_size))
         device, sharded = torch.device("cpu"), config.trainer.strategy == "fsdp"

@@ -8,7 +8,8 @@ from benchmarks.parity.transformer import golden_tokens, load_golden_transformer
 from switti.losses.cross_entropy import token_losses
 
 RELATIVE_NORM_TOLERANCE = 1e-4
-STEPS = 1000  # a golden trajectory has a handful
+# A golden trajectory has a handful.
+STEPS = 1000
 # Parameters that the format stores after the last step; of all others it stores the norm.
 STORED = (
     "blocks.0.attn.to_qkv.bias", "blocks.0.attn.to_qkv.weight", "blocks.0.crop_cond_scales",

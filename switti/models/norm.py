@@ -44,7 +44,8 @@ class ModulatedRMS(torch.autograd.Function):
             factor = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
             inverse[rows, tokens] = factor
             wide = wide * factor
-            if x.dtype != exact:  # rounded before the gain, as in the released code
+            # Rounded before the gain, as in the released code.
+            if x.dtype != exact:
                 wide = wide.to(x.dtype).to(exact)
             wide.mul_(gain[rows])
             if addend is not None:
@@ -68,7 +69,8 @@ class ModulatedRMS(torch.autograd.Function):
                 wide, above = x[rows, tokens].to(exact), gradients[0][rows, tokens].to(exact)
                 factor = inverse[rows, tokens]
                 product = wide * above
-                d_gain[rows] += factor.transpose(-1, -2) @ product  # a sum over tokens
+                # A sum over tokens.
+                d_gain[rows] += factor.transpose(-1, -2) @ product
                 if shifted:
                     d_shift[rows] += above.sum(dim=1, keepdim=True)
                 along = (product @ column[rows]).mul_(factor.pow(3)).div_(width)

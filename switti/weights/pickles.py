@@ -12,9 +12,11 @@ from typing import Any, NoReturn
 
 from switti.suggestions import printable
 
-Global = tuple[str, str]  # module, qualified name
+# Module, qualified name.
+Global = tuple[str, str]
 _MAX_MARKS = 1000
-_LARGEST_KEY = 2**31  # the hashes of larger numbers can be made to collide
+# The hashes of larger numbers can be made to collide.
+_LARGEST_KEY = 2**31
 
 
 class PickleError(ValueError):

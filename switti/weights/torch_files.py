@@ -28,7 +28,8 @@ DTYPES: dict[Global, torch.dtype] = {
         torch.bool, torch.complex64, torch.complex128,
     )
 }  # fmt: skip
-_STORAGES: dict[Global, int] = {  # bytes of an element
+# Bytes of an element.
+_STORAGES: dict[Global, int] = {
     **{("torch", f"{name}Storage"): size for name, size in {
         "Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1,
         "Bool": 1, "ComplexFloat": 8, "ComplexDouble": 16,
@@ -47,7 +48,8 @@ _NAMES = frozenset({
     _TENSOR, _TENSOR_V3, _PARAMETER, _DICT, _SIZE, _BYTES, _DEVICE, _LAYOUT, *_SETS, *DTYPES, *_STORAGES,
 })  # fmt: skip
 _SCALARS = (str, bytes, int, float, bool, type(None))
-MAX_PICKLE = 8 << 20  # bytes; a tensor takes about 200 of them
+# In bytes, of which a tensor takes about 200.
+MAX_PICKLE = 8 << 20
 _MAX_VALUES = 10_000_000
 _MAX_DEPTH = 64
 # Tensors may share memory, as tied weights do, but each is a copy in the end.

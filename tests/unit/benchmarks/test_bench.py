@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.cases import TEXT_TOKENS, Size, build, random_captions
+from benchmarks.cases import TEXT_TOKENS, SamplingCase, Size, build, random_captions, with_visibility
 from benchmarks.flops import attention_pairs, forward_flops
 from benchmarks.measure import interleaved_medians, peak_bytes
 from benchmarks.report import Results
 from switti.models.config import GeneratorConfig
 from switti.models.transformer import ScaleTransformer
+from switti.sampling.config import SamplingConfig
 from switti.scales import Pyramid
 
 
@@ -58,6 +59,17 @@ def test_table_names_every_number() -> None:
         "train.512.causal          1.250",
         "sample.seconds_per_scale  0.5 0.25",
     ]
+
+
+def test_variants_share_their_weights_and_the_clock_runs_inside_the_model() -> None:
+    model = build(Size(width=64, heads=2, depth=1).config(256, "non_causal"), torch.device("cpu")).eval()
+    causal = with_visibility(model, "causal")
+    assert causal.config.visibility == "causal" and causal.blocks[0].attn.visibility == "causal"
+    assert model.config.visibility == "non_causal" and model.blocks[0].attn.visibility == "non_causal"
+    for (name, a), b in zip(model.named_parameters(), causal.parameters(), strict=True):
+        assert a.data_ptr() == b.data_ptr(), name
+    share = SamplingCase.of(model, 1).share_outside(SamplingConfig(gumbel=False), [0])
+    assert 0 < share < 1
 
 
 def test_sizes_describe_the_model() -> None:
