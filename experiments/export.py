@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
         averaged = config.callbacks.ema_decay is not None and not options.raw
         details = {"run": config.name, "step": step, "averaged": averaged}
         try:
-            facts = read_facts(folder, step)
+            facts = read_facts(folder, step, averaged)
         except UserError as error:
             facts = RunFacts(name=config.name)
             print(f"note: the model card lacks the run's facts: {error}")

@@ -22,15 +22,19 @@ _TRAINING = (
 )  # fmt: skip
 
 
-def read_facts(folder: Path, step: int) -> RunFacts:
-    """What is known of a run, whose checkpoint of `step` is exported. A folder without record gives its name alone."""
+def read_facts(folder: Path, step: int, ema: bool) -> RunFacts:
+    """Facts of a run whose checkpoint of `step` is exported; without a record its name, steps and samples alone.
+
+    ema: whether the exported weights are the EMA.
+    """
+    exported = {"optimizer steps": step, "exported weights": "EMA" if ema else "trained"}
     if kind_of(folder / RECORD) is None:
-        return RunFacts(name=folder.name, training={"optimizer steps": step}, samples=_samples(folder, step))
+        return RunFacts(name=folder.name, training=exported, samples=_samples(folder, step))
     run = read_run(folder)
     evaluation = run.evaluation
     return RunFacts(
         name=run.name,
-        training=_training(run, step),
+        training=exported | _training(run),
         data=_data(run),
         metrics=() if evaluation is None else tuple(_metrics(evaluation)),
         evaluated="" if evaluation is None else _evaluated(evaluation),
@@ -39,10 +43,9 @@ def read_facts(folder: Path, step: int) -> RunFacts:
     )
 
 
-def _training(run: Run, step: int) -> dict[str, Any]:
+def _training(run: Run) -> dict[str, Any]:
     record = run.record
-    facts: dict[str, Any] = {"optimizer steps": step}
-    facts |= {name: run.config[name] for name in _TRAINING if run.config.get(name) is not None}
+    facts = {name: run.config[name] for name in _TRAINING if run.config.get(name) is not None}
     if (seconds := record.get("train_seconds")) is not None:
         facts["training time"] = duration(seconds)
     facts |= {

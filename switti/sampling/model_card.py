@@ -15,7 +15,7 @@ from switti.escape import markdown_code, markdown_text, printable
 CARD, ATTRIBUTION, IMAGE = "README.md", "ATTRIBUTION.md", "samples.png"
 _LONGEST = 300
 _USAGE = """```python
-from switti.sampling.pipeline import SwittiPipeline
+from switti import SwittiPipeline
 
 # this folder, or OWNER/NAME on a model hub
 pipeline = SwittiPipeline.from_pretrained("path/to/this/folder")
@@ -115,8 +115,14 @@ def _table(heads: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> list[str]
 
 
 def _cell(value: Any) -> str:
+    text = _without_folder(value) if isinstance(value, str) else json.dumps(value)
     # A bar ends a table's cell even within code.
-    return markdown_code(_short(value if isinstance(value, str) else json.dumps(value))).replace("|", r"\|")
+    return markdown_code(_short(text)).replace("|", r"\|")
+
+
+def _without_folder(text: str) -> str:
+    """A path of the exporting machine as its last part, which is all that others need to see."""
+    return f"…/{text.rstrip('/').rpartition('/')[2]}" if text.startswith(("/", "~/")) else text
 
 
 def _short(text: str) -> str:

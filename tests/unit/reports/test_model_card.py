@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_card_is_built_from_a_run_and_read_back(folder: Path) -> None:
-    facts = read_facts(folder, 2000)
+    facts = read_facts(folder, 2000, ema=True)
     card = model_card("non_causal", SETTINGS, facts)
     assert header(card) == {
         "library_name": "switti", "pipeline_tag": "text-to-image", "license": "other",
@@ -64,6 +64,8 @@ def test_a_card_is_built_from_a_run_and_read_back(folder: Path) -> None:
     found = rows(card)
     assert found["optimizer steps"] == "`2000`" and found["optimizer.learning_rate"] == "`0.001`"
     assert found["data.batch_size"] == "`64`" and found["seed"] == "`3`"
+    assert found["exported weights"] == "`EMA`"
+    assert found["train"] == "`…/train-*.tar`" and str(folder.parents[1]) not in card
     assert found["model.scales"] == "`[1, 2]`" and found["sampling.guidance_stop"] == "`null`"
     assert found["FID (AlexNet) ↓"] == "`12.5`"
     assert "Never comparable with Inception FID" in card
@@ -75,8 +77,9 @@ def test_a_card_is_built_from_a_run_and_read_back(folder: Path) -> None:
 
 def test_a_run_without_a_record_and_no_run_at_all_have_a_card(tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
-    facts = read_facts(tmp_path / "bare", 8)
-    assert (facts.name, dict(facts.training), facts.samples) == ("bare", {"optimizer steps": 8}, None)
+    facts = read_facts(tmp_path / "bare", 8, ema=False)
+    assert (facts.name, facts.samples) == ("bare", None)
+    assert facts.training == {"optimizer steps": 8, "exported weights": "trained"}
     card = model_card("causal", SETTINGS, RunFacts())
     assert header(card)["license"] == "unknown" and "causal" in header(card)["tags"]
     assert "# Switti: causal" in card and "## Training" not in card and "## Metrics" not in card
@@ -108,4 +111,4 @@ def test_unreadable_samples_are_named(folder: Path) -> None:
     path = folder / "samples" / "step_002000_guided.png"
     path.write_bytes(b"no image")
     with pytest.raises(UserError, match=r"step_002000_guided\.png is not a readable image"):
-        read_facts(folder, 2000)
+        read_facts(folder, 2000, ema=True)
