@@ -122,8 +122,6 @@ class AutoencoderModule(pl.LightningModule, Generic[Trained]):
     def after_step(self, finite: bool) -> None:
         """After each step of the first optimizer; for updates without gradients. finite: it was not skipped."""
 
-    # ---- set-up -------------------------------------------------------------------------------------------------
-
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """Pairs of (EMA copy, live module)."""
         return [] if self.ema_module is None else [(self.ema_module, self.trained_module)]
@@ -137,6 +135,8 @@ class AutoencoderModule(pl.LightningModule, Generic[Trained]):
     def last_layer(self) -> Tensor:
         """The decoder's last weight, by whose gradients the adaptive weight is computed."""
         return self.trained_module.get_parameter("decoder.conv_out.weight")
+
+    # ---- set-up -------------------------------------------------------------------------------------------------
 
     @property
     def perceptual(self) -> nn.Module | None:
