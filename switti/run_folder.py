@@ -5,6 +5,7 @@
         record.json                  what ran where, how far it got, how it ended
         metrics.csv                  every logged number: step, epoch, metric, value, time (Unix seconds)
         events.out.tfevents.*        the same numbers for TensorBoard
+        profile/                     what trainer.profiler measured
         checkpoints/                 step_000500.ckpt …; last.ckpt and best.ckpt are links
         samples/                     grids of sampled images; samples/latest/ with index.json for the report
         damaged.csv                  samples that could not be read
