@@ -1,1 +1,1 @@
-"""What a training step needs, found out without running it."""
+"""Cost model: memory, operations, communication and time of a training step, without running it."""

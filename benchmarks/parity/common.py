@@ -54,35 +54,35 @@ class Check:
         return self.deviation <= self.tolerance
 
 
-def close(quantity: str, found: Tensor, expected: Tensor, tolerance: float) -> Check:
+def close(quantity: str, actual: Tensor, expected: Tensor, tolerance: float) -> Check:
     """Largest absolute difference; infinite if the shapes differ."""
-    if found.shape != expected.shape:
-        return _misshapen(quantity, found, expected, tolerance)
-    difference = (found.detach().double() - expected.double()).abs()
+    if actual.shape != expected.shape:
+        return _misshapen(quantity, actual, expected, tolerance)
+    difference = (actual.detach().double() - expected.double()).abs()
     return Check(quantity, difference.max().item() if difference.numel() else 0.0, tolerance)
 
 
-def equal(quantity: str, found: Tensor, expected: Tensor) -> Check:
+def equal(quantity: str, actual: Tensor, expected: Tensor) -> Check:
     """Number of unequal elements, e.g. of token indices."""
-    if found.shape != expected.shape:
-        return _misshapen(quantity, found, expected, 0.0, exact=True)
-    return Check(quantity, float((found != expected).sum().item()), 0.0, exact=True)
+    if actual.shape != expected.shape:
+        return _misshapen(quantity, actual, expected, 0.0, exact=True)
+    return Check(quantity, float((actual != expected).sum().item()), 0.0, exact=True)
 
 
-def relative(quantity: str, found: Tensor | None, expected: Tensor, tolerance: float) -> Check:
-    """L2 norm of the difference over the expected L2 norm; infinite if nothing was found."""
-    if found is None:
+def relative(quantity: str, actual: Tensor | None, expected: Tensor, tolerance: float) -> Check:
+    """L2 norm of the difference over the expected L2 norm; infinite if nothing was computed."""
+    if actual is None:
         return Check(quantity, float("inf"), tolerance, reason="nothing was computed")
-    if found.shape != expected.shape:
-        return _misshapen(quantity, found, expected, tolerance)
+    if actual.shape != expected.shape:
+        return _misshapen(quantity, actual, expected, tolerance)
     scale = expected.double().norm().clamp_min(torch.finfo(torch.float32).tiny)
-    return Check(quantity, ((found.double() - expected.double()).norm() / scale).item(), tolerance)
+    return Check(quantity, ((actual.double() - expected.double()).norm() / scale).item(), tolerance)
 
 
 def _misshapen(
-    quantity: str, found: Tensor, expected: Tensor, tolerance: float, exact: bool = False
+    quantity: str, actual: Tensor, expected: Tensor, tolerance: float, exact: bool = False
 ) -> Check:
-    reason = f"has shape {list(expected.shape)} in the folder, {list(found.shape)} here"
+    reason = f"has shape {list(expected.shape)} in the folder, {list(actual.shape)} here"
     return Check(quantity, float("inf"), tolerance, exact, reason)
 
 
@@ -252,17 +252,17 @@ class TensorFile:
             self.golden.leave_out(self.file, key)
         return self.content.get(key)
 
-    def close(self, key: str, found: Tensor, tolerance: float, optional: bool = False) -> None:
+    def close(self, key: str, actual: Tensor, tolerance: float, optional: bool = False) -> None:
         if (expected := self.wanted(key, optional)) is not None:
-            self.golden.add(close(f"{self.prefix}{key}", found, expected, tolerance))
+            self.golden.add(close(f"{self.prefix}{key}", actual, expected, tolerance))
 
-    def equal(self, key: str, found: Tensor, optional: bool = False) -> None:
+    def equal(self, key: str, actual: Tensor, optional: bool = False) -> None:
         if (expected := self.wanted(key, optional)) is not None:
-            self.golden.add(equal(f"{self.prefix}{key}", found, expected))
+            self.golden.add(equal(f"{self.prefix}{key}", actual, expected))
 
-    def relative(self, key: str, found: Tensor | None, tolerance: float) -> None:
+    def relative(self, key: str, actual: Tensor | None, tolerance: float) -> None:
         if (expected := self.wanted(key)) is not None:
-            self.golden.add(relative(f"{self.prefix}{key}", found, expected, tolerance))
+            self.golden.add(relative(f"{self.prefix}{key}", actual, expected, tolerance))
 
     def finish(self, within: str = "") -> None:
         """Note what is listed but absent, and what is there but was compared with nothing. within: of keys that start
@@ -285,13 +285,13 @@ def gradient_norms(
     """
     if expected is None:
         return
-    found = {name: None if p.grad is None else p.grad.norm().item() for name, p in model.named_parameters()}
-    floor = 1e-4 * max(norm for norm in (*expected.values(), *found.values()) if norm is not None)
-    for key in sorted(expected.keys() | found.keys()):
+    actual = {name: None if p.grad is None else p.grad.norm().item() for name, p in model.named_parameters()}
+    floor = 1e-4 * max(norm for norm in (*expected.values(), *actual.values()) if norm is not None)
+    for key in sorted(expected.keys() | actual.keys()):
         if key not in expected:
             golden.leave_out(META, expected.name(key))
             continue
-        norm, wanted = found.get(key), expected[key]
+        norm, wanted = actual.get(key), expected[key]
         if (norm is None) != (wanted is None):
             deviation = float("inf")
         else:

@@ -59,11 +59,11 @@ def _check_filters(golden: Golden, file: TensorFile, cases: list[Settings]) -> N
     logits = file["filter.logits"]
     for i, case in enumerate(cases):
         with golden.part(f"functions.filter.{i}"):
-            found = filtered_probabilities(logits, case["top_k"], case["top_p"])
-            file.close(f"filter.{i}.probs", found, TOLERANCE)
+            actual = filtered_probabilities(logits, case["top_k"], case["top_p"])
+            file.close(f"filter.{i}.probs", actual, TOLERANCE)
             if (kept := golden.wanted(case, "n_kept")) is not None:
                 golden.add(
-                    equal(f"functions.filter.{i}.kept", (found > 0).sum(-1).flatten(), torch.tensor(kept))
+                    equal(f"functions.filter.{i}.kept", (actual > 0).sum(-1).flatten(), torch.tensor(kept))
                 )
             noise = torch.empty(logits.flatten(0, 1).shape)
             noise.exponential_(generator=torch.Generator().manual_seed(case["seed"]))
@@ -81,10 +81,10 @@ def _check_gumbel(golden: Golden, file: TensorFile, cases: list[Settings]) -> No
                 drawn = torch.empty_like(logits).exponential_(generator=generator)
                 if noise is not None:
                     golden.add(close(f"functions.gumbel.{i}.exp_noise", drawn, noise, TOLERANCE))
-            found = gumbel_softmax(logits, drawn if noise is None else noise, case["tau"])
+            actual = gumbel_softmax(logits, drawn if noise is None else noise, case["tau"])
             if case["hard"]:
-                found = F.one_hot(found.argmax(-1), found.shape[-1]).float()
-            file.close(f"gumbel.{i}.out", found, GUMBEL_TOLERANCE)
+                actual = F.one_hot(actual.argmax(-1), actual.shape[-1]).float()
+            file.close(f"gumbel.{i}.out", actual, GUMBEL_TOLERANCE)
 
 
 def _check_rotary_tables(golden: Golden, file: TensorFile, cases: list[Settings]) -> None:
@@ -102,8 +102,8 @@ def _check_rotation(file: TensorFile) -> None:
     cosine, sine = file["rope.freqs"][0].unbind(-1)
     signed = torch.stack([-sine, sine], dim=-1).flatten(-2)
     # Stored [B, H, L, K]; ours turns [B, L, H, K].
-    found = rotate(file["rope.in"].transpose(1, 2), cosine.repeat_interleave(2, -1), signed).transpose(1, 2)
-    file.close("rope.out", found, TOLERANCE)
+    actual = rotate(file["rope.in"].transpose(1, 2), cosine.repeat_interleave(2, -1), signed).transpose(1, 2)
+    file.close("rope.out", actual, TOLERANCE)
 
 
 def _check_norm(file: TensorFile) -> None:
@@ -127,8 +127,8 @@ def _check_pyramids(golden: Golden, cases: Settings) -> None:
         with golden.part(f"functions.pyramid.{name}"):
             pyramid = Pyramid(tuple(scales_of(case)))
             if (phi := golden.wanted(case, "phi")) is not None:
-                found = torch.tensor(phi_indices(pyramid, 4))
-                golden.add(equal(f"functions.phi_index.{name}", found, torch.tensor(phi)))
+                actual = torch.tensor(phi_indices(pyramid, 4))
+                golden.add(equal(f"functions.phi_index.{name}", actual, torch.tensor(phi)))
             if (guidance := golden.wanted(case, "guidance_ratio")) is not None:
                 ratios = torch.tensor([pyramid.ratio(k) for k in range(pyramid.count)])
                 golden.add(close(f"functions.guidance_ratio.{name}", ratios, torch.tensor(guidance), 1e-7))

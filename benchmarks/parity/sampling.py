@@ -89,11 +89,11 @@ class _ScaleComparison:
             self.file.close(f"{self.case}/noise.{k}", trace.noise_BPV, 1e-6)
         self.file.close(f"{self.case}/fhat.{k}", trace.latent_BCHW, features, optional=last)
 
-    def _logits(self, key: str, found: Tensor, tolerance: float) -> None:
+    def _logits(self, key: str, actual: Tensor, tolerance: float) -> None:
         expected = self.file.wanted(key)
         if expected is not None:
             # Rows that nothing uses are not computed: compare the ones that exist.
-            check = close(f"{self.file.prefix}{key}", found, expected[: len(found)], tolerance)
+            check = close(f"{self.file.prefix}{key}", actual, expected[: len(actual)], tolerance)
             self.file.golden.add(check)
 
 

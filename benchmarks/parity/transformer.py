@@ -157,10 +157,10 @@ def _check_gradients(
         kind, _, name = key.partition(".")
         if name not in gradients:
             continue
-        found = gradients[name]
-        if kind.startswith("grad_cols0_") and found is not None:
-            found = found[:, : int(kind.removeprefix("grad_cols0_"))]
-        io.relative(key, found, GRADIENT_TOLERANCE)
+        actual = gradients[name]
+        if kind.startswith("grad_cols0_") and actual is not None:
+            actual = actual[:, : int(kind.removeprefix("grad_cols0_"))]
+        io.relative(key, actual, GRADIENT_TOLERANCE)
     gradient_norms(golden, prefix, model, norms, GRADIENT_TOLERANCE)
 
 
@@ -181,8 +181,8 @@ def check_variant(golden: Golden, variant: str) -> None:
         logits = model(*inputs)
         for handle in handles:
             handle.remove()
-        for key, found in seen.items():
-            io.close(key, found, FEATURE_TOLERANCE)
+        for key, actual in seen.items():
+            io.close(key, actual, FEATURE_TOLERANCE)
         if model.config.crop_condition:
             if "in.batch_height" in io and "in.batch_width" in io:
                 io.equal("out.crop_coords", inputs[4])

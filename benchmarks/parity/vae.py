@@ -77,8 +77,8 @@ def check_vae(golden: Golden) -> None:
     with golden.part("vae"):
         model = build_vae(golden)
         if (count := golden.wanted(vae, "n_params")) is not None:
-            found = sum(parameter.numel() for parameter in model.parameters())
-            golden.add(Check("vae.n_params", abs(found - count), 0, exact=True))
+            actual = sum(parameter.numel() for parameter in model.parameters())
+            golden.add(Check("vae.n_params", abs(actual - count), 0, exact=True))
         if (indices := golden.wanted(vae, "phi_index")) is not None:
             golden.add(equal("vae.phi_index", torch.tensor(model.quantize.phi_index), torch.tensor(indices)))
         image = io["image"]

@@ -37,7 +37,7 @@ def test_bce_does_not_overflow() -> None:
 
 
 def judge(x: Tensor) -> Tensor:
-    """Some smooth map from pictures to a logit per pixel."""
+    """Some smooth map from images to a logit per pixel."""
     return (x.sin() * x.roll(1, -1)).sum(1, keepdim=True)
 
 

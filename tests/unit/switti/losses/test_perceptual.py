@@ -26,7 +26,7 @@ def features() -> AlexNetFeatures:
     return AlexNetFeatures()
 
 
-def _pictures(count: int, side: int = 64) -> torch.Tensor:
+def _images(count: int, side: int = 64) -> torch.Tensor:
     return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
@@ -70,8 +70,8 @@ def test_altered_file_and_missing_package_name_the_remedy(
 def test_first_convolution_against_numpy(alex: torch.nn.Module) -> None:
     """11×11, stride 4, padding 2, straight from the HWIO kernel of the file, in float64."""
     raw = load_numpy_pickle(trunk_file("alex").read_bytes())["AlexNet_0"]["Conv_0"]
-    picture = _pictures(1)[0].double().numpy().transpose(1, 2, 0)
-    padded = np.pad((picture - MEAN) / STD, ((2, 2), (2, 2), (0, 0)))
+    image = _images(1)[0].double().numpy().transpose(1, 2, 0)
+    padded = np.pad((image - MEAN) / STD, ((2, 2), (2, 2), (0, 0)))
     rows = [(0, 0), (3, 7), (14, 14)]
     expected = [
         np.maximum(
@@ -81,7 +81,7 @@ def test_first_convolution_against_numpy(alex: torch.nn.Module) -> None:
         )
         for y, x in rows
     ]
-    first = alex.net.slice1(alex.scaling_layer(_pictures(1) * 2 - 1))[0]
+    first = alex.net.slice1(alex.scaling_layer(_images(1) * 2 - 1))[0]
     for (y, x), value in zip(rows, expected, strict=True):
         np.testing.assert_allclose(first[:, y, x].numpy(), value, atol=2e-4)
 
@@ -96,10 +96,10 @@ def test_lpips_against_its_formula_in_float64(net: str) -> None:
     }[net]
     taps = range(5) if net == "alex" else (1, 3, 6, 9, 12)
     layers = content["AlexNet_0" if net == "alex" else "VGG16_0"]
-    # LPIPS's own mean and deviation of pictures in [-1, 1], rounded to three digits
+    # LPIPS's own mean and deviation of images in [-1, 1], rounded to three digits
     shift = torch.tensor([-0.030, -0.088, -0.188], dtype=torch.float64).view(3, 1, 1)
     scale = torch.tensor([0.458, 0.448, 0.450], dtype=torch.float64).view(3, 1, 1)
-    pair = _pictures(2).double() * 2 - 1
+    pair = _images(2).double() * 2 - 1
     x, distance = (pair - shift) / scale, torch.zeros((), dtype=torch.float64)
     for index, (stride, padding, pool) in enumerate(plan):
         if pool:
@@ -116,7 +116,7 @@ def test_lpips_against_its_formula_in_float64(net: str) -> None:
     assert float(network(pair[:1].float(), pair[1:].float())) == pytest.approx(float(distance), rel=1e-4)
 
 
-def test_lpips_is_frozen_silent_and_zero_for_equal_pictures(
+def test_lpips_is_frozen_silent_and_zero_for_equal_images(
     alex: torch.nn.Module, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(3)
@@ -127,32 +127,32 @@ def test_lpips_is_frozen_silent_and_zero_for_equal_pictures(
     network.train()
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
-    pictures = (_pictures(2) * 2 - 1).requires_grad_()
-    assert network(pictures, pictures.detach()).abs().max() == 0
-    network(pictures, pictures.detach().flip(0)).sum().backward()
-    assert pictures.grad is not None and pictures.grad.abs().sum() > 0
-    assert torch.equal(alex(pictures[:1], pictures[1:]), network(pictures[:1], pictures[1:]))
+    images = (_images(2) * 2 - 1).requires_grad_()
+    assert network(images, images.detach()).abs().max() == 0
+    network(images, images.detach().flip(0)).sum().backward()
+    assert images.grad is not None and images.grad.abs().sum() > 0
+    assert torch.equal(alex(images[:1], images[1:]), network(images[:1], images[1:]))
 
 
 def test_features_take_bytes_and_floats_alike(features: AlexNetFeatures) -> None:
-    pictures = (_pictures(3) * 255).round().byte()
-    values = features(pictures)
+    images = (_images(3) * 255).round().byte()
+    values = features(images)
     assert values.shape == (3, features.num_features)
-    torch.testing.assert_close(values, features(pictures.float() / 255))
-    single = features(pictures[1:2])
+    torch.testing.assert_close(values, features(images.float() / 255))
+    single = features(images[1:2])
     torch.testing.assert_close(single[0], values[1], atol=1e-5, rtol=1e-4)
 
 
-def test_features_do_not_depend_on_the_size_of_a_flat_picture(features: AlexNetFeatures) -> None:
+def test_features_do_not_depend_on_the_size_of_a_flat_image(features: AlexNetFeatures) -> None:
     torch.testing.assert_close(
         features(torch.full((1, 3, 40, 70), 0.3)), features(torch.full((1, 3, 128, 128), 0.3))
     )
 
 
 @pytest.mark.parametrize("net, smallest", [("alex", 31), ("vgg", 16)])
-def test_pictures_that_are_too_small_are_refused(net: str, smallest: int) -> None:
+def test_images_that_are_too_small_are_refused(net: str, smallest: int) -> None:
     network = build_lpips(net)  # type: ignore[arg-type]
-    pictures = torch.zeros(1, 3, smallest, smallest)
-    assert network(pictures, pictures).item() == 0.0
+    images = torch.zeros(1, 3, smallest, smallest)
+    assert network(images, images).item() == 0.0
     with pytest.raises(UserError, match=f"at least {smallest} px, got {smallest - 1}"):
-        network(pictures[..., 1:], pictures[..., 1:])
+        network(images[..., 1:], images[..., 1:])

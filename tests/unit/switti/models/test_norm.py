@@ -25,7 +25,7 @@ def norm_of(width: int) -> RMSNorm:
 def test_values_and_gradients(
     modulated: bool, addend_rows: int | None, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In pieces of one token, of two, and of several pictures."""
+    """In pieces of one token, of two, and of several images."""
     monkeypatch.setattr(norms, "PIECE", piece)
     torch.manual_seed(0)
     norm = norm_of(6)

@@ -1,4 +1,4 @@
-"""The U-Net discriminator against its definition, with weights normalised by singular values instead of iteration."""
+"""The U-Net discriminator against its definition, with weights normalized by singular values instead of iteration."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Multi-scale quantiser: against definitions written out in loops, and in float64."""
+"""Multi-scale quantizer: against definitions written out in loops, and in float64."""
 
 import numpy as np
 import pytest
@@ -71,7 +71,7 @@ def test_search_ignores_autocast() -> None:
 
 
 def test_tokens_match_a_loop_over_scales() -> None:
-    """Residual quantisation written out for one picture: box average, nearest code, up-sampling, φ, subtraction."""
+    """Residual quantization written out for one image: box average, nearest code, up-sampling, φ, subtraction."""
     quantizer, f = build(), random_latent(batch=1)
     codes, rest, found = quantizer.embedding.weight.detach().numpy(), f.clone(), []
     for k, side in enumerate((1, 2, 3, 4)):
@@ -171,7 +171,7 @@ def test_usage_counts_and_their_published_decay() -> None:
     torch.testing.assert_close(
         quantizer.ema_vocab_hit_SV[1, 1], torch.tensor(0.99 * 0.38 + 0.02, dtype=torch.float64)
     )
-    # threshold 0.08 · 1 picture · 4 positions / 4 codes = 0.08
+    # threshold 0.08 · 1 image · 4 positions / 4 codes = 0.08
     assert quantizer.usage_percent(batch=1) == [25.0, 75.0]
     assert quantizer.usage_percent(batch=4) == [25.0, 25.0]
 

@@ -40,7 +40,7 @@ def small() -> RQVAE:
     return RQVAE(SMALL).double().eval()
 
 
-def pictures(count: int = 2) -> Tensor:
+def images(count: int = 2) -> Tensor:
     generator = torch.Generator().manual_seed(5)
     return torch.rand(count, 3, 16, 16, generator=generator, dtype=torch.float64) * 2 - 1
 
@@ -106,7 +106,7 @@ def test_golden_model_by_the_sampler_route(parity_dir: Path, meta: dict[str, Any
 
 
 def test_shapes(small: RQVAE) -> None:
-    image = pictures()
+    image = images()
     tokens = small.tokenize(image)
     assert tokens.shape == (2, 21) and tokens.dtype == torch.int64
     assert small.encode(image).shape == (2, 8, 4, 4)
@@ -122,9 +122,9 @@ def test_one_scale_has_no_inputs() -> None:
     assert model.teacher_forcing(torch.zeros(3, 4, dtype=torch.int64)).shape == (3, 0, 4)
 
 
-def test_training_picture_is_that_of_the_tokens(small: RQVAE) -> None:
+def test_training_image_is_that_of_the_tokens(small: RQVAE) -> None:
     """The straight-through latent has the value of f_hat."""
-    image = pictures()
+    image = images()
     output = small(image)
     expected = small.decode(small.tokens_to_latent(small.tokenize(image)))
     torch.testing.assert_close(output.image, expected, rtol=0, atol=1e-12)
@@ -150,7 +150,7 @@ def test_attention_is_softmax_over_positions(small: RQVAE) -> None:
 
 
 def test_noise_does_not_depend_on_the_place_in_the_batch(small: RQVAE) -> None:
-    image, seeds = pictures(3), torch.tensor([11, 12, 13])
+    image, seeds = images(3), torch.tensor([11, 12, 13])
     clean, noisy = small.tokenize(image), small.tokenize(image, 0.7, seeds)
     assert not torch.equal(clean, noisy)
     order = [2, 0]
@@ -162,8 +162,8 @@ def test_bfloat16_encoder_leaves_the_latent_in_float32() -> None:
     torch.manual_seed(0)
     model = RQVAE(SMALL).eval()
     with torch.autocast("cpu", torch.bfloat16):
-        assert model.encode(pictures().float()).dtype == torch.bfloat16
-        tokens = model.tokenize(pictures().float())
+        assert model.encode(images().float()).dtype == torch.bfloat16
+        tokens = model.tokenize(images().float())
         assert model.tokens_to_latent(tokens).dtype == torch.float32
         assert model.teacher_forcing(tokens).dtype == torch.float32
 
@@ -172,9 +172,9 @@ def test_bad_requests(small: RQVAE) -> None:
     with pytest.raises(UserError, match="16 x 16 pixels, got 16 x 32"):
         small.encode(torch.zeros(1, 3, 16, 32, dtype=torch.float64))
     with pytest.raises(UserError, match=r"noise_std=1\.0"):
-        small.tokenize(pictures(), 1.0)
+        small.tokenize(images(), 1.0)
     with pytest.raises(UserError, match="seed"):
-        small.tokenize(pictures(), 0.5)
+        small.tokenize(images(), 0.5)
 
 
 def test_saved_weights_come_back(tmp_path: Path, small: RQVAE) -> None:
@@ -189,7 +189,7 @@ def test_saved_weights_come_back(tmp_path: Path, small: RQVAE) -> None:
 
 
 def test_settings_that_shapes_do_not_show(tmp_path: Path, small: RQVAE) -> None:
-    """Another pyramid of as many scales, another φ strength: same shapes, other pictures."""
+    """Another pyramid of as many scales, another φ strength: same shapes, other images."""
     save_tokenizer(small, tmp_path / "model.safetensors")
     load_tokenizer(tmp_path / "model.safetensors", config=replace(SMALL, commitment=0.5))
     with pytest.raises(UserError, match=r"tokenizer\.scales=\[1, 3, 4\] \(the weights: \[1, 2, 4\]\)"):

@@ -52,11 +52,11 @@ def test_held_out_emoji(demo: RQVAE) -> None:
     except UserError as error:
         pytest.skip(str(error))
     assert len(items) == 2
-    arrays = [np.array(Image.open(io.BytesIO(item.build(64).picture))) for item in items]
+    arrays = [np.array(Image.open(io.BytesIO(item.build(64).image))) for item in items]
     image = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
         found = demo.decode(demo.tokens_to_latent(demo.tokenize(image))).clamp(-1, 1)
     found, image = (found + 1) / 2, (image + 1) / 2
     assert psnr(found, image).min() > 15
-    # The order matters: one style's tokens do not give the other style's picture.
+    # The order matters: one style's tokens do not give the other style's image.
     assert psnr(found.flip(0), image).max() < psnr(found, image).min()

@@ -57,18 +57,18 @@ def run(config: RunConfig) -> Path:
 
 
 def sampled(pipeline: SwittiPipeline) -> tuple[Tensor, Tensor]:
-    """(latent that the decoder gets, pictures)."""
+    """(latent that the decoder gets, images)."""
     latents: list[Tensor] = []
     hook = pipeline.tokenizer.post_quant_conv.register_forward_pre_hook(
         lambda module, inputs: latents.append(inputs[0].clone())
     )
-    pictures = pipeline(["cat", "dog"], seeds=[1, 2], output_type="pt")
+    images = pipeline(["cat", "dog"], seeds=[1, 2], output_type="pt")
     hook.remove()
-    return torch.cat(latents), pictures
+    return torch.cat(latents), images
 
 
 @pytest.mark.parametrize("part", ["decoder.", "post_quant_conv."])
-def test_a_tuned_decoder_changes_pictures_and_nothing_before(
+def test_a_tuned_decoder_changes_images_and_nothing_before(
     config: RunConfig, run: Path, tmp_path: Path, part: str
 ) -> None:
     tuned = save(config, tmp_path / "tuned.safetensors", part)
@@ -79,10 +79,10 @@ def test_a_tuned_decoder_changes_pictures_and_nothing_before(
     side = config.tokenizer.resolution
     image = torch.rand(3, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert torch.equal(before.tokenize(image), after.tokenize(image))
-    latent, pictures = sampled(load_pipeline(run, [])[0])
-    other_latent, other_pictures = sampled(load_pipeline(run, [f"tokenizer_weights={tuned}"])[0])
+    latent, images = sampled(load_pipeline(run, [])[0])
+    other_latent, other_images = sampled(load_pipeline(run, [f"tokenizer_weights={tuned}"])[0])
     assert torch.equal(latent, other_latent)
-    assert not torch.equal(pictures, other_pictures)
+    assert not torch.equal(images, other_images)
 
 
 @pytest.mark.parametrize("part", ["quantize.embedding", "quantize.quant_resi"])

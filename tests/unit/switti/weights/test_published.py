@@ -416,7 +416,7 @@ def test_unusable_files_are_refused_in_one_line(kind: str, words: str, tmp_path:
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
-def test_a_generator_is_no_tokenizer(tmp_path: Path) -> None:
+def test_a_generator_is_not_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not an RQ-VAE"):
         load_tokenizer(publish(tmp_path, small()), scales=SCALES)
 
