@@ -1,13 +1,14 @@
-"""Preflight check of the files that a study's runs need: shards, embeddings, tokenizer, initial weights.
+"""Preflight check of what a study's runs need: shards, embeddings, tokenizer, initial weights, code of the user's own.
 
-Reads manifests, file sizes and headers: no torch, no network,
-and nothing that grows with the size of the data but a look at each shard's entry in its folder.
+Reads manifests, file sizes and headers: no torch, no network, and nothing that grows with the size of the data but a
+look at each shard's entry in its folder. Code is imported only where the settings name it.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from configs.extensions import check_extensions
 from configs.loading import from_run
 from configs.schema import RunConfig
 from sweeps.preflight_data import data_problems, problems_of
@@ -156,8 +157,17 @@ def _on_a_hub(source: str) -> bool:
 
 
 # Each check with the settings that it depends on.
+def _extensions(config: RunConfig) -> list[str]:
+    """The user's own code that the settings name; nothing is imported for a run without any."""
+    return problems_of(lambda: check_extensions(config))
+
+
 _CHECKS: tuple[tuple[Callable[[RunConfig], list[str]], tuple[str, ...]], ...] = (
     (data_problems, ("task", "data", "text")),
     (_tokenizer, ("task", "tokenizer_weights", "tokenizer")),
     (_first_weights, ("task", "init_from", "model", "run_dir")),
+    (
+        _extensions,
+        ("task", "trainer.loggers", "callbacks.extra", "metrics.extra", "text.encoder", "data.source"),
+    ),
 )

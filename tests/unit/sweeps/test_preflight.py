@@ -80,6 +80,14 @@ def test_what_is_complete_passes(data: Path) -> None:
     assert problems("data.train=pipe:cat x.tar", "data.embeddings=null", "metrics.captions=validation") == ""
 
 
+def test_code_that_cannot_be_imported_is_named(data: Path) -> None:
+    said = problems("callbacks.extra=[nowhere_at_all:Name]")
+    assert (
+        "callbacks.extra=nowhere_at_all:Name: there is no module nowhere_at_all" in said
+        and "all runs" in said
+    )
+
+
 def test_shards_that_are_not_there_are_named(data: Path) -> None:
     assert "data.train='nowhere/*.tar' matches no shard" in problems("data.train=nowhere/*.tar")
     assert problems("data.train=a.tar").startswith("data.train: no shard a.tar; make or fetch it again (all")
