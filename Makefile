@@ -49,7 +49,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 ##@ Checks
-.PHONY: lint format test test-all test-distributed fuzz hooks docs
+.PHONY: lint format test test-all test-distributed test-gpu fuzz hooks docs
 lint: $(READY)  ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -64,6 +64,9 @@ test: $(READY)  ## quick tests, on any machine
 
 test-all: $(READY)  ## quick, slow and distributed tests
 	$(PY) -m pytest -q -m "not gpu and not weights"
+
+test-gpu:  ## what needs a GPU; installs nothing (needs pytest beside the library's packages)
+	$(PY) -m pytest -q tests -m gpu
 
 test-distributed: $(READY)  ## tests that start several processes
 	$(PY) -m pytest -q -m "distributed"

@@ -72,7 +72,7 @@ def _kept_on_cpu(logits_RV: Tensor, top_k: int, top_p: float, rounded: bool) -> 
     # Number of dropped tokens among those equal to the smallest one kept.
     surplus_R1 = np.count_nonzero(dropped_RK & (values_RK == floor_R1), axis=-1, keepdims=True)
     # Odds that have underflowed to 0 permit any number.
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         fitting_R1 = np.floor((1.0 - top_p) * cumulative_RK[:, -1:] / odds_RK[:, :1])
     fitting_R1 = np.fmin(fitting_R1, ties_R1)
     surplus_R1 = surplus_R1 + np.where(floor_R1 == values_RK[:, :1], fitting_R1, 0).astype(np.int64)
