@@ -341,7 +341,7 @@ def test_a_saved_pipeline_gives_the_same_bits(visibility: str, tmp_path: Path) -
     assert (found.sampling, found.autocast, found.text_config) == (pipe.sampling, True, TextConfig())
     assert torch.equal(found(["a", "b"], output_type="pt"), pipe(["a", "b"], output_type="pt"))
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == [
-        "out/generator/config.json", "out/generator/model.safetensors", "out/model_index.json",
+        "out/README.md", "out/generator/config.json", "out/generator/model.safetensors", "out/model_index.json",
         "out/text_encoder/config.json", "out/tokenizer/config.json", "out/tokenizer/model.safetensors",
     ]  # fmt: skip
 
@@ -448,6 +448,7 @@ def test_hub_upload_and_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     pipe = build()
     assert pipe.push_to_hub("me/tiny") == "hub/me/tiny/1"
     assert read_json(hub / "me" / "tiny" / "model_index.json")["_class_name"] == "SwittiPipeline"
+    assert (hub / "me" / "tiny" / "README.md").read_text().startswith("---\nlibrary_name: switti\n")
     assert torch.equal(read("me/tiny")("a", output_type="pt"), pipe("a", output_type="pt"))
 
 
