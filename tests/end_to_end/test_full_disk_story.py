@@ -115,5 +115,5 @@ def test_every_level_ends_in_a_line_and_resumes(
             failed.add(said[-1].split()[4 if "checkpoint" in said[-1] else 3].rstrip(":").rpartition("/")[2])
         assert (roomy["code"], roomy["state"]) == (0, "finished"), (level, roomy["output"])
     # Something of every kind, on the way from nothing to enough.
-    assert {"config.yaml", "step_000002.ckpt"} < failed and len(failed) >= 5, failed
+    assert {"metrics.csv", "record.json", "step_000002.ckpt"} < failed and len(failed) >= 5, failed
     assert attempts[-1][0]["code"] == 0
