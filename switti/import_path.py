@@ -14,7 +14,7 @@ from typing import Any
 from switti.environment import masked
 from switti.errors import UserError
 from switti.run_folder import CONFIG, RECORD
-from switti.suggestions import did_you_mean, shortened
+from switti.suggestions import did_you_mean, printable
 
 FORM = "package.module:Name"
 _IMPORT_PATH = re.compile(r"(?:[^\W\d]\w*\.)*[^\W\d]\w*:[^\W\d]\w*")
@@ -31,14 +31,14 @@ def check_choice(setting: str, value: str, known: Iterable[str]) -> None:
     if value in names or is_import_path(value):
         return
     choices = ", ".join([*names, FORM])
-    raise UserError(f"{setting}={shortened(value)} is not one of {choices}{did_you_mean(value, names)}")
+    raise UserError(f"{setting}={printable(value)} is not one of {choices}{did_you_mean(value, names)}")
 
 
 def check_paths(setting: str, values: list[str], remedy: str = "") -> None:
     """UserError unless all are import paths, each named once. remedy: the end of the message about another value."""
     for value in values:
         if not is_import_path(value):
-            raise UserError(f"{setting}={shortened(value)} is not {FORM}{remedy}")
+            raise UserError(f"{setting}={printable(value)} is not {FORM}{remedy}")
     if len(set(values)) != len(values):
         raise UserError(f"{setting}={values} names one twice")
 

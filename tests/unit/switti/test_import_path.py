@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from switti.errors import UserError
-from switti.import_path import build_object, check_choice, is_import_path, load_factory, load_object
+from switti.import_path import (
+    build_object,
+    check_choice,
+    check_paths,
+    is_import_path,
+    load_factory,
+    load_object,
+)
 
 CODE = """
 class Thing(dict): pass
@@ -110,3 +117,11 @@ def test_no_code_is_imported_from_a_run_folder(
         with pytest.raises(UserError, match="lies in a run folder"):
             load_object("text.encoder", path)
     assert not [name for name in sys.modules if name.startswith("some_runs.study.run.")]
+
+
+@pytest.mark.parametrize("value", ["\nNone", "a\x1b[31mb", "x\r"])
+def test_a_value_of_several_lines_is_named_in_one(value: str) -> None:
+    for check in (lambda: check_choice("text.encoder", value, ["minilm"]), lambda: check_paths("a", [value])):
+        with pytest.raises(UserError) as caught:
+            check()
+        assert str(caught.value).isprintable()
