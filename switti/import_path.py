@@ -54,8 +54,7 @@ def load_object(setting: str, path: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        reason = " ".join(masked(f"{type(error).__name__}: {error}").split())
-        raise UserError(f"{setting}={path}: importing {module_name} failed ({reason[:300]})") from error
+        raise _import_failed(setting, path, module_name, error) from error
     if not hasattr(module, name):
         public = [other for other in vars(module) if not other.startswith("_")]
         raise UserError(f"{setting}={path}: {module_name} has no {name}{did_you_mean(name, public)}")
@@ -99,6 +98,11 @@ def build_object(setting: str, path: str, kind: type, config: Any) -> Any:
         ) from error
 
 
+def _import_failed(setting: str, path: str, module_name: str, error: Exception) -> UserError:
+    reason = " ".join(masked(f"{type(error).__name__}: {error}").split())
+    return UserError(f"{setting}={path}: importing {module_name} failed ({reason[:300]})")
+
+
 def _words(kind: type) -> str:
     return f"{kind.__module__.partition('.')[0]}'s {kind.__name__}"
 
@@ -112,8 +116,7 @@ def _check_origin(setting: str, path: str, module_name: str) -> None:
             # Imports the packages above it, which have been checked.
             found = importlib.util.find_spec(package)
         except Exception as error:
-            reason = " ".join(masked(f"{type(error).__name__}: {error}").split())
-            raise UserError(f"{setting}={path}: importing {module_name} failed ({reason[:300]})") from error
+            raise _import_failed(setting, path, module_name, error) from error
         if found is None:
             raise UserError(
                 f"{setting}={path}: there is no module {package}; install it, or start the command in its folder"

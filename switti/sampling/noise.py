@@ -79,19 +79,25 @@ class ScaleNoise:
 
     def at(self, image: int, positions: np.ndarray) -> np.ndarray:
         """Float32 draws of one image at `positions` = token · V + entry, on a CPU."""
-        return _by_blocks(
-            lambda start, stop: positions[start:stop].astype(np.uint32), len(positions), self.keys_B3[image]
+        draws = np.empty(len(positions), np.float32)
+        _fill_by_blocks(
+            draws, lambda start, stop: positions[start:stop].astype(np.uint32), self.keys_B3[image]
         )
+        return draws
 
     def _all_on_cpu(self) -> Tensor:
-        size = self.shape[0] * self.shape[1]
+        draws = np.empty((len(self.keys_B3), self.shape[0] * self.shape[1]), np.float32)
 
-        def one(key: np.ndarray) -> np.ndarray:
-            return _by_blocks(lambda start, stop: np.arange(start, stop, dtype=np.uint32), size, key)
+        def fill(image: int) -> None:
+            _fill_by_blocks(
+                draws[image],
+                lambda start, stop: np.arange(start, stop, dtype=np.uint32),
+                self.keys_B3[image],
+            )
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            draws = list(pool.map(one, self.keys_B3))
-        return torch.from_numpy(np.stack(draws)).view(-1, *self.shape)
+            list(pool.map(fill, range(len(draws))))
+        return torch.from_numpy(draws).view(-1, *self.shape)
 
 
 def keys_of(seeds: Sequence[int], scale: int) -> np.ndarray:
@@ -100,12 +106,11 @@ def keys_of(seeds: Sequence[int], scale: int) -> np.ndarray:
     return np.stack(words) if words else np.empty((0, 3), np.uint32)
 
 
-def _by_blocks(counters: Callable[[int, int], np.ndarray], size: int, key: np.ndarray) -> np.ndarray:
-    """Float32 draws at `size` counters, which come in blocks."""
-    draws = np.empty(size, np.float32)
-    scratch = np.empty(min(size, BLOCK), np.uint32)
-    for start in range(0, size, BLOCK):
-        stop = min(size, start + BLOCK)
+def _fill_by_blocks(draws: np.ndarray, counters: Callable[[int, int], np.ndarray], key: np.ndarray) -> None:
+    """Write float32 draws at as many counters, which come in blocks: counters(start, stop), uint32."""
+    scratch = np.empty(min(len(draws), BLOCK), np.uint32)
+    for start in range(0, len(draws), BLOCK):
+        stop = min(len(draws), start + BLOCK)
         x, shifted, out = counters(start, stop), scratch[: stop - start], draws[start:stop]
         for (shift, factor), word in zip(_ROUNDS, key, strict=True):
             x ^= word
@@ -116,7 +121,6 @@ def _by_blocks(counters: Callable[[int, int], np.ndarray], size: int, key: np.nd
         out += np.float32(0.5)
         out *= np.float32(2.0**-_BITS)
         np.negative(np.log(out, out=out), out=out)
-    return draws
 
 
 def _hashed_by_torch(x: Tensor, key: Any) -> Tensor:

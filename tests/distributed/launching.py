@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parents[2]
+PATHS = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])
 CASES = Path(__file__).parent / "rank_cases.py"
 
 
@@ -23,7 +24,7 @@ def free_port() -> int:
 
 def start(program: list[str], ranks: int, nodes: int = 1) -> list[subprocess.Popen[str]]:
     """`nodes` agents of torchrun with `ranks` processes each; `program` as behind torchrun's own options."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": PATHS, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     port = free_port()
     return [
         subprocess.Popen(

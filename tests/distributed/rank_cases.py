@@ -20,6 +20,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch.utils.data import DataLoader, IterableDataset, default_collate
+from training_samples import random_sample
 
 from callbacks.checkpointing import RunCheckpoint, find_resume
 from callbacks.data_position import DataPosition
@@ -54,19 +55,6 @@ LARGER = RQVAEConfig(
 BATCH, EPOCH = 8, 36  # an epoch is no multiple of the batch
 
 
-def sample(number: int, side: int = TOKENIZER.resolution) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(number)
-    return {
-        "image": torch.rand(3, side, side, generator=generator) * 2 - 1,
-        "key": str(number),
-        "seed": torch.tensor(number),
-        "crop": torch.tensor([512, 512, 0, 0]),
-        "text": torch.randn(5, 12, generator=generator),
-        "text_mask": torch.arange(5) < 3,
-        "pooled": torch.randn(10, generator=generator),
-    }
-
-
 class Samples(LightningDataModule):
     """Sample i of every epoch depends on i alone; its position is the number of samples consumed by all ranks."""
 
@@ -93,7 +81,7 @@ class Samples(LightningDataModule):
         return DataLoader([self.collate(range(first, first + own))], batch_size=None)
 
     def collate(self, numbers: Iterable[int]) -> dict[str, Any]:
-        batch = default_collate([sample(number, self.side) for number in numbers])
+        batch = default_collate([random_sample(number, self.side) for number in numbers])
         return {**batch, "image": batch["image"].to(self.dtype)}
 
     def advance(self) -> None:
@@ -173,7 +161,7 @@ def build(case: dict[str, Any]) -> LightningModule:
 
 def measured(steps: int) -> OnlineMetrics:
     """Scores of 7 pictures, a number that no number of ranks divides, at the end."""
-    rows = [sample(200 + i) for i in range(7)]
+    rows = [random_sample(200 + i, TOKENIZER.resolution) for i in range(7)]
     text = TextEmbedding(
         *(torch.stack([row[name] for row in rows]) for name in ("text", "text_mask", "pooled"))
     )

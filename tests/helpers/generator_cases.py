@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
+from training_samples import random_sample
 
 from callbacks.checkpointing import AtomicCheckpointIO, build_checkpoint_callback
 from callbacks.config import CallbacksConfig
@@ -30,16 +31,7 @@ class Images(LightningDataModule):
         self.consumed = 0
 
     def sample(self, index: int) -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(index)
-        return {
-            "image": torch.rand(3, 8, 8, generator=generator) * 2 - 1,
-            "key": str(index),
-            "seed": torch.tensor(index),
-            "crop": torch.tensor([512, 512, 0, 0]),
-            "text": torch.randn(5, 12, generator=generator),
-            "text_mask": torch.arange(5) < 3,
-            "pooled": torch.randn(10, generator=generator),
-        }
+        return random_sample(index, TOKENIZER.resolution)
 
     def train_dataloader(self) -> Any:
         def batches():

@@ -5,33 +5,20 @@ from typing import Any
 import pytest
 import torch
 from fake_cuda import fake_cuda, move_to_cuda, on_cuda
+from generator_cases import module
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from lightning_modules.config import LossConfig, OptimizerConfig, TrainerConfig
+from lightning_modules.config import OptimizerConfig
 from lightning_modules.generator import GeneratorModule
 from lightning_modules.optimization import build_optimizer
-from switti.models.config import GeneratorConfig
-from switti.tokenizer.config import RQVAEConfig
-from switti.tokenizer.rqvae import RQVAE
-
-TOKENIZER = RQVAEConfig(
-    scales=[1, 2, 4], codebook_size=32, code_width=8, channels=32, multipliers=[1, 1], residual_blocks=1
-)
 
 
 def build(visibility: str, monkeypatch: pytest.MonkeyPatch) -> GeneratorModule:
-    model = GeneratorConfig(
-        visibility=visibility, depth=2, width=32, heads=2, scales=TOKENIZER.scales, codebook_size=32, code_width=8,
-        text_width=12, pooled_width=10,
-    )  # fmt: skip
-    trainer = TrainerConfig(max_steps=4, log_every=1)
-    module = GeneratorModule(
-        model, RQVAE(TOKENIZER), OptimizerConfig(), LossConfig(), trainer, seed=0, ema=True
-    )
-    module.configure_model()
+    built = module(steps=4, visibility=visibility)
+    built.configure_model()
     monkeypatch.setattr(GeneratorModule, "global_step", 0)
-    return module
+    return built
 
 
 def batch(dtype: torch.dtype) -> dict[str, Any]:
@@ -50,26 +37,26 @@ def test_the_forward_pass_does_not_wait(
     visibility: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tokens, latent noise, logits and what is logged of them."""
-    module = build(visibility, monkeypatch)
+    built = build(visibility, monkeypatch)
     seeds = torch.zeros(2, dtype=torch.int64)
     with fake_cuda():
-        move_to_cuda(module, dtype)
-        move_to_cuda(module.tokenizer)
-        loss = module.training_step(batch(dtype) | {"seed": seeds}, 0)
+        move_to_cuda(built, dtype)
+        move_to_cuda(built.tokenizer)
+        loss = built.training_step(batch(dtype) | {"seed": seeds}, 0)
         assert loss.device.type == "cuda" and loss.shape == ()
 
 
 def test_clipping_and_the_optimizer_step_wait_for_the_guard_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = build("causal", monkeypatch)
+    built = build("causal", monkeypatch)
     with fake_cuda():
-        move_to_cuda(module)
-        assert module.generator is not None
-        optimizer, scheduler = build_optimizer(module.generator, OptimizerConfig(), 4)
+        move_to_cuda(built)
+        assert built.generator is not None
+        optimizer, scheduler = build_optimizer(built.generator, OptimizerConfig(), 4)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
         norm = nn.utils.clip_grad_norm_(parameters, 1.0)
         with pytest.raises(DataDependentOutputException):
-            module.nonfinite_guard.settle(norm, parameters)
+            built.nonfinite_guard.settle(norm, parameters)
         optimizer.step()
         scheduler["scheduler"].step()

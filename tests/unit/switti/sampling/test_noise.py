@@ -16,15 +16,18 @@ KEYS = [[2613022947, 1532590702, 2872237355], [4010755824, 4093133998, 179944205
 DRAWS = [0.008521, 0.149819, 1.169602, 2.124647, 0.292275, 1.033837]
 
 
+def draws_at(counters: np.ndarray, key: np.ndarray) -> np.ndarray:
+    draws = np.empty(len(counters), np.float32)
+    noise._fill_by_blocks(draws, lambda start, stop: counters[start:stop].copy(), key)
+    return draws
+
+
 def test_torch_and_numpy_make_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Block by block in NumPy, all at once in torch; logarithms may differ in their last bit."""
     monkeypatch.setattr(noise, "BLOCK", 1000)
     keys = keys_of([3, 2**64 - 1], 4)
     expected = torch.stack(
-        [
-            torch.from_numpy(noise._by_blocks(lambda a, b: np.arange(a, b, dtype=np.uint32), 4321, k))
-            for k in keys
-        ]
+        [torch.from_numpy(draws_at(np.arange(4321, dtype=np.uint32), key)) for key in keys]
     )
     counters = torch.arange(4321, dtype=torch.int32)[None]
     bits = noise._hashed_by_torch(counters, torch.from_numpy(keys.view(np.int32)).T[:, :, None])
@@ -45,9 +48,7 @@ def test_the_hash_is_the_published_one() -> None:
         return x ^ x >> 14
 
     counters = [0, 1, 2, 4095, 2**31, 2**32 - 1]
-    draws = noise._by_blocks(
-        lambda a, b: np.array(counters[a:b], np.uint32), len(counters), np.array(key, np.uint32)
-    )
+    draws = draws_at(np.array(counters, np.uint32), np.array(key, np.uint32))
     expected = [-math.log(((hashed(x) >> 9) + 0.5) / 2**23) for x in counters]
     np.testing.assert_allclose(draws, expected, rtol=1e-6)
 

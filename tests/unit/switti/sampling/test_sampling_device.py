@@ -6,6 +6,7 @@ from fake_cuda import HostRoundTripError, fake_cuda, move_to_cuda, on_cuda
 from sampler_cases import build, captions
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
+from switti.sampling import filters
 from switti.sampling.config import SamplingConfig
 from switti.sampling.filters import kept_tokens
 from switti.sampling.noise import ImageNoise
@@ -53,12 +54,8 @@ def test_the_device_notices_what_asks_it() -> None:
 @pytest.mark.parametrize("top_k", [0, 1, 7, 40])
 @pytest.mark.parametrize("top_p", [0.0, 0.5, 0.95, 1.0])
 @pytest.mark.parametrize("rounded", [True, False])
-def test_both_devices_keep_the_same_tokens(
-    monkeypatch: pytest.MonkeyPatch, top_k: int, top_p: float, rounded: bool
-) -> None:
+def test_both_devices_keep_the_same_tokens(top_k: int, top_p: float, rounded: bool) -> None:
     """Of random logits and of such that are often equal."""
-    from switti.sampling import filters
-
     generator = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(300, 40, generator=generator, dtype=torch.float64)
     for x in (logits, logits.round() if rounded else logits):
