@@ -266,6 +266,34 @@ class SlurmLauncher:
             handle.cancel(check=False)
 
 
+def submit_array(
+    folder: Path, wanted: Resources, command: Sequence[str], environments: Sequence[dict[str, str]], gpus: int
+) -> list[str]:
+    """Submit independent processes of one command, each with its environment, as a job array; their job ids.
+
+    Their output is in folder/workers/0000/output.log, … Preempted or out of time, they are queued again.
+    """
+    launcher = SlurmLauncher(folder, wanted, None)
+    executor = launcher._executor()
+    ranks = [
+        Rank(
+            ["env", *(f"{name}={value}" for name, value in environment.items()), *command],
+            str(folder / "workers" / f"{number:04d}"),
+            1,
+        )
+        for number, environment in enumerate(environments)
+    ]
+    try:
+        executor.update_parameters(
+            **launcher._parameters(1, 1, gpus > 0) | ({"gpus_per_node": gpus} if gpus else {})
+        )
+        with executor.batch():
+            handles = [executor.submit(rank) for rank in ranks]
+    except (FailedSubmissionError, subprocess.CalledProcessError, FailedJobError) as error:
+        raise UserError(f"sbatch refuses the jobs: {' '.join(str(error).split())}") from error
+    return [handle.job_id for handle in handles]
+
+
 def _outcome(job: Job, handle: "submitit.Job[Any]") -> Outcome:
     try:
         codes = handle.results()
