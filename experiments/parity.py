@@ -1,8 +1,10 @@
 """python -m experiments.parity DIR [--verbose]
 
 Compares this implementation with golden tensors of the published one. DIR is a folder of safetensors files with a
-meta.json that holds every setting. Prints the worst deviation of each quantity beside its tolerance; token indices
-must be equal. A folder may lack quantities: they are named and counted, and all others are checked.
+meta.json that holds every setting, or one of numbers alone with a golden.json; what it is about follows from what it
+holds: the scale-wise transformer and its tokenizer, or early stopping. Prints the worst deviation of each quantity
+beside its tolerance; token indices and stopping points must be equal. A folder may lack quantities: they are named and
+counted, and all others are checked.
 
 Exit code 1 if any quantity is out of tolerance or cannot be computed, 2 if nothing could be checked.
 """
@@ -33,8 +35,10 @@ def _group(quantity: str) -> str:
 
 def main(argv: list[str]) -> int:
     parser = argument_parser(__doc__)
-    parser.add_argument("folder", type=Path, help="folder with meta.json and safetensors files")
-    parser.add_argument("--verbose", action="store_true", help="one line for every tensor")
+    parser.add_argument(
+        "folder", type=Path, help="folder with meta.json and safetensors files, or with golden.json"
+    )
+    parser.add_argument("--verbose", action="store_true", help="one line for every tensor or number")
     options = parser.parse_args(argv)
 
     from benchmarks.parity.folder import compare
@@ -58,7 +62,7 @@ def _print_table(checks: "list[Check]", verbose: bool) -> None:
     worst: dict[str, list[Check]] = {}
     for check in checks:
         worst.setdefault(check.quantity if verbose else _group(check.quantity), []).append(check)
-    rows = [("quantity", "worst", "tolerance", "tensors")]
+    rows = [("quantity", "worst", "tolerance", "count")]
     marks = [""]
     for name, group in worst.items():
         bad = max(group, key=lambda c: (not c.passed, math.inf if math.isnan(c.deviation) else c.deviation))

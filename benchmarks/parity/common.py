@@ -24,6 +24,8 @@ GRADIENT_TOLERANCE = 1e-3
 # Of a golden pyramid; the released ones have up to 9 451.
 TOKENS = 1 << 20
 META = "meta.json"
+# Settings and expected numbers of a folder without tensors.
+NUMBERS = "golden.json"
 INVENTORY = "inventory.json"
 # What wrong shapes, types and values in a folder make of a computation, each of which is a failed check by name.
 _COMPUTING = (
@@ -87,24 +89,25 @@ def _misshapen(
 
 
 class Settings(dict[str, Any]):
-    """A part of meta.json; asking for a setting that is not there raises AbsentError with its path."""
+    """A part of meta.json, or of another `file`; asking for a setting that is not there raises AbsentError with its
+    path."""
 
-    def __init__(self, content: Mapping[str, Any], path: str = "") -> None:
-        self.path = path
-        super().__init__({key: _settings(value, self.name(key)) for key, value in content.items()})
+    def __init__(self, content: Mapping[str, Any], path: str = "", file: str = META) -> None:
+        self.path, self.file = path, file
+        super().__init__({key: _settings(value, self.name(key), file) for key, value in content.items()})
 
     def name(self, key: str) -> str:
         return f"{self.path}.{key}" if self.path else key
 
     def __missing__(self, key: str) -> Any:
-        raise AbsentError(f"{META}: {self.name(key)}")
+        raise AbsentError(f"{self.file}: {self.name(key)}")
 
 
-def _settings(value: Any, path: str) -> Any:
+def _settings(value: Any, path: str, file: str) -> Any:
     if isinstance(value, Mapping):
-        return Settings(value, path)
+        return Settings(value, path, file)
     if isinstance(value, list):
-        return [_settings(item, f"{path}.{i}") for i, item in enumerate(value)]
+        return [_settings(item, f"{path}.{i}", file) for i, item in enumerate(value)]
     return value
 
 
@@ -120,8 +123,9 @@ def scales_of(meta: Settings) -> list[int]:
 class Golden:
     """A folder and what its comparison has given so far.
 
-    absent: keys by file, meta.json included. blocked: "part: what it lacks". unknown: tensors by file that nothing was
-    compared with, because this version does not know them or because their part is blocked.
+    meta: the settings, usually of meta.json. absent: keys by file, that one included. blocked: "part: what it lacks".
+    unknown: tensors by file that nothing was compared with, because this version does not know them or because their
+    part is blocked.
     """
 
     folder: Path
@@ -135,11 +139,16 @@ class Golden:
 
     @classmethod
     def open(cls, folder: str | Path, meta: Mapping[str, Any] | None = None) -> "Golden":
-        """meta: instead of the folder's meta.json. Raises UserError for a folder without one."""
+        """meta: instead of the folder's meta.json. Raises UserError for a folder without one or a golden.json."""
         folder = Path(folder)
-        if meta is None and not (folder / META).exists():
-            raise UserError(f"{folder} holds no {META}; give a folder of golden tensors")
-        return cls(folder, Settings(read_json_object(folder / META) if meta is None else meta))
+        if meta is not None:
+            return cls(folder, Settings(meta))
+        for file in (META, NUMBERS):
+            if (folder / file).exists():
+                return cls(folder, Settings(read_json_object(folder / file), file=file))
+        raise UserError(
+            f"{folder} holds no {META} and no {NUMBERS}; give a folder of golden tensors or numbers"
+        )
 
     @property
     def failed(self) -> list[Check]:
@@ -172,9 +181,9 @@ class Golden:
             keys.append(key)
 
     def wanted(self, settings: Settings, key: str) -> Any:
-        """An expectation of meta.json; None if it is left out, which is noted."""
+        """An expectation among the settings; None if it is left out, which is noted."""
         if key not in settings:
-            self.leave_out(META, settings.name(key))
+            self.leave_out(settings.file, settings.name(key))
         return settings.get(key)
 
     def tensors(self, file: str, prefix: str, raw: bool = False) -> "TensorFile":

@@ -1,35 +1,50 @@
-"""Comparison of a folder of golden tensors, part by part."""
+"""Comparison of a folder of golden tensors or numbers, part by part, by the kind of folder that it is."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.parity.common import META, Golden
+from benchmarks.parity.common import Golden
 from benchmarks.parity.functions import check_functions
+from benchmarks.parity.objective_dynamics import check_cases, check_clip, check_other_criteria
 from benchmarks.parity.sampling import check_sampling
 from benchmarks.parity.trajectory import check_trajectory
 from benchmarks.parity.transformer import check_transformers
 from benchmarks.parity.vae import check_vae
 
-PARTS: dict[str, Callable[[Golden], None]] = {
+Parts = dict[str, Callable[[Golden], None]]
+
+# Parts by the key at the top of the settings that each one is about.
+SCALE_WISE: Parts = {
     "vae": check_vae,
     "switti": check_transformers,
     "functions": check_functions,
     "trajectory": check_trajectory,
     "sampling": check_sampling,
 }
+OBJECTIVE_DYNAMICS: Parts = {
+    "cases": check_cases,
+    "clip": check_clip,
+    "other_criteria": check_other_criteria,
+}
+KINDS = (SCALE_WISE, OBJECTIVE_DYNAMICS)
 
 
 def compare(folder: str | Path, meta: Mapping[str, Any] | None = None) -> Golden:
     """Everything that the folder holds. meta: instead of its meta.json.
 
-    Raises UserError for a folder without meta.json. Missing, corrupt and misshapen entries are in the result.
+    Raises UserError for a folder without settings. Missing, corrupt and misshapen entries are in the result.
     """
     golden = Golden.open(folder, meta)
-    for name, check in PARTS.items():
+    for name, check in _parts_of(golden).items():
         if name in golden.meta:
             with golden.part(name):
                 check(golden)
         else:
-            golden.leave_out(META, name)
+            golden.leave_out(golden.meta.file, name)
     return golden
+
+
+def _parts_of(golden: Golden) -> Parts:
+    """The kind that has most of its parts in the folder."""
+    return max(KINDS, key=lambda parts: sum(name in golden.meta for name in parts))

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.parity.common import Golden
-from benchmarks.parity.folder import PARTS, compare
+from benchmarks.parity.folder import SCALE_WISE, compare
 from experiments.parity import main
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +47,7 @@ def meta_of(*parts: str) -> dict[str, Any]:
     """meta.json with few sampling cases and these parts (the transformers' settings are needed by several)."""
     meta = json.loads(json.dumps(META))
     meta["sampling"]["cases"] = {name: meta["sampling"]["cases"][name] for name in CASES}
-    return {key: value for key, value in meta.items() if key not in PARTS or key in (*parts, "switti", "vae")}
+    return {key: value for key, value in meta.items() if key not in SCALE_WISE or key in (*parts, "switti", "vae")}
 
 
 def build(folder: Path, change: Change, seed: int, meta: dict[str, Any] | None = None) -> Path:
@@ -62,7 +62,7 @@ def build(folder: Path, change: Change, seed: int, meta: dict[str, Any] | None =
             save_file({k: v.contiguous() for k, v in content.items()}, folder / path.name)
         else:
             (folder / path.name).symlink_to(path)
-    (folder / "meta.json").write_text(json.dumps(meta or meta_of(*PARTS)))
+    (folder / "meta.json").write_text(json.dumps(meta or meta_of(*SCALE_WISE)))
     return folder
 
 
@@ -109,7 +109,7 @@ def test_outputs_left_out_are_named_and_all_others_are_checked(
 
 @pytest.mark.parametrize("seed", seeds(1, 8))
 def test_expectations_left_out_of_the_settings_are_named(seed: int, full: Golden, tmp_path: Path) -> None:
-    chance, meta, gone = random.Random(seed), meta_of(*PARTS), []
+    chance, meta, gone = random.Random(seed), meta_of(*SCALE_WISE), []
 
     def drop(settings: dict[str, Any], path: str, keys: list[str]) -> None:
         for key in keys:
@@ -143,7 +143,7 @@ def test_anything_may_be_missing(
     def drop(chance: random.Random, _file: str, content: Tensors) -> Tensors:
         return {k: v for k, v in content.items() if chance.random() > 0.15}
 
-    meta = meta_of(*PARTS)
+    meta = meta_of(*SCALE_WISE)
     for _ in range(chance.randrange(4)):
         parent, key = chance.choice([(p, k) for p, k in places(meta) if isinstance(p, dict)])
         parent.pop(key, None)
