@@ -113,11 +113,13 @@ class SamplingCase:
         return cls(model, RQVAE(quantizer_only).to(device).eval(), both[:batch], both[batch:])
 
     def run(self, sampling: SamplingConfig, seeds: list[int]) -> list[float]:
-        marks = [time.perf_counter()]
+        marks: list[float] = []
 
-        def mark(_trace: ScaleTrace) -> None:
+        def mark(_trace: ScaleTrace | None = None) -> None:
+            synchronize()
             marks.append(time.perf_counter())
 
+        mark()
         noise = ImageNoise(seeds, self.text.pooled_BP.device)
         sample_latent(self.model, self.tokenizer, self.text, self.null, sampling, noise, on_scale_end=mark)
         return [after - before for before, after in pairwise(marks)]

@@ -75,7 +75,7 @@ class Suite:
                 results.raw[f"{name}.seconds"] = seconds["ours"]
                 results.raw[f"{name}.dense.seconds"] = seconds["dense"]
                 for formulation, job in jobs.items():
-                    results.raw[f"{name}.{formulation}.peak_bytes"] = peak_bytes(job)
+                    results.raw[f"{name}.{formulation}.peak_bytes"] = peak_bytes(job, self.device)
                 config = size.config(resolution, variant)
                 flops, head = training_flops(config, batch, TEXT_TOKENS), 3 * head_flops(config, batch)
                 ideal = (flops - head) / peak + head / exact_peak
@@ -127,7 +127,7 @@ class Suite:
         size = self.sizes[1024]
         model = build(size.config(1024, "non_causal"), self.device).eval().to(torch.bfloat16)
         case = SamplingCase.of(model, 1)
-        used = peak_bytes(lambda: case.run(SamplingConfig(gumbel=False), [0]))
+        used = peak_bytes(lambda: case.run(SamplingConfig(gumbel=False), [0]), self.device)
         results.raw["sample.1024.non_causal.peak_bytes"] = used
         dense = results.raw.get("train.1024.non_causal.dense.peak_bytes")
         if isinstance(dense, int | float) and dense:

@@ -53,13 +53,23 @@ def main(argv: list[str]) -> int:
             getattr(suite, f"measure_{part}")(results)
     described = machine()
     print(results.table())
-    print(
-        f"{described['cpu']}, {described['threads']} threads, torch {described['torch']}, {described['date']}"
-    )
+    print(device_line(results, described))
     if options.json:
         write_json(options.json, as_json(results, described, options.quick))
         print(options.json)
     return 0
+
+
+def device_line(results: "Results", described: dict[str, Any]) -> str:
+    """The device that ran the parts, its host, and the largest peak that was measured."""
+    words = [f"{described['cpu']}, {described['threads']} threads"]
+    if described["gpu"]:
+        words.insert(0, described["gpu"])
+    peaks = [value for name, value in results.raw.items() if name.endswith(".peak_bytes")]
+    numbers = [value for value in peaks if isinstance(value, int | float)]
+    if numbers:
+        words.append(f"{max(numbers) / 1e9:.3g} GB at the most")
+    return ", ".join([*words, f"torch {described['torch']}", described["date"]])
 
 
 def measure_data(results: "Results", repetitions: int) -> None:

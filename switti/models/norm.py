@@ -100,7 +100,7 @@ class RMSNorm(nn.Module):
         In pieces, autocast's type is returned except where an addend has x's shape: what follows is a matrix product.
         """
         if not normalizes_in_pieces(self.backend, x) or self.weight.dtype.itemsize < 4 or x.dim() != 3:
-            return combine(F.rms_norm(x, (x.shape[-1],), eps=self.eps) * self.weight, factor, addend)
+            return combine(unit_rms_norm(x, self.eps) * self.weight, factor, addend)
         gain = self.weight.expand(len(x), 1, -1) if factor is None else self.weight * factor
         if addend is not None and addend.shape == x.shape:
             dtype = addend.dtype
@@ -133,10 +133,18 @@ def combine(x: Tensor, factor: Tensor | None, addend: Tensor | None) -> Tensor:
 
 
 def unit_layer_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """LayerNorm over the last dimension without gain and bias."""
-    return F.layer_norm(x, (x.shape[-1],), eps=eps)
+    """LayerNorm over the last dimension without gain and bias, in the type of `x`."""
+    with _own_type(x):
+        return F.layer_norm(x, (x.shape[-1],), eps=eps)
 
 
 def unit_rms_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """RMSNorm over the last dimension without gain."""
-    return F.rms_norm(x, (x.shape[-1],), eps=eps)
+    """RMSNorm over the last dimension without gain, in the type of `x`."""
+    with _own_type(x):
+        return F.rms_norm(x, (x.shape[-1],), eps=eps)
+
+
+def _own_type(x: Tensor) -> torch.autocast:
+    """Autocast off: on a GPU it would copy bfloat16 inputs of norms to float32 and keep the copies for the backward
+    pass, although the kernels take statistics in float32 anyway. On a CPU it leaves norms alone."""
+    return torch.autocast(x.device.type, enabled=False)
