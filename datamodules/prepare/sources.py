@@ -60,6 +60,10 @@ class ImageItem:
         return self.origin  # an image that is listed with two captions stays in one split
 
     @property
+    def concept(self) -> str:
+        return self.origin
+
+    @property
     def kind(self) -> str:
         return "pictures"
 
