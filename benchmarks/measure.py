@@ -39,8 +39,8 @@ def synchronize() -> None:
 def peak_bytes(job: Job, device: torch.device | None = None) -> int:
     """Peak memory of a job above what is in use before it: the allocator's peak, or resident size on a CPU.
 
-    device: where the job runs; None is a GPU if there is one. Linux only on a CPU, where the kernel's high-water mark is
-    reset first.
+    device: where the job runs; None is a GPU if there is one. Linux only on a CPU, where the kernel's high-water mark
+    is reset first.
     """
     gc.collect()
     if torch.cuda.is_available() and (device is None or device.type == "cuda"):
