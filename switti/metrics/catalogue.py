@@ -6,7 +6,7 @@ reports follow from the entry. A metric of a user's own carries the same facts a
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,6 +40,27 @@ _MINI = (
     "embedded image set; cosine. Comparable only with itself, never with a CLIPScore"
 )
 
+_CONVENTIONS = {
+    "pytorch_fid": "the paper's chain: bicubic to 512 px, Lanczos to 256 px, then pytorch-fid's resize to 299 px",
+    "torch_fidelity": "torch-fidelity's resize to 299 px as in TensorFlow 1, from the image's own size",
+    "clean": "clean-fid's antialiased bicubic resize to 299 px, from the image's own size",
+}
+
+
+def _under_conventions() -> Iterator[MetricInfo]:
+    """Distances on Inception features, each under every convention of `switti.metrics.inception`."""
+    for convention, words in _CONVENTIONS.items():
+        for kind, what in (("fid", "Fréchet"), ("kid", "unbiased kernel")):
+            yield MetricInfo(
+                f"{kind}_inception_{convention}",
+                f"{kind.upper()} (Inception, {convention})",
+                "lower",
+                f"{what} distance of Inception-v3 features, 2 048 numbers; {words}",
+                network=f"inception_{convention}",
+                build=f"switti.metrics.fid:build_{kind}_{convention}",
+            )
+
+
 IMAGE_METRICS: dict[str, MetricInfo] = {
     info.name: info
     for info in (
@@ -69,6 +90,7 @@ IMAGE_METRICS: dict[str, MetricInfo] = {
             network="inception",
             build="switti.metrics.fid:build_fid_inception",
         ),
+        *_under_conventions(),
         MetricInfo(
             "mini_clip_score",
             "mini CLIP score (own caption)",
@@ -102,6 +124,39 @@ IMAGE_METRICS: dict[str, MetricInfo] = {
             label="pick_score_v1",
             build="switti.metrics.pick_score:build_pick_score",
         ),
+        MetricInfo(
+            "image_reward",
+            "ImageReward",
+            "higher",
+            "(MLP(BLIP [CLS]) − 0.16717) / 1.03334, prompts cut at 35 tokens",
+            network="image_reward",
+            build="switti.metrics.image_reward:build_image_reward",
+        ),
+        MetricInfo(
+            "hps_v2_0",
+            "HPSv2.0",
+            "higher",
+            "raw cosine under HPSv2.0's CLIP ViT-H/14, longer side 224 px and padded; tables show it times 100",
+            network="hps_v2_0",
+            build="switti.metrics.hps:build_hps_v2_0",
+        ),
+        MetricInfo(
+            "hps_v2_1",
+            "HPSv2.1",
+            "higher",
+            "raw cosine under HPSv2.1's CLIP ViT-H/14, longer side 224 px and padded; not comparable with HPSv2.0",
+            network="hps_v2_1",
+            build="switti.metrics.hps:build_hps_v2_1",
+        ),
+        MetricInfo(
+            "aesthetic",
+            "aesthetic score (LAION v2)",
+            "higher",
+            "LAION's predictor v2 on the image embedding of OpenAI's CLIP ViT-L/14, about 1 to 10",
+            network="aesthetic",
+            label="aesthetic_laion_v2",
+            build="switti.metrics.aesthetic:build_aesthetic",
+        ),
         # Imported from other programs' results.
         MetricInfo(
             "fid",
@@ -109,12 +164,6 @@ IMAGE_METRICS: dict[str, MetricInfo] = {
             "lower",
             "Fréchet distance of Inception-v3 features, 2 048 numbers; not the published protocol",
             network="inception",
-        ),
-        MetricInfo(
-            "image_reward",
-            "ImageReward",
-            "higher",
-            "(MLP(BLIP [CLS]) − 0.16717) / 1.03334, prompts cut at 35 tokens",
         ),
         MetricInfo(
             "geneval",

@@ -54,21 +54,37 @@ def clip_score_name(model: str) -> str:
     return "clip_score_" + model.lower().replace("-", "_").replace("/", "_")
 
 
-def load_open_clip(model: str, weights: str, device: torch.device | str = "cpu") -> OpenClipEncoder:
-    """Architecture by name; weights from a file or from a tag that open_clip can find. UserError if either fails."""
+def load_open_clip(
+    model: str,
+    weights: str,
+    device: torch.device | str = "cpu",
+    setting: str = "metrics.clip_weights",
+    resize: str | None = None,
+) -> OpenClipEncoder:
+    """Architecture by name; weights from a file or from a tag that open_clip can find.
+
+    Args:
+        setting: that names the weights, for messages.
+        resize: open_clip's image_resize_mode, if another than the weights' own.
+
+    Raises:
+        UserError: either of them fails.
+    """
     import open_clip
 
     if weights.endswith(_WEIGHT_SUFFIXES) and not Path(weights).is_file():
-        raise UserError(f"metrics.clip_weights={weights}: no such file")
+        raise UserError(f"{setting}={weights}: no such file")
     if Path(weights).is_file() and weights.endswith(TORCH_FILES):
         check_torch_file(Path(weights))
     try:
-        network, _, preprocess = open_clip.create_model_and_transforms(model, pretrained=weights)
+        network, _, preprocess = open_clip.create_model_and_transforms(
+            model, pretrained=weights, image_resize_mode=resize
+        )
         tokenizer = open_clip.get_tokenizer(model)
     except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         reason = first_line(error)
         raise UserError(
-            f"metrics.clip_model={model} with metrics.clip_weights={weights} cannot be loaded ({reason}); "
+            f"{setting}={weights} cannot be loaded as {model} ({reason}); "
             "give a local weights file, or fetch the weights where there is a network"
         ) from error
     return OpenClipEncoder(network, preprocess, tokenizer, device)

@@ -16,7 +16,7 @@ from switti.import_path import build_object, load_object
 from switti.metrics.catalogue import IMAGE_METRICS, MetricInfo, find_info, info_of
 from switti.metrics.config import MetricsConfig
 from switti.metrics.fid import SetDistance
-from switti.metrics.scores import MatchedAndShuffledCosine, MeanCosine
+from switti.metrics.scores import MatchedAndShuffledCosine, MeanScore
 
 CHUNK = 64  # images that go through a feature network at a time
 
@@ -59,7 +59,7 @@ class MetricSet:
     def __init__(
         self,
         distances: list[SetDistances],
-        scores: dict[str, MeanCosine | MatchedAndShuffledCosine],
+        scores: dict[str, MeanScore | MatchedAndShuffledCosine],
         device: torch.device | str = "cpu",
         extra: Mapping[str, Metric] | None = None,
     ) -> None:
@@ -149,7 +149,7 @@ def build_metrics(config: MetricsConfig, device: torch.device | str = "cpu") -> 
     # By name, so that metrics on the same features share one network.
     networks: dict[str, nn.Module] = {}
     groups: dict[str, SetDistances] = {}
-    scores: dict[str, MeanCosine | MatchedAndShuffledCosine] = {}
+    scores: dict[str, MeanScore | MatchedAndShuffledCosine] = {}
     for info in IMAGE_METRICS.values():
         if info.name not in config.names:
             continue

@@ -9,6 +9,7 @@ Shape suffixes: B images, N real samples, M generated samples, F features.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torchmetrics.utilities import dim_zero_cat
 from switti.errors import UserError, first_line
 from switti.losses.perceptual import AlexNetFeatures
 from switti.metrics.config import MetricsConfig
+from switti.metrics.inception import FEATURES, InceptionUnderConvention, load_inception
 
 # As torch-fidelity names it; pytorch-fid's own copy is called pt_inception-2015-12-05-6726825d.pth.
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -181,6 +183,31 @@ def build_fid_inception(
     weights, width = str(config.inception), InceptionFeatures.num_features
     network = _shared(networks, "inception", lambda: InceptionFeatures(weights).to(device))
     return "fid_inception", SetDistance(network, width, FrechetDistance(width))
+
+
+def _inception_distance(
+    kind: str,
+    convention: str,
+    config: MetricsConfig,
+    device: torch.device | str,
+    networks: dict[str, nn.Module],
+) -> tuple[str, SetDistance]:
+    weights = str(config.inception)
+    network = _shared(
+        networks,
+        f"inception_{convention}",
+        lambda: InceptionUnderConvention(load_inception(weights), convention).to(device),
+    )
+    metric = FrechetDistance(FEATURES) if kind == "fid" else KernelDistance()
+    return f"{kind}_inception_{convention}", SetDistance(network, FEATURES, metric)
+
+
+build_fid_pytorch_fid = partial(_inception_distance, "fid", "pytorch_fid")
+build_kid_pytorch_fid = partial(_inception_distance, "kid", "pytorch_fid")
+build_fid_torch_fidelity = partial(_inception_distance, "fid", "torch_fidelity")
+build_kid_torch_fidelity = partial(_inception_distance, "kid", "torch_fidelity")
+build_fid_clean = partial(_inception_distance, "fid", "clean")
+build_kid_clean = partial(_inception_distance, "kid", "clean")
 
 
 def _shared(networks: dict[str, nn.Module], name: str, build: Callable[[], nn.Module]) -> nn.Module:

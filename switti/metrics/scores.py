@@ -60,30 +60,56 @@ def caption_keys(captions: list[str]) -> Tensor:
     return torch.tensor([int.from_bytes(digest, "big") >> 1 for digest in digests], dtype=torch.int64)
 
 
-class MeanCosine(Metric):
-    """Mean cosine of images with their own captions, under an injected encoder. Two numbers cross processes."""
+class ImageScore(Protocol):
+    """A number for each image, which may depend on its caption. Images are uint8 [B, 3, H, W]; returns [B]."""
+
+    def score(self, images_B3HW: Tensor, captions: list[str]) -> Tensor: ...
+
+
+class MeanScore(Metric):
+    """Mean of an injected score over images. Two numbers cross processes."""
 
     full_state_update = False
     total: Tensor
     count: Tensor
 
-    def __init__(self, encoder: DualEncoder, **options: Any) -> None:
+    def __init__(self, scorer: ImageScore, **options: Any) -> None:
         super().__init__(**options)
-        self.encoder = encoder
+        self.scorer = scorer
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def score(self, images_B3HW: Tensor, captions: list[str]) -> Tensor:
+        """Values of single images, [B]; nothing is added up."""
+        return self.scorer.score(images_B3HW, captions)
 
     def update(self, images_B3HW: Tensor, captions: list[str]) -> None:
         """Adds images, uint8 [B, 3, H, W], with one caption each."""
         if not captions:
             return
-        values = cosine(self.encoder.encode_images(images_B3HW), self.encoder.encode_texts(captions))
-        self.total += values.double().sum().to(self.total.device)
+        self.total += self.score(images_B3HW, captions).double().sum().to(self.total.device)
         self.count += len(captions)
 
     def compute(self) -> Tensor:
         """Scalar float64; nan without images."""
         return self.total / self.count
+
+
+class Cosine:
+    """Raw cosine of images with their captions under an injected encoder (`ImageScore`)."""
+
+    def __init__(self, encoder: DualEncoder) -> None:
+        self.encoder = encoder
+
+    def score(self, images_B3HW: Tensor, captions: list[str]) -> Tensor:
+        return cosine(self.encoder.encode_images(images_B3HW), self.encoder.encode_texts(captions))
+
+
+class MeanCosine(MeanScore):
+    """Mean cosine of images with their own captions, under an injected encoder."""
+
+    def __init__(self, encoder: DualEncoder, **options: Any) -> None:
+        super().__init__(Cosine(encoder), **options)
 
 
 class MatchedAndShuffledCosine(Metric):
@@ -102,6 +128,10 @@ class MatchedAndShuffledCosine(Metric):
         self.encoder = encoder
         for name in ("images", "texts", "keys"):
             self.add_state(name, [], dist_reduce_fx="cat")
+
+    def score(self, images_B3HW: Tensor, captions: list[str]) -> Tensor:
+        """Cosine of each image with its own caption, [B]; nothing is kept."""
+        return cosine(self.encoder.encode_images(images_B3HW), self.encoder.encode_texts(captions))
 
     def update(self, images_B3HW: Tensor, captions: list[str]) -> None:
         """Adds images, uint8 [B, 3, H, W], with one caption each; none at all is allowed."""

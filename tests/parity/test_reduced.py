@@ -47,7 +47,9 @@ def meta_of(*parts: str) -> dict[str, Any]:
     """meta.json with few sampling cases and these parts (the transformers' settings are needed by several)."""
     meta = json.loads(json.dumps(META))
     meta["sampling"]["cases"] = {name: meta["sampling"]["cases"][name] for name in CASES}
-    return {key: value for key, value in meta.items() if key not in SCALE_WISE or key in (*parts, "switti", "vae")}
+    return {
+        key: value for key, value in meta.items() if key not in SCALE_WISE or key in (*parts, "switti", "vae")
+    }
 
 
 def build(folder: Path, change: Change, seed: int, meta: dict[str, Any] | None = None) -> Path:

@@ -39,14 +39,9 @@ class FidAlexnet(MeanRed):
 
 
 def test_every_entry_is_complete() -> None:
-    assert BUILT_IN == (
-        "fid_alexnet",
-        "kid_alexnet",
-        "fid_inception",
-        "mini_clip_score",
-        "clip_score",
-        "pick_score",
-    )
+    assert set(BUILT_IN) >= {"fid_alexnet", "mini_clip_score", "clip_score", "pick_score", "image_reward"}
+    conventions = ("pytorch_fid", "torch_fidelity", "clean")
+    assert {f"{kind}_inception_{name}" for kind in ("fid", "kid") for name in conventions} <= set(BUILT_IN)
     for name, info in IMAGE_METRICS.items():
         assert info.name == name and info.title and info.meaning
         assert find_info(info.label or name) is info
