@@ -1,15 +1,18 @@
-"""python -m experiments.plan CONFIG [setting=value …] [--gpu h100-80gb] [--utilisation 0.4] [--json FILE] [--measure]
+"""python -m experiments.plan CONFIG [setting=value …] [--gpu h100-80gb] [--utilisation 0.4] [--images 8] [--json FILE]
+    [--measure]
 
 Estimates what a generator run will cost: parameters, tokens, operations per step, memory of each GPU by kind, bytes
-exchanged, time and GPU hours. The run is set up on this machine for its nodes (trainer.num_nodes) and the GPUs of each
-(trainer.devices) by the training code, but with tensors without data; a model of 2.5 B parameters takes half a minute.
---gpu list shows the known GPUs and their data-sheet figures.
+exchanged, time and GPU hours, and what sampling will take. The run is set up on this machine for its nodes
+(trainer.num_nodes) and the GPUs of each (trainer.devices) by the training code, but with tensors without data; a model
+of 2.5 B parameters takes half a minute. --gpu list shows the known GPUs and their data-sheet figures.
 
 Memory and operations come from a simulated step; unsharded gradients, before they are reduced over ranks, are working
 memory. Time is an estimate: operations at --utilisation of the data sheet's peak, or communication at its bandwidths,
-whichever is longer. --measure trains two steps here, if the run is for one device, and prints their memory and
-operations beside the plan for this machine. Not included: torch.compile, sampling, metrics and validation during
-training, and the buffers of driver and communication library.
+whichever is longer. Sampling (settings sampling.*, --images at a time) is predicted kernel by kernel: bytes at 80 % of
+the memory's bandwidth or operations at 70 % of the peak (attention: 50 %), whichever is longer, and 1.5 µs between
+kernels; eager mode launches one in 6 µs. --measure trains two steps here, if the run is for one device, and prints
+their memory and operations beside the plan for this machine. Not included: torch.compile, metrics and validation during
+training, text encoders, and the buffers of driver and communication library.
 """
 
 from dataclasses import asdict, replace
@@ -56,6 +59,9 @@ def main(argv: list[str]) -> int:
         default=0.4,
         help="share of the stated operations per second (%(default)s)",
     )
+    parser.add_argument(
+        "--images", type=int, default=8, metavar="N", help="images sampled at a time (%(default)s)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="the same numbers for other programs")
     parser.add_argument("--measure", action="store_true", help="train two steps here and compare")
     options = parser.parse_intermixed_args(argv)
@@ -67,9 +73,11 @@ def main(argv: list[str]) -> int:
         parser.error("the following arguments are required: config")
     if not 0 < options.utilisation <= 1:
         raise UserError(f"--utilisation {options.utilisation} must lie in (0, 1]")
+    if not 0 < options.images <= MOST_IMAGES:
+        raise UserError(f"--images {options.images} must lie in [1, {MOST_IMAGES}]")
     config = load(options.config, options.settings)
     check(config, options.measure)
-    plan = Plan(config, gpu, options.utilisation)
+    plan = Plan(config, gpu, options.utilisation, options.images)
     print(plan.text())
     content = plan.as_json()
     if options.measure:
@@ -102,15 +110,17 @@ def check(config: RunConfig, measure: bool) -> None:
 class Plan:
     """The estimates for a run, and their presentation."""
 
-    def __init__(self, config: RunConfig, gpu: str, utilisation: float) -> None:
+    def __init__(self, config: RunConfig, gpu: str, utilisation: float, images: int = 8) -> None:
         from tqdm import tqdm
 
+        from benchmarks.cost_model.sampling_section import plan_sampling
         from benchmarks.cost_model.simulated_step import simulate_step
 
         self.config, self.gpu, self.utilisation = config, gpu, utilisation
         trainer = config.trainer
         self.profiles: dict[bool, StepProfile] = {}
         self.layouts: dict[str, tuple[Layout, StepProfile]] = {}
+        self.sampling = plan_sampling(config, gpu, images)
         with tqdm(total=2, desc="simulating a step", unit="step", leave=False) as bar:
             for checkpointing in (True, False):
                 self.profiles[checkpointing] = simulate_step(config, checkpointing, "fused")
@@ -148,7 +158,11 @@ class Plan:
     # ---- presentation ---------------------------------------------------------------------------------------------
 
     def text(self) -> str:
-        return "\n".join([*self._lines_of_run(), "", *self._lines_of_memory(), "", *self._lines_of_time()])
+        from benchmarks.cost_model.sampling_section import lines_of_sampling
+
+        parts = [self._lines_of_run(), self._lines_of_memory(), self._lines_of_time()]
+        parts.append(lines_of_sampling(self.config, self.sampling))
+        return "\n\n".join("\n".join(part) for part in parts)
 
     def _lines_of_run(self) -> list[str]:
         from benchmarks.cost_model.simulated_step import micro_batch
@@ -197,6 +211,8 @@ class Plan:
         return [*aligned(rows), f"  {verdict} (* as configured)"]
 
     def _lines_of_time(self) -> list[str]:
+        from benchmarks.cost_model.sampling_latency import Assumptions
+
         trainer = self.config.trainer
         lines = []
         for layout, profile in self.layouts.values():
@@ -210,6 +226,16 @@ class Plan:
                 f"  a step: {time.computing:.3g} s computing at {self.utilisation:.0%} of the peak, "
                 f"{time.exchanging:.3g} s communicating; {time.seconds:.3g} s if both overlap"
             )
+        launching, kernels = self.chosen.kernels * Assumptions.host, _spaced(self.chosen.kernels)
+        first = next(iter(self.layouts.values()))
+        verdict = (
+            "longer than the GPU computes: a larger micro-batch or trainer.compile=true would help"
+            if launching > self.time(*first).computing
+            else "while the GPU computes"
+        )
+        lines.append(
+            f"a step launches at most {kernels} kernels, {launching:.3g} s of the host in eager mode, {verdict}"
+        )
         ranks = trainer.world_size
         lines.append(
             f"{_spaced(trainer.max_steps)} steps as configured: {_hours(self.gpu_hours / ranks)} h, "
@@ -224,6 +250,8 @@ class Plan:
         return self.time(layout, profile).seconds * self.config.trainer.max_steps * layout.ranks / HOUR
 
     def as_json(self) -> dict[str, Any]:
+        from benchmarks.cost_model.sampling_section import as_json as sampling_json
+
         layouts = {
             shards: {"received": profile.received, **asdict(self.time(layout, profile))}
             for shards, (layout, profile) in self.layouts.items()
@@ -236,6 +264,7 @@ class Plan:
             "passes": {name: asdict(one) for name, one in profiles.items()},
             "layouts_by_shards": layouts,
             "gpu_hours": self.gpu_hours,
+            "sampling": sampling_json(self.sampling),
         }
 
 

@@ -15,15 +15,16 @@ class Accelerator:
     """Figures of the data sheets, for dense matrices.
 
     bfloat16, float32: operations per second in bfloat16 with float32 accumulation, and in float32 without tensor cores,
-    which is torch's default. memory: bytes. link: bytes per second between accelerators of a node, one direction.
-    network: bytes per second of one accelerator's share of the node's network cards, one direction: in the vendor's own
-    reference machine, or ASSUMED_NETWORK where there is none. source: where the figures come from. note: printed
-    beside them in a plan.
+    which is torch's default. memory: bytes. bandwidth: of the memory, bytes per second. link: bytes per second between
+    accelerators of a node, one direction. network: bytes per second of one accelerator's share of the node's network
+    cards, one direction: in the vendor's own reference machine, or ASSUMED_NETWORK where there is none. source: where
+    the figures come from. note: printed beside them in a plan.
     """
 
     bfloat16: float
     float32: float
     memory: float
+    bandwidth: float
     link: float
     network: float
     source: str
@@ -37,50 +38,53 @@ _PCIE_4, _PCIE_5 = 31.5 * GIGA, 63 * GIGA
 
 ACCELERATORS = {
     "rtx-3090": Accelerator(
-        71 * TERA, 35.6 * TERA, 24 * GIGA, _PCIE_4, ASSUMED_NETWORK,
+        71 * TERA, 35.6 * TERA, 24 * GIGA, 936 * GIGA, _PCIE_4, ASSUMED_NETWORK,
         "NVIDIA Ampere GA102 white paper (GeForce RTX 3090); PCIe 4.0 ×16",
     ),
     "rtx-4090": Accelerator(
-        165.2 * TERA, 82.6 * TERA, 24 * GIGA, _PCIE_4, ASSUMED_NETWORK,
+        165.2 * TERA, 82.6 * TERA, 24 * GIGA, 1008 * GIGA, _PCIE_4, ASSUMED_NETWORK,
         "NVIDIA Ada white paper (GeForce RTX 4090); PCIe 4.0 ×16",
     ),
     "rtx-5090": Accelerator(
-        209.5 * TERA, 104.8 * TERA, 32 * GIGA, _PCIE_5, ASSUMED_NETWORK,
+        209.5 * TERA, 104.8 * TERA, 32 * GIGA, 1792 * GIGA, _PCIE_5, ASSUMED_NETWORK,
         "NVIDIA RTX Blackwell white paper (GeForce RTX 5090); PCIe 5.0 ×16",
     ),
     "rtx-a6000": Accelerator(
-        154.8 * TERA, 38.7 * TERA, 48 * GIGA, _PCIE_4, ASSUMED_NETWORK,
+        154.8 * TERA, 38.7 * TERA, 48 * GIGA, 768 * GIGA, _PCIE_4, ASSUMED_NETWORK,
         "NVIDIA Ampere GA102 white paper (RTX A6000); PCIe 4.0 ×16",
     ),
     "l40s": Accelerator(
-        362 * TERA, 91.6 * TERA, 48 * GIGA, _PCIE_4, ASSUMED_NETWORK, "NVIDIA L40S data sheet; PCIe 4.0 ×16"
+        362 * TERA, 91.6 * TERA, 48 * GIGA, 864 * GIGA, _PCIE_4, ASSUMED_NETWORK, "NVIDIA L40S data sheet; PCIe 4.0 ×16"
     ),
     # NVLink 300 GB/s both ways; DGX-1: four 100 Gbit/s cards for eight GPUs
     "v100-32gb": Accelerator(
-        15.7 * TERA, 15.7 * TERA, 32 * GIGA, 150 * GIGA, 6.25 * GIGA, "NVIDIA V100 data sheet (SXM2); DGX-1",
+        15.7 * TERA, 15.7 * TERA, 32 * GIGA, 900 * GIGA, 150 * GIGA, 6.25 * GIGA,
+        "NVIDIA V100 data sheet (SXM2); DGX-1",
         "has no bfloat16 tensor cores: bfloat16 is counted at the rate of float32",
     ),
     # NVLink 600 GB/s both ways; DGX A100: one 200 Gbit/s card each
     "a100-40gb": Accelerator(
-        312 * TERA, 19.5 * TERA, 40 * GIGA, 300 * GIGA, 25 * GIGA, "NVIDIA A100 data sheet (SXM); DGX A100"
+        312 * TERA, 19.5 * TERA, 40 * GIGA, 1555 * GIGA, 300 * GIGA, 25 * GIGA, "NVIDIA A100 data sheet (SXM); DGX A100"
     ),
     "a100-80gb": Accelerator(
-        312 * TERA, 19.5 * TERA, 80 * GIGA, 300 * GIGA, 25 * GIGA, "NVIDIA A100 data sheet (SXM); DGX A100"
+        312 * TERA, 19.5 * TERA, 80 * GIGA, 2039 * GIGA, 300 * GIGA, 25 * GIGA, "NVIDIA A100 data sheet (SXM); DGX A100"
     ),
     # NVLink 900 GB/s both ways; DGX H100 and H200: one 400 Gbit/s card each
     "h100-80gb": Accelerator(
-        989 * TERA, 67 * TERA, 80 * GIGA, 450 * GIGA, 50 * GIGA, "NVIDIA H100 data sheet (SXM); DGX H100"
+        989 * TERA, 67 * TERA, 80 * GIGA, 3350 * GIGA, 450 * GIGA, 50 * GIGA, "NVIDIA H100 data sheet (SXM); DGX H100"
     ),
     "h200-141gb": Accelerator(
-        989 * TERA, 67 * TERA, 141 * GIGA, 450 * GIGA, 50 * GIGA, "NVIDIA H200 data sheet (SXM); DGX H200"
+        989 * TERA, 67 * TERA, 141 * GIGA, 4800 * GIGA, 450 * GIGA, 50 * GIGA, "NVIDIA H200 data sheet (SXM); DGX H200"
     ),
     # NVLink 1.8 TB/s both ways; DGX B200: one 400 Gbit/s card each
     "b200-180gb": Accelerator(
-        2250 * TERA, 75 * TERA, 180 * GIGA, 900 * GIGA, 50 * GIGA, "NVIDIA Blackwell data sheet (HGX B200); DGX B200"
+        2250 * TERA, 75 * TERA, 180 * GIGA, 8000 * GIGA, 900 * GIGA, 50 * GIGA,
+        "NVIDIA Blackwell data sheet (HGX B200); DGX B200"
     ),
     # Infinity Fabric to seven others, 128 GB/s both ways each; reference platform: one 400 Gbit/s card each
     "mi300x-192gb": Accelerator(
-        1307.4 * TERA, 163.4 * TERA, 192 * GIGA, 448 * GIGA, 50 * GIGA, "AMD Instinct MI300X data sheet and platform"
+        1307.4 * TERA, 163.4 * TERA, 192 * GIGA, 5300 * GIGA, 448 * GIGA, 50 * GIGA,
+        "AMD Instinct MI300X data sheet and platform"
     ),
 }  # fmt: skip
 
@@ -114,15 +118,27 @@ def _is_part(word: str, key: str) -> bool:
 
 def table() -> str:
     """ACCELERATORS for reading."""
-    rows: list[tuple[str, ...]] = [("--gpu", "bfloat16", "float32", "memory", "link", "network", "source")]
+    rows: list[tuple[str, ...]] = [
+        ("--gpu", "bfloat16", "float32", "memory", "bandwidth", "link", "network", "source")
+    ]
     rows.append(
-        ("", "TFLOP/s", "TFLOP/s", "GB", "GB/s", "GB/s", "GB = 10⁹ bytes; bandwidths in one direction")
+        (
+            "",
+            "TFLOP/s",
+            "TFLOP/s",
+            "GB",
+            "GB/s",
+            "GB/s",
+            "GB/s",
+            "GB = 10⁹ bytes; bandwidths in one direction",
+        )
     )
     for key, gpu in ACCELERATORS.items():
         figures = (
             gpu.bfloat16 / TERA,
             gpu.float32 / TERA,
             gpu.memory / GIGA,
+            gpu.bandwidth / GIGA,
             gpu.link / GIGA,
             gpu.network / GIGA,
         )

@@ -53,7 +53,8 @@ class StepProfile:
 
     memory: bytes by kind at the peak. unsharded: trained parameters of the model, of which this rank keeps
     `parameters`; frozen: the tokenizer's. bfloat16, float32: operations by type, float32 being the head's; a
-    multiplication with an addition counts as two. received: bytes by collective.
+    multiplication with an addition counts as two. received: bytes by collective. kernels: launches of all forward and
+    backward passes, without the optimizer's few; at most, since RMSNorm is five operations here and one on a GPU.
     """
 
     memory: dict[str, int]
@@ -63,6 +64,7 @@ class StepProfile:
     bfloat16: int
     float32: int
     received: dict[str, int]
+    kernels: int
 
     @property
     def peak(self) -> int:
@@ -163,6 +165,7 @@ def _trace(config: RunConfig, generator: ScaleTransformer, tokenizer: RQVAE, dev
     for dtype in (torch.bfloat16, torch.float32):
         operations = trace.operations[dtype] * config.trainer.accumulate // micro_batches
         counts["operations", str(dtype)] = operations
+    counts["kernels", "all"] = trace.kernels * config.trainer.accumulate // micro_batches
     for collective, size in _received(config, dict(trace.received), own).items():
         counts["received", collective] = size
     return counts
@@ -203,6 +206,7 @@ def _sum_up(counts: Counts) -> StepProfile:
         bfloat16=counts["operations", str(torch.bfloat16)],
         float32=counts["operations", str(torch.float32)],
         received={key[1]: size for key, size in counts.items() if key[0] == "received"},
+        kernels=counts["kernels", "all"],
     )
 
 

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
+from benchmarks.cost_model.launches import launches_of
 from switti.distributed.optimizer_state import local_shard
 
 GATHERED, GRADIENTS = "gathered weights", "gradients"
@@ -47,7 +48,7 @@ class StepTrace(TorchDispatchMode):
     gradients and storages that sharding fills and empties as gathered weights. Tensors that exist before are counted
     if they are given to `count`. A storage is counted once, however many tensors share it.
 
-    operations: by the type of their results; a multiplication with an addition counts as two.
+    operations: by the type of their results; a multiplication with an addition counts as two. kernels: launches.
     peaks: by `section`, which the caller may set too, bytes by kind when their sum peaks. received: bytes that this
     rank receives in "all-gather", "reduce-scatter" and "all-reduce", with ring algorithms.
     """
@@ -57,6 +58,7 @@ class StepTrace(TorchDispatchMode):
         self.phase = "other"
         self.section: tuple[str, ...] = ()
         self.operations: Counter[torch.dtype] = Counter()
+        self.kernels = 0
         self.peaks: dict[tuple[str, ...], dict[str, int]] = {}
         self.received: Counter[str] = Counter()
         self._live: Counter[str] = Counter()
@@ -130,6 +132,7 @@ class StepTrace(TorchDispatchMode):
             # Traced as the local tensors that it consists of.
             return NotImplemented
         result = func(*args, **(kwargs or {}))
+        self.kernels += launches_of(func)
         if formula := FORMULAS.get(func.overloadpacket):
             computed = next(t for t in tree_leaves(result) if isinstance(t, Tensor))
             self.operations[computed.dtype] += formula(*args, **(kwargs or {}), out_val=result)

@@ -100,7 +100,9 @@ def attend_by_scale(
     else:
         keys, values = (list(t.split(sizes, dim=2)) for t in (k_BHLK, v_BHLK))
     calls = zip(queries, keys, values, strict=True)
-    return torch.cat([F.scaled_dot_product_attention(q, k, v) for q, k, v in calls], dim=2)
+    outputs = [F.scaled_dot_product_attention(q, k, v) for q, k, v in calls]
+    # A single scale, as in sampling, is not copied.
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
 
 class SelfAttention(nn.Module):

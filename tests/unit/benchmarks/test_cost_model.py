@@ -200,7 +200,9 @@ def test_a_real_step_needs_what_was_planned(settings: list[str], tmp_path: Path,
 
 # ---- time ---------------------------------------------------------------------------------------------------------
 
-ROUND = Accelerator(bfloat16=1000.0, float32=100.0, memory=1.0, link=50.0, network=10.0, source="made up")
+ROUND = Accelerator(
+    bfloat16=1000.0, float32=100.0, memory=1.0, bandwidth=1.0, link=50.0, network=10.0, source="made up"
+)
 
 
 def test_time_is_the_longer_of_computing_and_exchanging() -> None:
