@@ -41,10 +41,14 @@ def lines_of_sampling(config: RunConfig, predicted: SamplingLatency) -> list[str
         rows.append((name, count, str(part.kernels), *seconds))
     return [
         *aligned(rows),
-        f"  {predicted.images} images in bfloat16, guidance {guided}, without text encoders: "
+        f"  {_images(predicted.images)} in bfloat16, guidance {guided}, without text encoders: "
         f"{1e3 * predicted.eager:.3g} ms an image, {1e3 * predicted.captured:.3g} ms captured in a CUDA graph; "
         f"{1e3 * predicted.step:.3g} ms an image and scale",
     ]
+
+
+def _images(number: int) -> str:
+    return "1 image" if number == 1 else f"{number} images"
 
 
 def _milli(seconds: float) -> str:
