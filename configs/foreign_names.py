@@ -144,6 +144,6 @@ _INSTEAD: dict[str, tuple[str, ...]] = {
 
 # Foreign name (its last part, or its first one followed by a dot) → a setting, or a sentence on what to do instead.
 FOREIGN: dict[str, str] = {
-    **{name: f"sampling.{meant}" if meant.isidentifier() else meant for name, meant in SAMPLING.items()},
+    **{name: meant if " " in meant else f"sampling.{meant}" for name, meant in SAMPLING.items()},
     **{name: meant for table in (_MEANT, _INSTEAD) for meant, names in table.items() for name in names},
 }

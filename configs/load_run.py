@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor
 
 from callbacks.checkpointing import checkpoints_of, corruption, find_resume
-from configs.loading import SETTINGS, from_run, load
-from configs.schema import RunConfig, get
+from configs.loading import SETTINGS, from_run, parse
+from configs.schema import RunConfig
 from switti.distributed.sharded_checkpoint import STATE, is_sharded, read_tensors
 from switti.errors import UserError
 from switti.files import kind_of
@@ -154,9 +155,10 @@ def open_pipeline(target: Path, settings: list[str]) -> tuple[SwittiPipeline, di
     if not target.exists() and not is_hub_id(target):
         raise UserError(f"{target} is neither a run, a checkpoint, an exported folder nor a hub id")
     named = sampling_overrides(settings)
-    # Any config will do: it only checks and converts these settings.
-    typed = load("generator/tiny", named)
-    changes = {name.removeprefix("sampling."): get(typed, name) for name in (s.split("=")[0] for s in named)}
+    changes: dict[str, Any] = {}
+    for name, value in parse(named).items():
+        _, *groups, last = name.split(".")
+        reduce(lambda tree, group: tree.setdefault(group, {}), groups, changes)[last] = value
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # Published weights are meant for bfloat16; exported ones carry their own type.
     published = str(target) in GENERATORS

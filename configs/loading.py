@@ -47,6 +47,7 @@ def load(config: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     path = find(config)
     changes = _parse_overrides(overrides)
     composed = _compose([*_chain(path, ()), changes], default_name=path.stem)
+    composed.validate()
     if path.name == CONFIG and (path.parent / RECORD).exists():
         _place(composed, path.parent, {name for name, _, _ in changes})
     for setting in ("name", "study"):
@@ -65,8 +66,16 @@ def from_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise UserError(f"{run_dir} is not a run folder: it has no {CONFIG}")
     changes = _parse_overrides(overrides)
     config = _compose([*_chain(path, ()), changes], default_name=Path(run_dir).name, lenient=True)
+    config.validate()
     _place(config, Path(run_dir), {name for name, _, _ in changes})
     return config
+
+
+def parse(overrides: Sequence[str]) -> dict[str, Any]:
+    """Name → value of `key=value`, each checked by itself, for settings of which no config is at hand."""
+    changes = _parse_overrides(overrides)
+    composed = _compose([changes], default_name="")
+    return {name: get(composed, name) for name, _, _ in changes}
 
 
 def _place(config: RunConfig, folder: Path, given: set[str]) -> None:
@@ -300,8 +309,6 @@ def _validate(config: Any, path: str) -> None:
             _validate(value, f"{name}.")
             if hasattr(value, "validate"):
                 value.validate(name)
-    if isinstance(config, RunConfig):
-        config.validate()
 
 
 def _show(value: Any) -> str:

@@ -74,7 +74,8 @@ def explain(config: RunConfig, name: str) -> str:
     if name not in groups():
         hint = did_you_mean(name, docs()) or f"; the groups are {', '.join(groups())}"
         raise UserError(f"--explain {name}: no such setting{hint}")
-    parts = [_explained(config, member) for member in settings_of(name)]
+    members = [member for member in SETTINGS if member.startswith(f"{name}.")]
+    parts = [_explained(config, member) for member in members]
     return "\n\n".join([docs()[name], *("\n".join(part) for part in parts)])
 
 
@@ -94,15 +95,26 @@ def annotated_yaml(config: RunConfig) -> str:
     A value other than the default has the default behind it. Settings of other tasks appear if they were changed.
     """
     lines: list[str] = []
+    opened = {""}
     for group in ("", *groups()):
         names = [
             name for name in settings_of(group) if _is_used(config, name) or not is_default(config, name)
         ]
-        if group and names:
-            lines += ["", *_wrapped(docs()[group], "# "), f"{group}:"]
+        if names:
+            lines += _headings(group, opened)
         for name in names:
-            lines += _annotated(config, name, "  " if group else "")
+            lines += _annotated(config, name, "  " * name.count("."))
     return "\n".join(lines) + "\n"
+
+
+def _headings(group: str, opened: set[str]) -> list[str]:
+    """The group's line, after those of the groups around it where they have none yet."""
+    if group in opened:
+        return []
+    opened.add(group)
+    around, _, last = group.rpartition(".")
+    indent = "  " * group.count(".")
+    return [*_headings(around, opened), "", *_wrapped(docs()[group], f"{indent}# "), f"{indent}{last}:"]
 
 
 def _annotated(config: RunConfig, name: str, indent: str) -> list[str]:

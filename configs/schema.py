@@ -93,6 +93,8 @@ class RunConfig:
             mine, other = get(self, ours), get(self, theirs)
             if self.task == "generator" and mine != other:
                 raise UserError(f"{ours}={mine} must equal {theirs}={other}")
+        if self.task == "generator":
+            self.sampling.check_model(len(self.model.scales), self.model.depth)
         if self.data.resolution not in (None, self.tokenizer.resolution):
             raise UserError(
                 f"data.resolution={self.data.resolution} must be null or {self.tokenizer.resolution} px, the finest of "

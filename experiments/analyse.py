@@ -86,6 +86,7 @@ def sample(
     import torch
 
     from switti.sampling.attention_analysis import recording
+    from switti.sampling.config import PruningConfig
     from switti.sampling.noise import ImageNoise
     from switti.sampling.sampler import sample_latent
 
@@ -93,6 +94,8 @@ def sample(
     text = pipeline.text_encoder.encode(prompts).to(device)
     null = pipeline.text_encoder.encode([""]).to(device)
     noise = ImageNoise(list(range(len(prompts))), device)
+    # Maps of attention are of all tokens.
+    whole = replace(pipeline.sampling, pruning=PruningConfig())
     watch = nullcontext() if recorder is None else recording(pipeline.generator, recorder)
     with torch.no_grad(), watch, torch.autocast(device.type, torch.bfloat16, enabled=pipeline.autocast):
         latent = sample_latent(
@@ -100,7 +103,7 @@ def sample(
             pipeline.tokenizer,
             text,
             null,
-            pipeline.sampling,
+            pipeline.sampling if recorder is None else whole,
             noise,
             switch=switch,
             schedule=schedule,

@@ -3,11 +3,11 @@
 import math
 import types
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from switti.errors import UserError
-from switti.suggestions import printable, shortened
+from switti.suggestions import did_you_mean, printable, shortened
 
 MAX_CROP_BASE = 1 << 20  # px; the condition is computed in float32
 # Far beyond any model, and small enough for a model of that size to be described at once.
@@ -36,16 +36,20 @@ Config = TypeVar("Config", bound=_Config)
 def from_values(kind: type[Config], values: Mapping[str, Any], path: str) -> Config:
     """A settings object of the dataclass `kind`; settings that `values` lacks keep their defaults.
 
-    path: the group that messages name. Raises UserError for an unknown name, a value of another type or out of range.
+    path: the group that messages name. A group within it is an object, too. Raises UserError for an unknown name, a
+    value of another type or out of range.
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{path} is a {type(values).__name__}, not an object with settings")
     known = [item.name for item in fields(kind)]  # type: ignore[arg-type]
-    hints = get_type_hints(kind)
+    hints, values = get_type_hints(kind), dict(values)
     for name, value in values.items():
         if name not in known:
-            raise UserError(f"unknown setting {path}.{printable(name)}; known are {', '.join(known)}")
-        if not _fits(value, hints[name]):
+            hint = did_you_mean(printable(name), known) or f"; known are {', '.join(known)}"
+            raise UserError(f"unknown setting {path}.{printable(name)}{hint}")
+        if is_dataclass(hints[name]):
+            values[name] = from_values(hints[name], value, f"{path}.{name}")
+        elif not _fits(value, hints[name]):
             raise UserError(f"{path}.{name}={printable(value)} is not {_describe(hints[name])}")
     config = kind(**values)
     config.validate(path)

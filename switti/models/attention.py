@@ -22,13 +22,17 @@ QUERY_KEY_NORMS = {"layer": unit_layer_norm, "rms": unit_rms_norm}
 
 @dataclass
 class Rotation:
-    """Rotary tables of the tokens at hand, each [L, K]."""
+    """Rotary tables of the tokens at hand, each [L, K], or [B, L, K] where rows have different tokens."""
 
     cosine: Tensor
     sine: Tensor
 
     def rows(self, start: int, stop: int) -> "Rotation":
         return Rotation(self.cosine[start:stop], self.sine[start:stop])
+
+    def take(self, tokens_BN: Tensor) -> "Rotation":
+        """Of each row's own tokens, from tables of all."""
+        return Rotation(F.embedding(tokens_BN, self.cosine), F.embedding(tokens_BN, self.sine))
 
 
 class KeyValueCache:

@@ -124,14 +124,32 @@ class Block(nn.Module):
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         """The block itself, given the result of `prepare`."""
-        gate1, gate2, scale1, scale2, shift1, shift2 = condition.modulation
-        x = x_BLD
-        h = self.attn(self.self_attention_norm1(x, scale1 + 1, shift1), rotation, spans, cache)
-        x = self.self_attention_norm2(h, gate1, x)
-        h = self.cross_attn(self.cross_attention_norm1(x), condition.keys, condition.values, mask_B11T)
-        x = self.cross_attention_norm2(h, None, x)
-        h = self.ffn(self.ffn_norm1(x, scale2 + 1, shift2))
-        return self.ffn_norm2(h, gate2, x)
+        x = self.add_self_attention(x_BLD, condition, rotation, spans, cache)
+        x = self.add_cross_attention(x, condition, mask_B11T)
+        return self.add_feed_forward(x, condition)
+
+    def add_self_attention(
+        self,
+        x_BLD: Tensor,
+        condition: BlockCondition,
+        rotation: Rotation | None,
+        spans: tuple[tuple[int, int], ...],
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        gate, _, scale, _, shift, _ = condition.modulation
+        h = self.attn(self.self_attention_norm1(x_BLD, scale + 1, shift), rotation, spans, cache)
+        return self.self_attention_norm2(h, gate, x_BLD)
+
+    def add_cross_attention(
+        self, x_BLD: Tensor, condition: BlockCondition, mask_B11T: Tensor | None
+    ) -> Tensor:
+        h = self.cross_attn(self.cross_attention_norm1(x_BLD), condition.keys, condition.values, mask_B11T)
+        return self.cross_attention_norm2(h, None, x_BLD)
+
+    def add_feed_forward(self, x_BLD: Tensor, condition: BlockCondition) -> Tensor:
+        _, gate, _, scale, _, shift = condition.modulation
+        h = self.ffn(self.ffn_norm1(x_BLD, scale + 1, shift))
+        return self.ffn_norm2(h, gate, x_BLD)
 
     def forward(
         self,

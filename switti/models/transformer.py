@@ -21,6 +21,7 @@ from switti.models.config import GeneratorConfig
 from switti.models.crop_embedding import FourierFeatures
 from switti.models.kernels import Backend
 from switti.models.norm import unit_layer_norm
+from switti.models.pruning import TokenPruning
 from switti.models.rope import pyramid_angles, rotary_tables
 from switti.scales import Pyramid
 
@@ -217,7 +218,12 @@ class ScaleTransformer(nn.Module):
         return [KeyValueCache(self.pyramid.length) for _ in self.blocks]
 
     def forward_scale(
-        self, scale: int, x_BPC: Tensor | None, condition: Condition, cache: list[KeyValueCache] | None
+        self,
+        scale: int,
+        x_BPC: Tensor | None,
+        condition: Condition,
+        cache: list[KeyValueCache] | None,
+        pruning: TokenPruning | None = None,
     ) -> Tensor:
         """Logits [B, P, V] of one scale. x_BPC: its input rows, None at scale 0, which starts from the caption."""
         start, stop = self.pyramid.spans[scale]
@@ -227,8 +233,11 @@ class ScaleTransformer(nn.Module):
             x = x + self.pos_1LC[:, start:stop]
         rotation = Rotation(self.cosine_LK, self.sine_LK).rows(start, stop) if self.config.rope else None
         spans = ((0, stop - start),)
+        pruned = pruning is not None and pruning.begin_scale(scale, len(x))
         for i, block in enumerate(self.typed_blocks):
-            x = block.advance(
-                x, condition.blocks[i], condition.mask_B11T, rotation, spans, cache[i] if cache else None
-            )
+            given, own = (condition.blocks[i], condition.mask_B11T, rotation), cache[i] if cache else None
+            if pruning is not None and pruned and i >= pruning.first_block:
+                x = pruning.advance(i, block, x, *given, own)
+            else:
+                x = block.advance(x, *given, spans, own)
         return self.classify(x, condition.head)

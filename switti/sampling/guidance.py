@@ -1,4 +1,4 @@
-"""Classifier-free guidance that grows with the scale and may stop early (Sections 3.4 and 3.5)."""
+"""Classifier-free guidance by scale: growing or by given factors, and stopped early (Sections 3.4 and 3.5)."""
 
 from dataclasses import dataclass
 
@@ -27,9 +27,10 @@ class GuidanceSchedule:
     def of(cls, config: SamplingConfig, pyramid: Pyramid) -> "GuidanceSchedule":
         count = pyramid.count
         stop = count if config.guidance_stop is None else min(config.guidance_stop, count)
+        factors = config.guidance_by_scale or [pyramid.ratio(k) for k in range(count)]
         strengths = tuple(
-            config.guidance * pyramid.ratio(k) if config.guidance_start <= k < stop else 0.0
-            for k in range(count)
+            config.guidance * factor if config.guidance_start <= k < stop else 0.0
+            for k, factor in enumerate(factors)
         )
         return cls(strengths, config.guidance_start, stop, config.late_temperature)
 

@@ -1,6 +1,6 @@
 """Arguments of the pipeline's call: checked, spread over the images, and renamed from diffusers' names."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from switti import arguments
 from switti.config_values import from_values
 from switti.errors import UserError
-from switti.sampling.config import FOREIGN, SamplingConfig
+from switti.sampling.config import FOREIGN, PruningConfig, SamplingConfig
 from switti.suggestions import did_you_mean, shortened
 
 Seed = int | torch.Generator
@@ -98,17 +98,34 @@ def change_settings(
 ) -> SamplingConfig:
     """Settings with some fields replaced; others: arguments of the caller that may have been meant.
 
+    Of the group `pruning` a mapping changes single fields, a PruningConfig all of them, and None switches it off.
     Raises UserError for a name that is not a setting, a value of another type or out of range.
     """
     names = [item.name for item in fields(SamplingConfig)]
     for name in changes:
         if name not in names:
-            hint = did_you_mean(name, [*names, *others], FOREIGN) or f"; sampling has {', '.join(names)}"
+            nested = [f"pruning.{item.name}" for item in fields(PruningConfig)]
+            hint = (
+                did_you_mean(name, [*names, *others, *nested], FOREIGN)
+                or f"; sampling has {', '.join(names)}"
+            )
             raise UserError(f"unknown argument {name!r}{hint}")
     if not isinstance(sampling, SamplingConfig):
         raise UserError(f"sampling={shortened(repr(sampling))} must be a SamplingConfig")
-    plain = {
-        name: value.item() if isinstance(value, np.generic) else value
-        for name, value in (asdict(sampling) | changes).items()
-    }
-    return from_values(SamplingConfig, plain, "sampling")
+    plain = asdict(sampling)
+    for name, value in changes.items():
+        plain[name] = _merged(plain[name], value)
+    return from_values(SamplingConfig, {name: _plain(value) for name, value in plain.items()}, "sampling")
+
+
+def _merged(before: Any, value: Any) -> Any:
+    """A new value; of a group of settings, those that it does not name stay."""
+    if not isinstance(before, dict):
+        return value
+    if isinstance(value, Mapping):
+        return before | dict(value)
+    return {} if value is None else asdict(value) if isinstance(value, PruningConfig) else value
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from switti.errors import UserError
+from switti.models.pruning import TokenPruning
 from switti.models.transformer import Condition, ScaleTransformer
 from switti.sampling.config import SamplingConfig
 from switti.sampling.filters import draw_tokens, gumbel_softmax, gumbel_temperature
@@ -132,24 +133,30 @@ def sample_latent(
     text: B captions; null: one caption (or B) for the unconditional rows, "" or a negative prompt. Guidance, filters
     and the running latent are kept in float32 whatever the model's precision. switch: other captions from some scale
     on; a causal model's keys and values of the coarser scales stay. schedule: guidance by scale, instead of that of
-    `config`. Raises UserError where logits are not finite on a CPU; a device is not asked in between, and
-    the latent of such images is not finite either (`check_latent`).
+    `config`. Raises UserError where settings do not fit the model, and where logits are not finite on a CPU; a device
+    is not asked in between, and the latent of such images is not finite either (`check_latent`).
     """
     pyramid, quantizer = model.pyramid, tokenizer.quantize
+    config.check_model(pyramid.count, model.config.depth)
     schedule = schedule or GuidanceSchedule.of(config, pyramid)
     causal = model.config.visibility == "causal"
     batch = len(text.pooled_BP)
     condition = _conditions(model, text, null, crop_B4, schedule)
     conditional = condition.first_rows(batch)
     cache = model.build_cache()
+    counts = config.pruning.counts(pyramid.sizes)
+    pruning = TokenPruning(counts, config.pruning.from_block, batch) if counts else None
     latent, rows = quantizer.empty_latent(batch), None
     for scale in range(pyramid.count):
         if switch is not None and scale == switch.scale:
             condition = _conditions(model, switch.text, null, crop_B4, schedule)
             conditional = condition.first_rows(batch)
+            if pruning is not None:
+                pruning.forget()
         unconditional = schedule.needs_unconditional(scale, causal)
         inputs = rows if rows is None or not unconditional else torch.cat([rows, rows])
-        logits = model.forward_scale(scale, inputs, condition if unconditional else conditional, cache)
+        given = condition if unconditional else conditional
+        logits = model.forward_scale(scale, inputs, given, cache, pruning)
         guided = schedule.combine(logits, batch, scale)
         drawn = noise(scale, (guided.shape[1], guided.shape[2]))
         ratio = pyramid.ratio(scale)

@@ -7,7 +7,7 @@ from sampler_cases import build, captions
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from switti.sampling import filters
-from switti.sampling.config import SamplingConfig
+from switti.sampling.config import PruningConfig, SamplingConfig
 from switti.sampling.filters import kept_tokens
 from switti.sampling.noise import ImageNoise
 from switti.sampling.sampler import sample_latent
@@ -23,7 +23,13 @@ def embedding(text: TextEmbedding) -> TextEmbedding:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "settings",
-    [{"top_p": 0.9}, {"top_k": 8, "gumbel": False}, {"top_k": 8, "guidance_stop": 2}, {"guidance": 0.0}],
+    [
+        {"top_p": 0.9},
+        {"top_k": 8, "gumbel": False},
+        {"top_k": 8, "guidance_stop": 2},
+        {"guidance": 0.0},
+        {"pruning": PruningConfig([2, 3], [0.5], 1), "guidance_stop": 3},
+    ],
 )
 def test_no_scale_waits_for_the_host(visibility: str, dtype: torch.dtype, settings: dict) -> None:
     model, tokenizer = build(visibility)
