@@ -18,7 +18,8 @@ class CallbacksConfig:
     samples_every: int = 500
     """Steps between sample grids, one with guidance and one without. 0: never."""
     sample_prompts: list[str] = field(default_factory=list)
-    """Captions of the sample grids. Empty: sample_count captions spread evenly over the validation split."""
+    """Captions of the sample grids. Empty: sample_count captions spread evenly over the validation split;
+    where that has held-out pairs of concept and style, half are training captions and half are held-out pairs."""
     sample_count: int = 8
     """Images in a sample grid if sample_prompts is empty."""
     ema_decay: float | None = 0.999

@@ -18,6 +18,7 @@ from switti.errors import UserError
 class ImageMetrics(Protocol):
     """The part of `switti.metrics.collection.MetricSet` that is used here."""
 
+    def set_candidates(self, captions: list[str], /) -> None: ...
     def update(self, images: Tensor, captions: list[str], /) -> None: ...
     def update_real(self, images: Tensor, /) -> None: ...
     def compute(self) -> dict[str, float]: ...
@@ -33,6 +34,7 @@ class OnlineMetrics(OptimizerStepCallback):
     Args:
         real_images: [N, 3, H, W] float in [0, 1] or uint8, the other side of the set distances.
         metrics: builds the metrics on a device.
+        candidates: captions among which metrics look for an image's own one; None: those of the prompts.
         batch: images generated at once.
     """
 
@@ -43,6 +45,7 @@ class OnlineMetrics(OptimizerStepCallback):
         real_images: Tensor,
         metrics: Callable[[torch.device], ImageMetrics],
         batch: int = 16,
+        candidates: list[str] | None = None,
     ) -> None:
         if not len(prompts):
             raise UserError(
@@ -53,6 +56,7 @@ class OnlineMetrics(OptimizerStepCallback):
         self.real_images = real_images
         self.build_metrics = metrics
         self.batch = batch
+        self.candidates = prompts.prompts if candidates is None else candidates
         self.metrics: ImageMetrics | None = None
         self._measured_step = 0
 
@@ -62,6 +66,7 @@ class OnlineMetrics(OptimizerStepCallback):
         self._measured_step = trainer.global_step
         with isolate_rng():
             self.metrics = self.build_metrics(pl_module.device)
+            self.metrics.set_candidates(self.candidates)
             self.metrics.update_real(self.real_images[trainer.global_rank :: trainer.world_size])
 
     def on_optimizer_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:

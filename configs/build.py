@@ -36,9 +36,13 @@ from switti.errors import UserError
 from switti.import_path import build_object
 from switti.metrics.catalogue import to_record
 from switti.metrics.collection import build_metrics, extra_infos
+from switti.metrics.retrieval import MAX_CANDIDATES
 from switti.scales import Pyramid
 from switti.text.base import TextEmbedding, TextEncoder
 from switti.text.build import build_text_encoder
+
+# The validation split of held-out (concept, style) pairs.
+PAIRS = "pairs"
 
 
 def build_encoder(config: RunConfig) -> TextEncoder | None:
@@ -89,12 +93,18 @@ def build_prompt_set(
 
 
 def build_sample_grids(config: RunConfig, datamodule: ShardDataModule, encoder: TextEncoder) -> SampleGrids:
-    """Grids over callbacks.sample_prompts, or over captions spread over the validation split."""
+    """Grids over callbacks.sample_prompts, or over captions of the data."""
     settings = config.callbacks
-    prompts = list(settings.sample_prompts)
-    if not prompts:
-        prompts = datamodule.examples("validation", settings.sample_count)["caption"]
+    prompts = list(settings.sample_prompts) or grid_captions(datamodule, settings.sample_count)
     return SampleGrids(config.run_dir, settings.samples_every, build_prompt_set(config, prompts, encoder))
+
+
+def grid_captions(datamodule: ShardDataModule, count: int) -> list[str]:
+    """Captions spread over the validation split; where pairs are held out, half of training and half held-out ones."""
+    if PAIRS not in datamodule.validation_splits or datamodule.streamed or count < 2:
+        return list(datamodule.examples("validation", count)["caption"])
+    seen = datamodule.examples("train", count - count // 2)["caption"]
+    return [*seen, *datamodule.examples(f"validation/{PAIRS}", count // 2)["caption"]]
 
 
 def build_online_metrics(
@@ -108,8 +118,14 @@ def build_online_metrics(
         build_prompt_set(config, batch["caption"], encoder, text),
         real_images=(batch["image"] + 1) / 2,
         metrics=partial(build_metrics, config.metrics),
+        candidates=candidate_captions(datamodule, config.metrics.captions, batch["caption"]),
         batch=config.metrics.batch,
     )
+
+
+def candidate_captions(datamodule: ShardDataModule, split: str, prompts: list[str]) -> list[str]:
+    """The captions of a split among which metrics look for the own one; of a dataset of one's own the prompts alone."""
+    return datamodule.captions(split, MAX_CANDIDATES) or prompts
 
 
 def build_callbacks(

@@ -34,7 +34,8 @@ class DataConfig:
     """WebDataset shards of the training split: paths, globs (`data/train-*.tar`), brace ranges
     (`train-{000000..000009}.tar`) or streams (`pipe:…`, `http(s)://…`), which cannot be resumed exactly."""
     validation: str | list[str] = "data/emoji64/validation-*.tar"
-    """WebDataset shards of the validation split, on disk."""
+    """WebDataset shards of the validation split, on disk. Those named `validation-<split>-<number>.tar` make several
+    splits, whose metrics are logged apart as `validation/<split>/…` beside those of all validation images."""
     source: str = SHARDS
     """shards, or `package.module:Name` of a class or function that is called with the entries of data.train, or of
     data.validation, and returns a map-style dataset of pairs (image, caption) (docs/extending.md)."""

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,12 +22,14 @@ from datamodules.shards.embeddings import EmbeddingStore
 from datamodules.shards.order import EpochOrder, rank_batch_size, validation_batches
 from datamodules.shards.samples import Framing
 from datamodules.shards.shard_discovery import ShardSet, as_before, find_shards
+from datamodules.shards.shard_paths import split_of
 from datamodules.shards.streams import StreamSet
 from datamodules.workers import outlive_signals
 from switti.errors import UserError
 from switti.text.base import TextEncoder
 
 log = logging.getLogger(__name__)
+VALIDATION = "validation"
 
 
 class ShardDataModule(LightningDataModule):
@@ -37,6 +40,9 @@ class ShardDataModule(LightningDataModule):
     [B], 63 bits of (run seed, epoch, key), from which crop and dropping were drawn; dropped [B] bool; and with
     embeddings or an encoder text [B, T, C], text_mask [B, T] (True: real token), pooled [B, P]: the null caption's
     where dropped. Embeddings come from data.embeddings, or from a stream itself; captions without are encoded here.
+
+    Validation shards named `validation-<split>-<number>.tar` make several validation splits, each with a loader of its
+    own; others make one without a name.
 
     The training loader has no end: a run is measured in steps. It starts at `consumed`, the global number of samples
     trained on, which the training loop advances by `global_batch` after each batch, before a checkpoint is
@@ -73,7 +79,8 @@ class ShardDataModule(LightningDataModule):
         self._datasets: dict[str, DatasetSamples] = {}
         self._order: EpochOrder | None = None
         self.training_set: TrainingSet | None = None
-        self.validation_set: ValidationSet | None = None
+        # By the name of the split, in the order of the loaders.
+        self.validation_sets: dict[str, ValidationSet] = {}
 
     @property
     def streamed(self) -> bool:
@@ -103,6 +110,12 @@ class ShardDataModule(LightningDataModule):
         """The epoch of the next sample; None for streams."""
         return None if self._order is None else self.consumed // self._order.samples
 
+    @property
+    def validation_splits(self) -> list[str]:
+        """Names of the validation splits in the order of their loaders; empty where shards name none."""
+        names = list(self.validation_sets)
+        return [] if names == [""] else names
+
     def setup(self, stage: str | None = None) -> None:
         """Index the shards (later calls read the stored index) and check the embeddings.
 
@@ -113,18 +126,29 @@ class ShardDataModule(LightningDataModule):
         rank_batch_size(self.config.batch_size, self.world_size, self.accumulate)
         if self.training_set is None and not self.streamed and stage in ("fit", None):
             self._order_training()
-        if self.validation_set is None:
-            self.validation_set = ValidationSet(self._samples("validation", random_crop=False, dropout=False))
+        if not self.validation_sets:
+            self.validation_sets = {
+                name: ValidationSet(self._samples("validation", random_crop=False, dropout=False, part=name))
+                for name in self._validation_names()
+            }
 
     def _order_training(self) -> None:
         samples = self._samples("train", random_crop=self.config.crop == "random", dropout=True)
         self._order = EpochOrder(samples.counts, self.config.shuffle_window_shards, self.seed)
         self.training_set = TrainingSet(samples, self._order)
 
-    def _samples(self, split: str, random_crop: bool, dropout: bool) -> Samples:
+    def _validation_names(self) -> list[str]:
+        if self.config.source != SHARDS:
+            return [""]
+        return sorted({split_of(shard.path) for shard in self._shards(VALIDATION).shards})
+
+    def _samples(self, split: str, random_crop: bool, dropout: bool, part: str | None = None) -> Samples:
+        """part: one of the validation splits; None: all samples."""
         if self.config.source != SHARDS:
             return self._dataset(split, self._framing(random_crop, dropout))
         shards = self._shards(split).shards
+        if part is not None:
+            shards = [shard for shard in shards if split_of(shard.path) == part]
         folders, limit = as_list(self.config.embeddings), self.config.max_bad_fraction
         store = None
         if folders:
@@ -227,41 +251,63 @@ class ShardDataModule(LightningDataModule):
             dataset, batch_size=self.rank_batch, bad_samples=self.bad_samples, **self._options(None)
         )
 
-    def val_dataloader(self) -> CountingLoader:
-        """All samples of the split once, in equally many batches on every rank."""
-        if self.validation_set is None:
+    def val_dataloader(self) -> CountingLoader | list[CountingLoader]:
+        """All samples once, in equally many batches on every rank; a loader for each of several splits."""
+        if not self.validation_sets:
             self.setup("validate")
-        assert self.validation_set is not None  # setup has made it
-        count = len(self.validation_set)
-        batches = validation_batches(count, self.rank_batch, self.rank, self.world_size)
-        bad_samples = BadSampleCount(self.config.max_bad_fraction, count)
+        loaders = [self._validation_loader(chosen) for chosen in self.validation_sets.values()]
+        return loaders if len(loaders) > 1 else loaders[0]
+
+    def _validation_loader(self, chosen: ValidationSet) -> CountingLoader:
+        batches = validation_batches(len(chosen), self.rank_batch, self.rank, self.world_size)
+        bad_samples = BadSampleCount(self.config.max_bad_fraction, len(chosen))
         return CountingLoader(
-            self.validation_set,
-            batch_sampler=batches,
-            bad_samples=bad_samples,
-            **self._options(self.validation_set.samples.store),
+            chosen, batch_sampler=batches, bad_samples=bad_samples, **self._options(chosen.samples.store)
         )
 
     def examples(self, split: str, count: int) -> Batch:
-        """`count` samples spread evenly over a split ("train" or "validation"), center-cropped, as one batch.
+        """`count` samples spread evenly over "train", "validation" or "validation/<split>", center-cropped, as a batch.
 
         They are the same for every run over these shards. Those that cannot be read are skipped.
         """
         return next(self.example_batches(split, count, count))
 
     def example_batches(self, split: str, count: int, size: int) -> Iterator[Batch]:
-        """The same in batches of up to `size`, one in memory at a time. UserError if none can be read."""
-        samples = self._samples(split, random_crop=False, dropout=False)
-        places = [(shard, row) for shard, rows in enumerate(samples.counts) for row in range(rows)]
-        count, found = min(count, len(places)), False
-        chosen = [places[i * len(places) // count] for i in range(count)]
-        for start in range(0, count, size):
+        """The same in batches of up to `size`, one in memory at a time.
+
+        Raises:
+            UserError: none can be read, or there is no validation split of that name.
+        """
+        samples = self._samples_of(split)
+        chosen, found = _spread(samples, count), False
+        for start in range(0, len(chosen), size):
             read = [samples.read(shard, row, epoch=0) for shard, row in chosen[start : start + size]]
             if batch := collate(read, samples.store):
                 found = True
                 yield batch
         if not found:
-            raise UserError(f"data.{split}: none of {count} images can be read")
+            raise UserError(f"data.{split}: none of {len(chosen)} images can be read")
+
+    def _samples_of(self, split: str) -> Samples:
+        """Center-cropped. UserError if there is no validation split of that name."""
+        main, _, part = split.partition("/")
+        if part and part not in (known := self._validation_names()):
+            there = ", ".join(f"{VALIDATION}/{name}" for name in known if name) or f"{VALIDATION} alone"
+            raise UserError(f"data.validation has no split {split}; there is {there}")
+        return self._samples(main, random_crop=False, dropout=False, part=part or None)
+
+    def captions(self, split: str, count: int) -> list[str]:
+        """Main captions of `count` samples spread evenly over a split, without their images.
+
+        Those that cannot be read are skipped. Of a dataset of one's own, whose captions come with its images: none.
+        """
+        samples = self._samples_of(split)
+        found: list[str] = []
+        if isinstance(samples, ShardSamples):
+            for shard, row in _spread(samples, count):
+                with suppress(OSError, UserError, UnicodeDecodeError):
+                    found.append(samples.reader.caption(shard, row))
+        return found
 
     def _options(self, store: EmbeddingStore | None) -> dict[str, Any]:
         stored: dict[str, Any] = {}
@@ -315,6 +361,13 @@ class ShardDataModule(LightningDataModule):
                 f"data.train had {before} samples when the checkpoint was written and has {now} now: the order "
                 "continues at the same position, but is a different one"
             )
+
+
+def _spread(samples: Samples, count: int) -> list[tuple[int, int]]:
+    """(shard, row) of `count` samples, or of all, spread evenly."""
+    places = [(shard, row) for shard, rows in enumerate(samples.counts) for row in range(rows)]
+    count = min(count, len(places))
+    return [places[i * len(places) // count] for i in range(count)]
 
 
 @rank_zero_only

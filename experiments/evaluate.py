@@ -197,6 +197,7 @@ def score(system: System, count: int, sampling: "SamplingConfig") -> tuple[dict[
     there are). One batch of images is in memory at a time."""
     from tqdm import tqdm
 
+    from configs.build import candidate_captions
     from switti.metrics.collection import build_metrics
 
     pipeline, size = system.pipeline, system.metrics.batch
@@ -205,6 +206,7 @@ def score(system: System, count: int, sampling: "SamplingConfig") -> tuple[dict[
     for batch in system.data.example_batches(system.metrics.captions, count, size):
         metrics.update_real((batch["image"] + 1) / 2)
         captions += batch["caption"]
+    metrics.set_candidates(candidate_captions(system.data, system.metrics.captions, captions))
     for start in tqdm(range(0, len(captions), size), unit="batch", desc=f"sampling {system.name}"):
         part = captions[start : start + size]
         seeds = list(range(start, start + len(part)))

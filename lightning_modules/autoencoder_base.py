@@ -25,6 +25,7 @@ from lightning_modules.optimization import build_optimizer
 from lightning_modules.strategies.gather_per_step import reshard_with_gradients, shard_between_steps, unshard
 from lightning_modules.strategies.parallel import ShardedStrategy
 from lightning_modules.tokenizer_config import ReconstructionLossConfig
+from lightning_modules.validation_splits import ALL, metric_prefixes, of_batch
 from switti.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss, r1_penalty
 from switti.losses.perceptual import build_lpips
 from switti.losses.reconstruction import reconstruction_losses
@@ -303,16 +304,26 @@ class AutoencoderModule(pl.LightningModule, Generic[Trained]):
     # ---- validation and the result ------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        # In a tuple, which nn.Module does not register: its perceptual network must not be saved.
-        self._quality = (ReconstructionQuality(self.perceptual, "lpips").to(self.device),)
+        self._prefixes = metric_prefixes(self.trainer)
+        # In a dictionary, which nn.Module does not register: its perceptual network must not be saved.
+        self._quality = {
+            prefix: ReconstructionQuality(self.perceptual, "lpips").to(self.device)
+            for prefix in self._prefixes
+            if prefix
+        }
 
-    def validate_images(self, output_B3HW: Tensor, target_B3HW: Tensor) -> None:
+    def validate_images(self, output_B3HW: Tensor, target_B3HW: Tensor, loader: int) -> None:
         """Adds reconstructions to the epoch's quality metrics; images in [-1, 1]."""
-        self._quality[0].update((to_float32(output_B3HW) + 1) / 2, (target_B3HW + 1) / 2)
+        for prefix in of_batch(self._prefixes, loader):
+            self._quality[prefix].update((to_float32(output_B3HW) + 1) / 2, (target_B3HW + 1) / 2)
 
     def on_validation_epoch_end(self) -> None:
-        values = {name: float(value) for name, value in self._quality[0].compute().items()}
-        values = {f"validation/{name}": value for name, value in (values | self.more_validation()).items()}
+        values = {
+            f"{prefix}/{name}": float(value)
+            for prefix, quality in self._quality.items()
+            for name, value in quality.compute().items()
+        }
+        values |= {f"{ALL}/{name}": value for name, value in self.more_validation().items()}
         self.log_now(values)
         # For callbacks that monitor a value.
         self.log_dict(values, logger=False)

@@ -80,5 +80,6 @@ class DecoderTuningModule(AutoencoderModule[nn.ModuleDict]):
     def reconstruct(self, batch: Mapping[str, Any]) -> Reconstructed:
         return Reconstructed(decode(self.trained, self._latent(batch["image"])), batch["image"])
 
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        self.validate_images(decode(self.evaluated, self._latent(batch["image"])), batch["image"])
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        output_B3HW = decode(self.evaluated, self._latent(batch["image"]))
+        self.validate_images(output_B3HW, batch["image"], dataloader_idx)

@@ -16,6 +16,7 @@ from lightning_modules.nonfinite_guard import NonfiniteGuard
 from lightning_modules.optimization import build_optimizer
 from lightning_modules.strategies.gather_per_step import full_tensor
 from lightning_modules.strategies.parallel import ShardedStrategy, shard, unsharded
+from lightning_modules.validation_splits import ALL, metric_prefixes, of_batch
 from switti.distributed.optimizer_state import local_shard
 from switti.errors import UserError
 from switti.losses.cross_entropy import by_scale, token_losses
@@ -217,19 +218,27 @@ class GeneratorModule(LightningModule):
     # ---- validation ---------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self._statistics = GeneratorStatistics(self.tokenizer.pyramid, self.model_config.codebook_size).to(
-            self.device
-        )
+        self._prefixes = metric_prefixes(self.trainer)
+        # In a dictionary, which nn.Module does not register.
+        self._statistics = {
+            prefix: GeneratorStatistics(self.tokenizer.pyramid, self.model_config.codebook_size).to(
+                self.device
+            )
+            for prefix in self._prefixes
+            if prefix
+        }
 
-    def validation_step(self, batch: Batch, batch_index: int) -> None:
+    def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
         assert self.generator is not None
         losses, logits, tokens = self.compute_token_losses(batch, self.generator, 0.0)
-        self._statistics.update(tokens, losses, logits.argmax(dim=-1) == tokens)
+        for prefix in of_batch(self._prefixes, dataloader_idx):
+            self._statistics[prefix].update(tokens, losses, logits.argmax(dim=-1) == tokens)
 
     def on_validation_epoch_end(self) -> None:
-        values = self._statistics.compute()
-        self.log("validation/loss", values.pop("loss"), prog_bar=True)
-        self.log_dict({f"validation/{name}": value for name, value in values.items()})
+        for prefix, statistics in self._statistics.items():
+            values = statistics.compute()
+            self.log(f"{prefix}/loss", values.pop("loss"), prog_bar=prefix == ALL)
+            self.log_dict({f"{prefix}/{name}": value for name, value in values.items()})
 
     # ---- sampling -----------------------------------------------------------------------------------------------
 

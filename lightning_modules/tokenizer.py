@@ -210,13 +210,13 @@ class TokenizerModule(AutoencoderModule[RQVAE]):
 
     # ---- validation and checkpoints -----------------------------------------------------------------------------
 
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         model = self.evaluated
         with unsharded(model):
             tokens_BL = model.tokenize(batch["image"])
             output_B3HW = model.decode(model.tokens_to_latent(tokens_BL))
         self.validation_counts += token_counts(tokens_BL, model.pyramid, model.config.codebook_size)
-        self.validate_images(output_B3HW, batch["image"])
+        self.validate_images(output_B3HW, batch["image"], dataloader_idx)
 
     def more_validation(self) -> dict[str, float]:
         """Codebook use over the split."""

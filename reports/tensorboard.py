@@ -14,10 +14,12 @@ from tensorboard.plugins.hparams import metadata as hparams_metadata
 
 from configs.loading import PLACE, SETTINGS, shown
 from configs.schema import RunConfig
+from reports.data.metric_catalogue import split_of
 
 _ORDER = {"metrics": 2, "validation": 3, "train": 4, "norms": 5, "time": 6, "memory": 7, "data": 8}
 _TABLE = (
     "validation/loss",
+    "validation/[^/]+/loss",
     "validation/psnr",
     "train/loss",
     "metrics/.+",
@@ -28,13 +30,15 @@ _STATUS = {"finished": api_pb2.STATUS_SUCCESS, "failed": api_pb2.STATUS_FAILURE}
 
 
 def chart_name(metric: str) -> str:
-    """The chart of a metric: its name in metrics.csv behind a number for the order, and both losses side by side.
+    """The chart of a metric: its name in metrics.csv behind a number for the order, and all losses side by side.
 
     TensorBoard sorts groups by name and opens the first two.
     """
     group, _, rest = metric.partition("/")
     if rest == "loss" and group in ("train", "validation"):
         return f"1 loss/{group}"
+    if rest == f"{(split := split_of(metric))}/loss":
+        return f"1 loss/{group} {split}"
     return f"{_ORDER.get(group, len(_ORDER) + 2)} {metric}"
 
 

@@ -1,5 +1,6 @@
 """Table of the runs of a study, as wide as the terminal: state, step, speed, time left, values, last sign of life."""
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from switti.escape import printable
 from switti.run_folder import LOG, RECORD
 
 _METRICS = "metrics/"
+# Of one of several validation splits.
+_SPLIT = re.compile(r"validation/([a-z][a-z0-9_]*)/(loss|psnr)")
 # Of values in the order of their importance: the first ones stay where there is little space.
 _VALUES = {
     "train/loss": "train loss",
@@ -100,15 +103,14 @@ def _fitting(runs: dict[str, Progress], width: int) -> tuple[list[_Column], list
     """(columns beside the name, heads of those that do not fit)."""
     values = {metric for progress in runs.values() for metric in progress.values}
     measured = sorted(metric for metric in values if metric.startswith(_METRICS))
-    metrics = [metric for metric in (*_VALUES, *measured) if metric in values]
+    splits = sorted(metric for metric in values if _SPLIT.fullmatch(metric))
+    metrics = [metric for metric in (*_VALUES, *splits, *measured) if metric in values]
     state = _Column("state", _state_and_phase, right=False)
     step = _Column("step", lambda progress: f"{progress.step}/{progress.steps}" if progress.steps else "–")
     rate = _Column("rate", lambda progress: short_rate(progress.rate))
     left = _Column("left", lambda progress: short_duration(progress.left))
     seen = _Column("seen", lambda progress: short_duration(progress.seen))
-    measured_columns = [
-        _Column(_VALUES.get(name, printable(name.removeprefix(_METRICS))), _value(name)) for name in metrics
-    ]
+    measured_columns = [_Column(_VALUES.get(name) or _head(name), _value(name)) for name in metrics]
     space = width - min(max(map(len, runs)), max(_NARROWEST, width * 2 // 5))
     chosen = []
     for column in [state, step, *measured_columns[:_FIRST], left, rate, seen, *measured_columns[_FIRST:]]:
@@ -118,6 +120,12 @@ def _fitting(runs: dict[str, Progress], width: int) -> tuple[list[_Column], list
     columns = [state, step, rate, left, *measured_columns, seen]
     hidden = [column.head for column in columns if column not in chosen]
     return [column for column in columns if column in chosen], hidden
+
+
+def _head(metric: str) -> str:
+    if match := _SPLIT.fullmatch(metric):
+        return f"{_VALUES[f'validation/{match[2]}']}, {match[1]}"
+    return printable(metric.removeprefix(_METRICS))
 
 
 def _value(metric: str) -> Callable[[Progress], str]:

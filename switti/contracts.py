@@ -138,6 +138,15 @@ class DescribedData(Protocol):
 
 
 @runtime_checkable
+class SplitValidation(Protocol):
+    """A data module with several validation splits, each with a loader of its own."""
+
+    @property
+    def validation_splits(self) -> Sequence[str]:
+        """Their names in the order of the loaders; empty where there is one without a name."""
+
+
+@runtime_checkable
 class WaitingLoader(Protocol):
     """A loader that announces when the next batch is asked for."""
 

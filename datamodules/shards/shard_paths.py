@@ -1,12 +1,22 @@
 """Paths, globs and brace ranges to shards, and short names for them."""
 
 import os
+import re
 from glob import escape, glob, has_magic
 from pathlib import Path
 
 from braceexpand import braceexpand
 
 from switti.errors import UserError
+
+# Of a validation split's shards, as experiments.prepare names them: validation-pairs-000000.tar.
+_SPLIT = re.compile(r"validation-([a-z][a-z0-9_]{0,39})-\d+")
+
+
+def split_of(path: Path) -> str:
+    """The name of the validation split that a shard belongs to, "" for shards without one (validation-000000.tar)."""
+    match = _SPLIT.fullmatch(path.stem)
+    return match[1] if match else ""
 
 
 def expand(setting: str, patterns: list[str], must_exist: bool = True) -> list[Path]:

@@ -29,6 +29,7 @@ _HEADLINES = (
         "metrics/pick_score_v1",
         "metrics/mini_clip_score",
     ),
+    ("evaluation/mini_clip_top1", "metrics/mini_clip_top1"),
     ("time/step_seconds", "time/samples_per_second"),
     ("sampling/seconds_per_picture",),
     ("training/peak_gib", "memory/peak_gib"),

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from reports.data.metric_catalogue import describe
+from reports.data.metric_catalogue import describe, split_of
 from reports.data.runs import Run, Series
 from reports.data.statistics import tail_mean
 from reports.data.study import Variant
@@ -61,6 +61,7 @@ def metric_names(runs: tuple[Run, ...]) -> list[str]:
     names = {name for run in runs for name in (*run.series, *single_numbers(run))}
     first = (
         "validation/loss",
+        *sorted(name for name in names if split_of(name) and name.endswith("/loss")),
         "train/loss",
         "evaluation/",
         "stopped_early/",

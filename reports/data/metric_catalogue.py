@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from switti.metrics.catalogue import Better, MetricInfo, find_info, from_record
@@ -135,6 +135,8 @@ _UNITS = {
 # Metrics of the users' own, as the run folders that were read describe them.
 _extra: dict[str, MetricInfo] = {}
 _SCALE = re.compile(r"(train|validation)/(\w+)_by_scale/(\d+)")
+# Of one of several validation splits: validation/pairs/loss.
+_SPLIT = re.compile(r"validation/([a-z][a-z0-9_]{0,39})/(\w+(_by_scale/\d+)?)")
 _DISTANCE = re.compile(r"(metrics|evaluation|stopped_early)/(fid|kid|fd|kd|c?mmd)(_.+)?")
 _BLOCK = re.compile(r"norms/block_(\d+)/(mean|max)")
 
@@ -147,6 +149,9 @@ def learn(facts: Any) -> None:
 
 def describe(name: str) -> Metric:
     """Everything the report knows about a metric; unknown names come back as they are, with no direction."""
+    if split := split_of(name):
+        overall = describe(name.replace(f"/{split}/", "/", 1))
+        return replace(overall, name=name, title=f"{overall.title}, {split}")
     if name in _KNOWN:
         title, better, needs, reduction, text = _KNOWN[name]
         return Metric(name, title, better, needs, reduction, text, _UNITS.get(name, ""))
@@ -175,6 +180,12 @@ def describe(name: str) -> Metric:
     return _unknown(name)
 
 
+def split_of(name: str) -> str:
+    """The validation split of a metric such as validation/pairs/loss; "" of one of all validation images."""
+    match = _SPLIT.fullmatch(name)
+    return match[1] if match and not match[1].endswith("_by_scale") else ""
+
+
 def _image_metric(name: str, short: str, suffix: str, reduction: Reduction) -> Metric:
     if (info := find_info(short) or _extra.get(short)) is not None:
         return Metric(name, info.title + suffix, info.better, "images", reduction, info.meaning, info.unit)
@@ -195,6 +206,8 @@ def _unknown(name: str) -> Metric:
 
 def is_detail(name: str) -> bool:
     """Names that have a table or a figure of their own and would flood the main table."""
+    if split := split_of(name):
+        return is_detail(name.replace(f"/{split}/", "/", 1))
     return bool(_SCALE.fullmatch(name) or _BLOCK.fullmatch(name)) or name == "train/learning_rate"
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from reports.data.comparability import scale_sides
 from reports.data.comparison import Comparison
 from reports.data.final_values import metric_names, scale_numbers
-from reports.data.metric_catalogue import describe, is_cost, is_detail
+from reports.data.metric_catalogue import describe, is_cost, is_detail, split_of
 from reports.data.runs import Run
 from reports.data.statistics import WINDOW, band, smooth
 from reports.data.study import Study, Variant
@@ -129,7 +129,8 @@ def _draw_scale(axes: Axes, variants: Sequence[Variant], name: str, level: float
 
 def scale_kinds(variants: Sequence[Variant]) -> list[str]:
     """What was logged by scale, losses first; the unigram entropy only where no loss takes it as its level."""
-    names = metric_names(tuple(run for variant in variants for run in variant.runs))
+    runs = tuple(run for variant in variants for run in variant.runs)
+    names = [name for name in metric_names(runs) if not split_of(name)]
     kinds = {name.partition("/")[2].partition("_by_scale/")[0] for name in names if "_by_scale/" in name}
     if "loss" in kinds:
         kinds.discard("unigram_entropy")

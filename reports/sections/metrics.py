@@ -2,6 +2,7 @@
 
 from reports.data.comparability import overlapping
 from reports.data.comparison import Comparison
+from reports.data.metric_catalogue import split_of
 from reports.data.study import Study, show
 from reports.render.document import Figure, Section, Text, code
 from reports.render.figures import (
@@ -91,10 +92,11 @@ def _no_evaluation(what: str) -> Text:
 def curves_section(comparison: Comparison) -> Section:
     """Every logged curve; losses in one figure only where they share a scale."""
     study, spaces, figures = comparison.study, comparison.loss_groups, list[Figure | None]()
+    splits = [name for name in comparison.names if split_of(name) and name.endswith("/loss")]
     for i, variants in enumerate(spaces):
         suffix = f"_{i + 1}" if len(spaces) > 1 else ""
         figures += [
-            curves_figure(comparison, variants, f"loss{suffix}", ("train/loss", "validation/loss")),
+            curves_figure(comparison, variants, f"loss{suffix}", ("train/loss", "validation/loss", *splits)),
             *(
                 by_scale_figure(comparison, variants, f"{kind}_by_scale{suffix}", kind)
                 for kind in scale_kinds(variants)
@@ -103,7 +105,7 @@ def curves_section(comparison: Comparison) -> Section:
     images = [name for name in comparison.names if name.startswith("metrics/")]
     figures += [curves_figure(comparison, study.variants, "metrics", images, "Metrics during training.")]
     figures += [curves_figure(comparison, study.variants, "optimization", _MAIN_FIGURES[2:])]
-    rest = other_names(comparison, {*_MAIN_FIGURES, *images, "norms/last/mean", "norms/last/max"})
+    rest = other_names(comparison, {*_MAIN_FIGURES, *splits, *images, "norms/last/mean", "norms/last/max"})
     figures += [curves_figure(comparison, study.variants, "other", rest, "Other logged curves.")]
     drawn = [figure for figure in figures if figure]
     section = Section("curves", "Curves", list(drawn))

@@ -35,9 +35,11 @@ class MetricInfo:
     build: str = ""
 
 
+# Changes with the weights that ship: values of another version do not compare.
+MINI_CLIP_VERSION = 1
 _MINI = (
-    "a small dual encoder (frozen MiniLM text encoder and frozen image trunk with two learned heads) trained on the "
-    "embedded image set; cosine. Comparable only with itself, never with a CLIPScore"
+    f"mini-CLIP version {MINI_CLIP_VERSION}, a small dual encoder (frozen MiniLM text encoder and frozen AlexNet with "
+    "two learned heads) trained on emoji"
 )
 
 _CONVENTIONS = {
@@ -95,7 +97,7 @@ IMAGE_METRICS: dict[str, MetricInfo] = {
             "mini_clip_score",
             "mini CLIP score (own caption)",
             "higher",
-            f"image against its own caption: {_MINI}",
+            f"cosine of image and own caption: {_MINI}. Comparable only with itself, never with a CLIPScore",
             network="mini_clip",
             build="switti.metrics.mini_clip:build_mini_clip_score",
         ),
@@ -105,6 +107,30 @@ IMAGE_METRICS: dict[str, MetricInfo] = {
             None,
             "the same score with captions dealt to the wrong images: the level that knows nothing of the caption. "
             "Only the gap to the own caption's score speaks of following the text",
+            network="mini_clip",
+        ),
+        MetricInfo(
+            "mini_clip_top1",
+            "own caption is the best of 32",
+            "higher",
+            "share of images to which their own caption fits better than 31 others of the split, drawn by a fixed seed "
+            f"(chance 1/32): {_MINI}. Its README gives the share on real images, the ceiling",
+            network="mini_clip",
+            build="switti.metrics.mini_clip:build_mini_clip_top1",
+        ),
+        MetricInfo(
+            "mini_clip_top1_all",
+            "own caption is the best of all",
+            "higher",
+            "the same among all captions of the split (at most 1 024, evenly spread); comparable on one split only",
+            network="mini_clip",
+        ),
+        MetricInfo(
+            "mini_clip_style_accuracy",
+            "style accuracy",
+            "higher",
+            "share of images to which their caption fits better than its words with each other style of the split: "
+            f"{_MINI}",
             network="mini_clip",
         ),
         MetricInfo(

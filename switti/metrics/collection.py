@@ -6,6 +6,7 @@ Each process updates with its own share of images; `compute` exchanges sums, fea
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,10 @@ from switti.import_path import build_object, load_object
 from switti.metrics.catalogue import IMAGE_METRICS, MetricInfo, find_info, info_of
 from switti.metrics.config import MetricsConfig
 from switti.metrics.fid import SetDistance
+from switti.metrics.retrieval import CaptionRetrieval
 from switti.metrics.scores import MatchedAndShuffledCosine, MeanScore
 
+Score = MeanScore | MatchedAndShuffledCosine | CaptionRetrieval
 CHUNK = 64  # images that go through a feature network at a time
 
 
@@ -59,7 +62,7 @@ class MetricSet:
     def __init__(
         self,
         distances: list[SetDistances],
-        scores: dict[str, MeanScore | MatchedAndShuffledCosine],
+        scores: dict[str, Score],
         device: torch.device | str = "cpu",
         extra: Mapping[str, Metric] | None = None,
     ) -> None:
@@ -73,6 +76,15 @@ class MetricSet:
     def _all(self) -> list[Metric]:
         grouped = [metric for group in self.distances for metric in group.metrics.values()]
         return [*grouped, *self.scores.values(), *self.extra.values()]
+
+    def set_candidates(self, captions: list[str]) -> None:
+        """The captions of the split that images are generated from, for metrics that choose among them.
+
+        Without, the own caption competes with nothing and these metrics are skipped.
+        """
+        for score in self.scores.values():
+            if isinstance(score, CaptionRetrieval):
+                score.set_candidates(captions)
 
     @torch.no_grad()
     def update(self, images_B3HW: Tensor, captions: list[str]) -> None:
@@ -104,7 +116,9 @@ class MetricSet:
         for name, score in self.scores.items():
             score.update(torch.zeros(0, 3, 1, 1, dtype=torch.uint8, device=self.device), [])
             result = score.compute()
-            if isinstance(result, tuple):
+            if isinstance(result, dict):
+                values |= {label: float(value) for label, value in result.items()}
+            elif isinstance(result, tuple):
                 values |= {name: float(result[0]), f"{name}_shuffled": float(result[1])}
             else:
                 values[name] = float(result)
@@ -147,9 +161,9 @@ def build_metrics(config: MetricsConfig, device: torch.device | str = "cpu") -> 
     """
     config.validate("metrics")
     # By name, so that metrics on the same features share one network.
-    networks: dict[str, nn.Module] = {}
+    networks: dict[str, Any] = {}
     groups: dict[str, SetDistances] = {}
-    scores: dict[str, MeanScore | MatchedAndShuffledCosine] = {}
+    scores: dict[str, Score] = {}
     for info in IMAGE_METRICS.values():
         if info.name not in config.names:
             continue

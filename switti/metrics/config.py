@@ -1,7 +1,7 @@
 """Settings of the image metrics. Imports no torch: configs are composed before torch is loaded."""
 
+import re
 from dataclasses import dataclass, field
-from typing import Literal
 
 from switti.config_values import AT_LEAST_1, check
 from switti.errors import UserError
@@ -22,6 +22,7 @@ NEEDED = {
     "hps_v2_1": "the file HPS_v2.1_compressed.pt",
     "aesthetic": "the file of LAION's aesthetic predictor v2",
 }
+_CAPTIONS = re.compile(r"train|validation(/[a-z][a-z0-9_]{0,39})?")
 
 
 @dataclass
@@ -29,15 +30,16 @@ class MetricsConfig:
     """Which metrics are measured on generated images, on how many, and with which networks."""
 
     names: list[str] = field(default_factory=lambda: ["fid_alexnet", "kid_alexnet", "mini_clip_score"])
-    """Metrics out of fid_alexnet, kid_alexnet, mini_clip_score, clip_score, pick_score, image_reward, hps_v2_0,
-    hps_v2_1, aesthetic, fid_inception, and fid_ and kid_ with inception_pytorch_fid (the paper's convention),
-    inception_torch_fidelity or inception_clean. The first three need no download; the distances on AlexNet features
-    cannot be compared with Inception FID."""
+    """Metrics out of fid_alexnet, kid_alexnet, mini_clip_score, mini_clip_top1 (is the own caption the best of 32),
+    clip_score, pick_score, image_reward, hps_v2_0, hps_v2_1, aesthetic, fid_inception, and fid_ and kid_ with
+    inception_pytorch_fid (the paper's convention), inception_torch_fidelity or inception_clean. The first four need no
+    download; the distances on AlexNet features cannot be compared with Inception FID."""
     extra: list[str] = field(default_factory=list)
     """Metrics of your own, each `package.module:Name` of a torchmetrics.Metric class that is built without arguments
     and updated with images and captions (docs/extending.md)."""
-    captions: Literal["train", "validation"] = "validation"
-    """Split whose captions are generated from: train measures concepts that were seen, validation new ones."""
+    captions: str = "validation"
+    """Split whose captions are generated from: train measures pairs that were seen, validation new ones; of data with
+    several validation splits also one of them, such as validation/pairs."""
     prompts: int = 64
     """Number of captions, spread evenly over the split; the generated images are compared with the real images of the
     same captions. At least 2."""
@@ -70,7 +72,8 @@ class MetricsConfig:
     aesthetic_clip: str = "openai"
     """Weights of that embedding: a file, or a pretrained tag known to open_clip."""
     mini_clip: str = EMBEDDED
-    """Dual encoder of mini_clip_score: `embedded`, or a folder written by experiments.tools.train_mini_clip."""
+    """Dual encoder of mini_clip_score and mini_clip_top1: `embedded`, or a folder written by
+    experiments.tools.train_mini_clip."""
 
     def validate(self, path: str) -> None:
         for name in self.names:
@@ -83,6 +86,10 @@ class MetricsConfig:
         if len(set(self.names)) != len(self.names):
             raise UserError(f"{path}.names={self.names} names a metric twice")
         check_paths(f"{path}.extra", self.extra, f"; built-in metrics go into {path}.names")
+        if not _CAPTIONS.fullmatch(self.captions):
+            raise UserError(
+                f"{path}.captions={shortened(self.captions)} must be train, validation, or validation/SPLIT"
+            )
         several = (lambda value: value >= 2, "must be at least 2 (a covariance needs two images)")
         check(self, path, several, "prompts")
         check(self, path, AT_LEAST_1, "batch")
@@ -102,6 +109,6 @@ class MetricsConfig:
         ):
             if not getattr(self, name):
                 raise UserError(f"{path}.{name} must not be empty")
-        wanted = self.mini_clip != EMBEDDED and "mini_clip_score" in self.names
+        wanted = self.mini_clip != EMBEDDED and {"mini_clip_score", "mini_clip_top1"} & {*self.names}
         if wanted and kind_of(self.mini_clip) != "folder":
             raise UserError(f"{path}.mini_clip={self.mini_clip}: no such folder; give one or {EMBEDDED!r}")

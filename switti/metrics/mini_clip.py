@@ -1,14 +1,15 @@
 """A small dual encoder for machines without a model hub: two trained heads on frozen MiniLM and frozen AlexNet.
 
-Its `mini_clip_score` measures whether images follow their captions within the domain it was trained on (emoji-like
-images). It is not CLIP, and its values are comparable only with values of the same heads.
+Its `mini_clip_score` and `mini_clip_top1` measure whether images follow their captions within the domain it was trained
+on (emoji-like images). It is not CLIP, and its values are comparable only with values of the same heads.
 
 Shape suffixes: B images or captions, F image numbers of the trunk, P pooled text width, D common space.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from switti.errors import UserError
 from switti.files import kind_of, read_json_object
 from switti.losses.perceptual import AlexNetTrunk
 from switti.metrics.config import EMBEDDED, MetricsConfig
+from switti.metrics.retrieval import CaptionRetrieval
 from switti.metrics.scores import MatchedAndShuffledCosine
 from switti.text.config import MAX_WIDTH, MINILM_POSITIONS
 from switti.text.minilm import MiniLMEncoder
@@ -27,24 +29,29 @@ from switti.weights.read import read_weights
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _MAP_CHANNELS = (64, 192, 384, 256, 256)
-_GRID = 2
+_FINEST = 8
 _MAX_CONFIG_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class MiniClipConfig:
-    """Sizes of the heads; written beside the weights. picture_side: px at which the trunk looks."""
+    """Sizes of the heads; written beside the weights.
+
+    picture_side: px at which the trunk looks. grids: rows and columns on which each of its five maps is pooled, 0 for
+    none of it.
+    """
 
     text_width: int = 384
     hidden: int = 384
     width: int = 256
     max_length: int = 48
     picture_side: int = 128
+    grids: list[int] = field(default_factory=lambda: [1, 1, 1, 1, 2])
 
     @property
     def image_width(self) -> int:
-        """Numbers per image: means of the first four maps, and the last one on a coarse grid."""
-        return sum(_MAP_CHANNELS[:4]) + _MAP_CHANNELS[4] * _GRID**2
+        """Numbers per image."""
+        return sum(channels * grid**2 for channels, grid in zip(_MAP_CHANNELS, self.grids, strict=True))
 
     def validate(self, path: str) -> None:
         for name, least, most in (
@@ -56,6 +63,12 @@ class MiniClipConfig:
         ):
             if not least <= getattr(self, name) <= most:
                 raise UserError(f"{path}.{name}={getattr(self, name)} must lie in [{least}, {most}]")
+        if len(self.grids) != len(_MAP_CHANNELS) or not all(0 <= grid <= _FINEST for grid in self.grids):
+            raise UserError(
+                f"{path}.grids={self.grids} must be {len(_MAP_CHANNELS)} numbers in [0, {_FINEST}]"
+            )
+        if not any(self.grids):
+            raise UserError(f"{path}.grids={self.grids} leaves nothing of an image")
 
 
 class Head(nn.Module):
@@ -95,18 +108,22 @@ class MiniClipHeads(nn.Module):
 
 
 class ImageDescription(nn.Module):
-    """Frozen AlexNet → [B, F]: early maps for colour and outline, the last one on a grid for positions."""
+    """Frozen AlexNet → [B, F]: early maps for colour and outline, late ones on a grid for shapes and positions."""
 
-    def __init__(self, side: int = MiniClipConfig.picture_side) -> None:
+    def __init__(self, config: MiniClipConfig) -> None:
         super().__init__()
-        self.trunk = AlexNetTrunk(side)
+        self.trunk, self.grids = AlexNetTrunk(config.picture_side), config.grids
 
     @torch.no_grad()
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """uint8, or float in [0, 1]."""
         maps = self.trunk(images_B3HW)
-        means = [values.mean(dim=(2, 3)) for values in maps[:4]]
-        return torch.cat([*means, F.adaptive_avg_pool2d(maps[4], _GRID).flatten(1)], dim=1)
+        pooled = [
+            values.mean(dim=(2, 3)) if grid == 1 else F.adaptive_avg_pool2d(values, grid).flatten(1)
+            for values, grid in zip(maps, self.grids, strict=True)
+            if grid
+        ]
+        return torch.cat(pooled, dim=1)
 
 
 class MiniClip:
@@ -115,7 +132,7 @@ class MiniClip:
     def __init__(self, heads: MiniClipHeads, device: torch.device | str = "cpu") -> None:
         self.heads = heads.eval().requires_grad_(False).to(device)
         self.width = heads.config.width
-        self.images = ImageDescription(heads.config.picture_side).to(device)
+        self.images = ImageDescription(heads.config).to(device)
         self.captions = MiniLMEncoder(heads.config.max_length, device)
 
     @torch.no_grad()
@@ -156,13 +173,27 @@ def load_heads(source: str | Path = EMBEDDED) -> MiniClipHeads:
     return heads
 
 
-def describe(config: MiniClipConfig) -> dict[str, int]:
+def describe(config: MiniClipConfig) -> dict[str, Any]:
     """The sizes as written to config.json under "heads"."""
     return asdict(config)
 
 
+def _encoder(config: MetricsConfig, device: torch.device | str, networks: dict[str, Any]) -> MiniClip:
+    """The one that both metrics share."""
+    if "mini_clip" not in networks:
+        networks["mini_clip"] = MiniClip(load_heads(config.mini_clip), device)
+    return networks["mini_clip"]
+
+
 def build_mini_clip_score(
-    config: MetricsConfig, device: torch.device | str, networks: dict[str, nn.Module]
+    config: MetricsConfig, device: torch.device | str, networks: dict[str, Any]
 ) -> tuple[str, MatchedAndShuffledCosine]:
     """As `metrics.names` builds it."""
-    return "mini_clip_score", MatchedAndShuffledCosine(MiniClip(load_heads(config.mini_clip), device))
+    return "mini_clip_score", MatchedAndShuffledCosine(_encoder(config, device, networks))
+
+
+def build_mini_clip_top1(
+    config: MetricsConfig, device: torch.device | str, networks: dict[str, Any]
+) -> tuple[str, CaptionRetrieval]:
+    """As `metrics.names` builds it."""
+    return "mini_clip_top1", CaptionRetrieval(_encoder(config, device, networks), "mini_clip")

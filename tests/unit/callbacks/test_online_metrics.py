@@ -56,6 +56,10 @@ class Recorder:
         self.real = 0
         self.grey: list[float] = []
         self.captions: list[str] = []
+        self.candidates: list[str] = []
+
+    def set_candidates(self, captions: list[str]) -> None:
+        self.candidates = captions
 
     def update(self, images: Tensor, captions: list[str]) -> None:
         self.grey += images.mean(dim=(1, 2, 3)).tolist()
@@ -100,6 +104,13 @@ def _fit(
     )  # fmt: skip
     trainer.fit(module, torch.utils.data.DataLoader(torch.randn(64, 2), batch_size=2))
     return module, trainer
+
+
+def test_candidates_are_those_given_or_the_prompts(tmp_path: Any) -> None:
+    for given, expected in ((None, PROMPTS), (["x", "y"], ["x", "y"])):
+        callback = OnlineMetrics(2, _prompts(), torch.rand(7, 3, 4, 4), Recorder, batch=2, candidates=given)
+        _fit(tmp_path, [callback], steps=1)
+        assert callback.metrics is not None and callback.metrics.candidates == expected
 
 
 def test_measures_on_its_steps_and_at_the_end(tmp_path: Any) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import synthetic_runs as maker
 
+from reports.data.metric_catalogue import describe, is_detail, split_of
 from reports.data.runs import find_runs, read_run
+from reports.tensorboard import chart_name
 from switti.errors import UserError
 
 
@@ -141,3 +143,17 @@ def test_missing_config_and_missing_metrics(folder: Path) -> None:
 def test_wrong_setting_names_the_nearest(folder: Path) -> None:
     with pytest.raises(UserError, match=r"no setting 'model\.visiblity'; did you mean 'model\.visibility'\?"):
         read_run(folder).setting("model.visiblity")
+
+
+def test_metrics_of_one_validation_split_are_described_by_its_name():
+    loss = describe("validation/pairs/loss")
+    assert (loss.title, loss.better, loss.needs) == ("validation loss, pairs", "lower", "tokens")
+    assert describe("validation/concepts/psnr").title == "PSNR, concepts"
+    assert is_detail("validation/pairs/loss_by_scale/3") and not is_detail("validation/pairs/loss")
+    assert describe("validation/loss_by_scale/3").title == "validation loss, scale 3"
+    assert [split_of(f"validation/{name}") for name in ("loss", "loss_by_scale/3", "pairs/loss")] == [
+        "",
+        "",
+        "pairs",
+    ]
+    assert chart_name("validation/pairs/loss") == "1 loss/validation pairs"

@@ -153,6 +153,14 @@ def test_the_table_fits_80_columns_and_uses_200(runs: Path) -> None:
     assert "visibility=causal,learning_rate=0.0015,seed=0" in text  # folded, never cut
 
 
+def test_losses_of_validation_splits_have_columns(runs: Path) -> None:
+    losses = {"validation/loss": 5.5, "validation/pairs/loss": 5.25, "validation/concepts/loss": 6.25}
+    add_run("seed=0", [(60, name, value, 1) for name, value in losses.items()])
+    head, line = (row.replace("valid. loss", "loss") for row in shown(200)[:2])
+    assert head.index("loss ") < head.index("loss, concepts") < head.index("loss, pairs")
+    assert line.index("5.5000") < line.index("6.2500") < line.index("5.2500")
+
+
 def test_elsewhere_than_on_a_terminal_it_is_printed_once_in_80_columns(
     runs: Path, capsys, monkeypatch
 ) -> None:

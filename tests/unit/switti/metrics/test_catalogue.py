@@ -39,7 +39,14 @@ class FidAlexnet(MeanRed):
 
 
 def test_every_entry_is_complete() -> None:
-    assert set(BUILT_IN) >= {"fid_alexnet", "mini_clip_score", "clip_score", "pick_score", "image_reward"}
+    assert set(BUILT_IN) >= {
+        "fid_alexnet",
+        "mini_clip_score",
+        "mini_clip_top1",
+        "clip_score",
+        "pick_score",
+        "image_reward",
+    }
     conventions = ("pytorch_fid", "torch_fidelity", "clean")
     assert {f"{kind}_inception_{name}" for kind in ("fid", "kid") for name in conventions} <= set(BUILT_IN)
     for name, info in IMAGE_METRICS.items():
