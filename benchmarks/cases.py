@@ -124,9 +124,20 @@ class SamplingCase:
         sample_latent(self.model, self.tokenizer, self.text, self.null, sampling, noise, on_scale_end=mark)
         return [after - before for before, after in pairwise(marks)]
 
-    def run_plainly(self, plain: DenseTransformer, sampling: SamplingConfig, seeds: list[int]) -> None:
-        noise = ImageNoise(seeds, self.text.pooled_BP.device)
-        sample_latent_plainly(plain, self.tokenizer, self.text, self.null, sampling, noise)
+    def run_plainly(self, plain: DenseTransformer, sampling: SamplingConfig, seed: int) -> list[float]:
+        """The same by the plain formulation, with one generator for the batch."""
+        marks = [time.perf_counter()]
+        generator = torch.Generator(self.text.pooled_BP.device).manual_seed(seed)
+        sample_latent_plainly(
+            plain,
+            self.tokenizer,
+            self.text,
+            self.null,
+            sampling,
+            generator,
+            on_scale_end=lambda: marks.append(time.perf_counter()),
+        )
+        return [after - before for before, after in pairwise(marks)]
 
     def share_outside(self, sampling: SamplingConfig, seeds: list[int]) -> float:
         """Share of the time of one call that is spent outside the transformer: filters, draws, pyramid."""

@@ -4,6 +4,7 @@ Symbols: B batch, L tokens, T caption tokens, D width, C caption width, P pooled
 """
 
 from switti.models.config import GeneratorConfig
+from switti.sampling.guidance import GuidanceSchedule
 from switti.scales import Pyramid
 
 
@@ -19,11 +20,16 @@ def forward_flops(config: GeneratorConfig, batch: int, text_tokens: int) -> int:
     pyramid, width = Pyramid(tuple(config.scales)), config.width
     length = pyramid.length
     attention = 2 * width * (attention_pairs(pyramid, config.visibility) + length * text_tokens)
-    caption = text_tokens * config.text_width * 2 * width + 6 * width * width
+    caption = _caption(config, text_tokens)
     outside = length * width * config.code_width + 2 * width * width
     outside += width * (config.pooled_width + width * config.crop_condition)
     blocks = config.depth * (length * _per_token(config) + attention + caption)
     return 2 * batch * (blocks + outside) + head_flops(config, batch)
+
+
+def _caption(config: GeneratorConfig, text_tokens: int) -> int:
+    """Products of one block and caption: keys, values and modulation."""
+    return text_tokens * config.text_width * 2 * config.width + 6 * config.width * config.width
 
 
 def _per_token(config: GeneratorConfig) -> int:
@@ -46,6 +52,20 @@ def scale_flops(config: GeneratorConfig, scale: int, rows: int, text_tokens: int
     attention = 2 * width * size * (seen + text_tokens)
     outside = size * width * (config.codebook_size + (config.code_width if scale else 0))
     return 2 * rows * (config.depth * (size * _per_token(config) + attention) + outside)
+
+
+def sampling_flops(
+    config: GeneratorConfig, schedule: GuidanceSchedule, batch: int, text_tokens: int
+) -> list[int]:
+    """Of sampling each scale; the first one's with the captions' part, which all scales share."""
+    causal = config.visibility == "causal"
+    rows = [
+        batch * (1 + schedule.needs_unconditional(k, causal))
+        for k in range(Pyramid(tuple(config.scales)).count)
+    ]
+    flops = [scale_flops(config, k, count, text_tokens) for k, count in enumerate(rows)]
+    flops[0] += 2 * max(rows) * config.depth * _caption(config, text_tokens)
+    return flops
 
 
 def training_flops(config: GeneratorConfig, batch: int, text_tokens: int) -> int:

@@ -16,10 +16,12 @@ from tqdm import tqdm
 Job = Callable[[], Any]
 
 
-def interleaved_medians(jobs: dict[str, Job], repetitions: int, title: str) -> dict[str, float]:
+def interleaved_medians(
+    jobs: dict[str, Job], repetitions: int, title: str, warm_up: bool = True
+) -> dict[str, float]:
     """Median seconds of each job. All jobs take turns, so that a change in the machine's load affects all alike."""
     times: dict[str, list[float]] = {name: [] for name in jobs}
-    for job in jobs.values():
+    for job in jobs.values() if warm_up else ():
         job()
     for _ in tqdm(range(repetitions), desc=title, unit="round", leave=False):
         for name, job in jobs.items():

@@ -1,11 +1,15 @@
 """Reference scale transformer with a dense attention mask: the straightforward formulation, for tests and benchmarks.
 
-Training builds the L×L mask; sampling concatenates its cache, and computes modulation and the caption's keys and
-values again at every scale; tokens are drawn after sorting the whole vocabulary. Rotary embedding is complex-valued.
+It does what the published implementation does, with PyTorch's own kernels. Training adds an L×L mask to the scores.
+Sampling computes the caption's keys and values once, modulation at every scale, and both halves of guidance wherever it
+is on; a causal model's cache grows by concatenation; tokens are drawn by top-k, then top-p after sorting the whole
+vocabulary, then from the filtered probabilities, all in the model's precision. Rotary embedding is complex-valued.
 
 Shape suffixes: B batch, L tokens, P tokens of one scale, H heads, K head width, D width, V vocabulary.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -14,7 +18,7 @@ from torch import Tensor
 
 from switti.models.attention import KeyValueCache, Rotation, SelfAttention
 from switti.models.config import GeneratorConfig
-from switti.models.transformer import ScaleTransformer
+from switti.models.transformer import Condition, ScaleTransformer
 from switti.sampling.config import SamplingConfig
 from switti.sampling.guidance import GuidanceSchedule
 from switti.sampling.noise import ScaleNoise
@@ -63,19 +67,23 @@ class DenseSelfAttention(SelfAttention):
 
 
 class DenseTransformer(ScaleTransformer):
-    """Same parameters and outputs as ScaleTransformer, computed with a dense mask."""
+    """Same parameters and outputs as ScaleTransformer, computed with a dense mask and PyTorch's kernels."""
 
     mask_LL: Tensor
 
     def __init__(self, config: GeneratorConfig) -> None:
-        super().__init__(config)
-        allowed = dense_mask(self.pyramid, config.visibility)
-        mask = torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf)
-        self.register_buffer("mask_LL", mask, persistent=False)
+        super().__init__(config, backend="fused")
         for block in self.typed_blocks:
             block.attn = DenseSelfAttention(
-                config.width, config.heads, config.visibility, config.query_key_norm
+                config.width, config.heads, config.visibility, config.query_key_norm, "fused"
             )
+
+    def build_tables(self, device: torch.device) -> None:
+        """The mask, too."""
+        super().build_tables(device)
+        allowed = dense_mask(self.pyramid, self.config.visibility).to(device)
+        mask = torch.zeros(allowed.shape, device=device).masked_fill(~allowed, -torch.inf)
+        self.register_buffer("mask_LL", mask, persistent=False)
 
     def forward(
         self,
@@ -98,50 +106,84 @@ def sample_latent_plainly(
     text: TextEmbedding,
     null: TextEmbedding,
     config: SamplingConfig,
-    noise: Noise,
+    noise: Noise | torch.Generator,
+    on_scale_end: Callable[[], None] | None = None,
 ) -> Tensor:
-    """Latents as `sampler.sample_latent` gives them, without its savings. Gumbel smoothing is left out."""
+    """Latents as `sampler.sample_latent` gives them, without its savings. Gumbel smoothing is left out.
+
+    noise: of one generator for the batch, as published, or given so that both formulations draw alike.
+    """
     batch, schedule, quantizer = len(text), GuidanceSchedule.of(config, model.pyramid), tokenizer.quantize
     both = TextEmbedding.concatenate([text, null.expand(batch)])
+    condition_BD, crop_BD = model.embed_caption(both.pooled_BP, None)
+    condition = model.prepare(both.tokens_BTC, both.mask_BT, both.pooled_BP)
     causal = model.config.visibility == "causal"
     caches = [GrowingCache(model.pyramid.length) for _ in model.typed_blocks] if causal else None
     latent, rows = quantizer.empty_latent(batch), None
     for scale in range(model.pyramid.count):
-        given = text if scale >= schedule.stop else both
-        inputs = rows if rows is None or given is text else torch.cat([rows, rows])
-        condition = model.prepare(given.tokens_BTC, given.mask_BT, given.pooled_BP)
-        logits = model.forward_scale(scale, inputs, condition, caches)  # type: ignore[arg-type]
-        guided = schedule.combine(logits, batch, scale)
-        drawn = noise(scale, (guided.shape[1], guided.shape[2]))
+        guided = schedule.start <= scale < schedule.stop
+        count = 2 * batch if guided else batch
+        inputs = rows if rows is None or not guided else torch.cat([rows, rows])
+        crop = None if crop_BD is None else crop_BD[:count]
+        given = modulated_again(model, condition.first_rows(count), condition_BD[:count], crop)
+        logits = model.forward_scale(scale, inputs, given, caches)  # type: ignore[arg-type]
+        if guided:
+            strength = schedule.strengths[scale]
+            logits = (1 + strength) * logits[:batch] - strength * logits[batch:]
+        elif scale >= schedule.stop and schedule.late_temperature is not None:
+            logits = logits / schedule.late_temperature
+        drawn = noise if isinstance(noise, torch.Generator) else noise(scale, logits.shape[1:])
         drawn = drawn.all() if isinstance(drawn, ScaleNoise) else drawn
-        tokens = draw_from_sorted(guided, config.top_k, config.top_p, drawn)
+        tokens = draw_from_sorted(logits, config.top_k, config.top_p, drawn)
         latent = quantizer.accumulate(scale, latent, quantizer.embed(tokens))
         if scale + 1 < model.pyramid.count:
             rows = quantizer.next_input(scale, latent)
+        if on_scale_end is not None:
+            on_scale_end()
     return latent
 
 
-def draw_from_sorted(logits_BPV: Tensor, top_k: int, top_p: float, noise_BPV: Tensor | None) -> Tensor:
-    """Top-k, then top-p over the sorted vocabulary, then argmax of probability / noise."""
+def modulated_again(
+    model: ScaleTransformer, known: Condition, condition_BD: Tensor, crop_BD: Tensor | None
+) -> Condition:
+    """`known` with the modulation (AdaLN) of all blocks and of the head computed once more."""
+    blocks = [
+        replace(given, modulation=block.modulate(condition_BD, crop_BD))
+        for block, given in zip(model.typed_blocks, known.blocks, strict=True)
+    ]
+    return replace(known, blocks=blocks, head=model.head_nm.modulation(condition_BD))
+
+
+def draw_from_sorted(
+    logits_BPV: Tensor, top_k: int, top_p: float, noise: Tensor | torch.Generator | None
+) -> Tensor:
+    """Top-k, then top-p over the sorted vocabulary, then a draw: by a generator, or argmax of probability / noise."""
     logits = logits_BPV.clone()
     if top_k:
-        threshold = logits.topk(min(top_k, logits.shape[-1])).values[..., -1:]
-        logits = logits.masked_fill(logits < threshold, -torch.inf)
+        threshold = logits.topk(min(top_k, logits.shape[-1]), sorted=False).values.amin(dim=-1, keepdim=True)
+        logits.masked_fill_(logits < threshold, -torch.inf)
     if top_p:
         values, order = logits.sort(dim=-1)
-        dropped = values.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+        dropped = values.softmax(dim=-1).cumsum_(dim=-1) <= 1 - top_p
         dropped[..., -1] = False
-        logits = logits.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
+        logits.masked_fill_(dropped.scatter(-1, order, dropped), -torch.inf)
     probabilities = logits.softmax(dim=-1)
-    return (probabilities if noise_BPV is None else probabilities / noise_BPV).argmax(dim=-1)
+    if isinstance(noise, torch.Generator):
+        flat = probabilities.flatten(0, -2)
+        return torch.multinomial(flat, 1, replacement=True, generator=noise).view(logits.shape[:-1])
+    return (probabilities if noise is None else probabilities / noise).argmax(dim=-1)
 
 
 Model = TypeVar("Model", bound=ScaleTransformer)
 
 
 def same_weights(model: ScaleTransformer, kind: type[Model]) -> Model:
-    """A model of another class with copies of these weights, on their device, in their type and mode."""
-    weight = model.head.weight
-    other = kind(model.config).to(weight.device, weight.dtype)
-    other.load_state_dict(model.state_dict())
+    """A model of another class with these very tensors as its weights, in the same mode."""
+    with torch.device("meta"):
+        other = kind(model.config)
+    other.load_state_dict(model.state_dict(), assign=True)
+    other.build_tables(model.level_L.device)
+    if model.config.rope:
+        # In the precision to which they were cast.
+        other.cosine_LK, other.sine_LK = model.cosine_LK, model.sine_LK
     return other.train(model.training)

@@ -20,7 +20,7 @@ from benchmarks.cases import (
     training_pair,
     with_visibility,
 )
-from benchmarks.flops import head_flops, scale_flops, training_flops
+from benchmarks.flops import head_flops, sampling_flops, training_flops
 from benchmarks.measure import Job, interleaved_medians, matmul_peak, peak_bytes, process_peak_bytes
 from benchmarks.reference_model import DenseTransformer, same_weights
 from benchmarks.report import Results
@@ -85,7 +85,7 @@ class Suite:
             results.ratios["train.512.matmul_share"] = results.ratios["train.512.non_causal.matmul_share"]
 
     def measure_sample(self, results: Results) -> None:
-        """Sampling at 512 px, per scale and in total, variants × guidance; memory at 1024 px."""
+        """Sampling at 512 px, per scale and in total, variants × guidance, ours and plainly; memory at 1024 px."""
         totals = {variant: self._sample_variant(variant, results) for variant in VARIANTS}
         for kind in ("full", "stopped"):
             ratio = totals["causal"]["full"] / totals["non_causal"][kind]
@@ -93,33 +93,62 @@ class Suite:
         self._sampling_memory(results)
 
     def _sample_variant(self, variant: str, results: Results) -> dict[str, float]:
-        """Seconds of one variant: guidance everywhere ("full"), stopped two scales early, and the plain way."""
-        name, seeds = f"sample.512.{variant}", list(range(self.sampling_batch))
+        """Seconds of one variant: guidance everywhere ("full"), stopped two scales early, and both plainly."""
         model = build(self.sampling_size.config(512, variant), self.device).eval().to(torch.bfloat16)
-        case, plain = SamplingCase.of(model, self.sampling_batch), same_weights(model, DenseTransformer)
-        everywhere = SamplingConfig(gumbel=False)
-        rows: dict[str, list[list[float]]] = {"full": [], "stopped": []}
-
-        def full() -> None:
-            rows["full"].append(case.run(everywhere, seeds))
-
-        def stopped() -> None:
-            rows["stopped"].append(case.run(late_stop(everywhere, 512), seeds))
-
-        def plainly() -> None:
-            case.run_plainly(plain, everywhere, seeds)
-
-        jobs = {"full": full, "stopped": stopped, "plain": plainly}
-        seconds = interleaved_medians(jobs, self.repetitions, name)
+        case, everywhere = SamplingCase.of(model, self.sampling_batch), SamplingConfig(gumbel=False)
+        seconds = self._sample_both_ways(f"sample.512.{variant}", case, self.repetitions, results)
         results.ratios[f"sample.512.over_plain.{variant}"] = seconds["plain"] / seconds["full"]
-        for kind, value in seconds.items():
-            results.raw[f"{name}.{kind}.seconds"] = value
-        for kind, times in rows.items():
-            by_scale = [statistics.median(scale) for scale in zip(*times, strict=True)]
-            results.raw[f"{name}.{kind}.seconds_per_scale"] = by_scale
+        results.ratios[f"sample.512.over_plain.{variant}_stopped"] = (
+            seconds["plain_stopped"] / seconds["stopped"]
+        )
         if variant == "non_causal":
+            seeds = list(range(self.sampling_batch))
             shares = [case.share_outside(everywhere, seeds) for _ in range(self.repetitions)]
             results.ratios["sample.512.outside_transformer"] = statistics.median(shares)
+        return seconds
+
+    def _sample_both_ways(
+        self, name: str, case: SamplingCase, repetitions: int, results: Results, warm_up: bool = True
+    ) -> dict[str, float]:
+        """Seconds of "full", "stopped", "plain" and "plain_stopped", and their shares of the peak, by scale, too.
+
+        matmul_share: time that the products would take at the peak of bfloat16, over the time it takes.
+        """
+        batch, config = len(case.text), case.model.config
+        plain, everywhere = same_weights(case.model, DenseTransformer), SamplingConfig(gumbel=False)
+        schedules = {"full": everywhere, "stopped": late_stop(everywhere, 512)}
+        rows: dict[str, list[list[float]]] = {
+            kind: [] for kind in ("full", "plain", "stopped", "plain_stopped")
+        }
+
+        def ours(kind: str) -> None:
+            rows[kind].append(case.run(schedules[kind], list(range(batch))))
+
+        def plainly(name: str, kind: str) -> None:
+            rows[name].append(case.run_plainly(plain, schedules[kind], 0))
+
+        jobs: dict[str, Job] = {
+            "full": partial(ours, "full"),
+            "plain": partial(plainly, "plain", "full"),
+            "stopped": partial(ours, "stopped"),
+            "plain_stopped": partial(plainly, "plain_stopped", "stopped"),
+        }
+        before = matmul_peak(torch.bfloat16, self.device)
+        seconds = interleaved_medians(jobs, repetitions, name, warm_up)
+        peak = max(before, matmul_peak(torch.bfloat16, self.device))
+        results.raw[f"{name}.matmul_peak.bfloat16"] = peak
+        for kind, times in rows.items():
+            by_scale = [statistics.median(scale) for scale in zip(*times[warm_up:], strict=True)]
+            schedule = GuidanceSchedule.of(
+                schedules["stopped" if kind.endswith("stopped") else "full"], case.model.pyramid
+            )
+            flops = sampling_flops(config, schedule, batch, TEXT_TOKENS)
+            results.ratios[f"{name}.{kind}.matmul_share"] = sum(flops) / peak / seconds[kind]
+            results.raw[f"{name}.{kind}.seconds"] = seconds[kind]
+            results.raw[f"{name}.{kind}.seconds_per_scale"] = by_scale
+            results.raw[f"{name}.{kind}.matmul_share_per_scale"] = [
+                scale / peak / time for scale, time in zip(flops, by_scale, strict=True)
+            ]
         return seconds
 
     def _sampling_memory(self, results: Results) -> None:
@@ -165,38 +194,21 @@ class Suite:
     def measure_full(self, results: Results) -> None:
         """Sampling one 512 px image with the published 2.5 B parameters' shape, random weights in bfloat16.
 
-        Four variants take turns; the two variants share the weights. Without text encoders and decoding.
+        The two variants share the weights. Without text encoders and decoding.
         """
-        peak = matmul_peak(torch.bfloat16, self.device)
-        model = random_weights(
-            build_empty(self.full_size.config(512, "non_causal"), torch.bfloat16), 0, self.device
-        )
-        model.eval()
-        case, everywhere = SamplingCase.of(model, 1), SamplingConfig(gumbel=False)
-        cases = {variant: replace(case, model=with_visibility(model, variant)) for variant in VARIANTS}
-        schedules = {"full": everywhere, "stopped": late_stop(everywhere, 512)}
-        rows: dict[str, list[list[float]]] = {f"{v}.{kind}": [] for v in VARIANTS for kind in schedules}
-
-        def sample(variant: str, kind: str) -> None:
-            rows[f"{variant}.{kind}"].append(cases[variant].run(schedules[kind], [0]))
-
-        jobs: dict[str, Job] = {
-            f"{v}.{kind}": partial(sample, v, kind) for v in VARIANTS for kind in schedules
-        }
-        seconds = interleaved_medians(jobs, self.full_repetitions, "full")
-        for name, times in rows.items():
-            variant, kind = name.split(".")
-            guided = GuidanceSchedule.of(schedules[kind], model.pyramid).strengths
-            config = self.full_size.config(512, variant)
-            by_scale = [statistics.median(scale) for scale in zip(*times[1:], strict=True)]
-            shares = [
-                scale_flops(config, k, 1 + (guided[k] != 0.0), TEXT_TOKENS) / time / peak
-                for k, time in enumerate(by_scale)
-            ]
-            results.raw[f"sample.512.full_size.{name}.seconds"] = seconds[name]
-            results.raw[f"sample.512.full_size.{name}.seconds_per_scale"] = by_scale
-            results.raw[f"sample.512.full_size.{name}.matmul_share_per_scale"] = shares
+        config = self.full_size.config(512, "non_causal")
+        model = random_weights(build_empty(config, torch.bfloat16), 0, self.device).eval()
+        case = SamplingCase.of(model, 1)
+        seconds = {}
+        for variant in VARIANTS:
+            name = f"sample.512.full_size.{variant}"
+            given = replace(case, model=with_visibility(model, variant))
+            seconds[variant] = self._sample_both_ways(
+                name, given, self.full_repetitions, results, warm_up=False
+            )
+            for ours, plain in (("full", "plain"), ("stopped", "plain_stopped")):
+                results.ratios[f"{name}.{ours}.over_plain"] = seconds[variant][plain] / seconds[variant][ours]
         results.ratios["sample.512.full_size.causal_full_over_non_causal_stopped"] = (
-            seconds["causal.full"] / seconds["non_causal.stopped"]
+            seconds["causal"]["full"] / seconds["non_causal"]["stopped"]
         )
         results.raw["sample.512.full_size.process_peak_bytes"] = process_peak_bytes()

@@ -1,10 +1,10 @@
 """python -m experiments.bench [--quick] [--only train,sample,tokenizer,data,full] [--json FILE]
 
-Measures speed and memory against the straightforward formulation (dense mask, cache by concatenation, AdaLN and
-caption keys at every scale, sort over the full vocabulary), in one process with interleaved repetitions. The part
+Measures speed and memory against the plain formulation (dense mask, cache by concatenation, AdaLN at every scale, sort
+over the full vocabulary: what the published implementation does), in one process with interleaved repetitions. The part
 `full`, run only when named, samples a 512 px image with 2.5 B parameters in bfloat16 (12 GiB). Prints a table of
-medians and ratios; --json writes them with a description of the machine. Close other programs first: times are
-wall-clock.
+medians, ratios and shares of the machine's peak in matrix products, in total and by scale; --json writes them with a
+description of the machine. Close other programs first: times are wall-clock.
 """
 
 import json

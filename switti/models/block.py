@@ -107,12 +107,16 @@ class Block(nn.Module):
             output.weight /= math.sqrt(2 * depth)
 
     def prepare(self, condition_BD: Tensor, crop_BD: Tensor | None, text_BTC: Tensor) -> BlockCondition:
-        """Modulation (AdaLN) and the caption's keys and values."""
-        if crop_BD is not None:
-            condition_BD = condition_BD + self.crop_cond_scales * crop_BD
-        modulation = self.ada_lin(condition_BD)[:, None].chunk(6, dim=-1)
+        """Modulation and the caption's keys and values."""
+        modulation = self.modulate(condition_BD, crop_BD)
         keys, values = self.cross_attn.project_text(self.attention_y_norm(text_BTC))
         return BlockCondition(modulation, keys, values)
+
+    def modulate(self, condition_BD: Tensor, crop_BD: Tensor | None) -> tuple[Tensor, ...]:
+        """The modulation of AdaLN, see `BlockCondition`."""
+        if crop_BD is not None:
+            condition_BD = condition_BD + self.crop_cond_scales * crop_BD
+        return self.ada_lin(condition_BD)[:, None].chunk(6, dim=-1)
 
     def advance(
         self,
