@@ -132,7 +132,9 @@ def sample_latent_plainly(
             logits = (1 + strength) * logits[:batch] - strength * logits[batch:]
         elif scale >= schedule.stop and schedule.late_temperature is not None:
             logits = logits / schedule.late_temperature
-        drawn = noise if isinstance(noise, torch.Generator) else noise(scale, logits.shape[1:])
+        drawn = (
+            noise if isinstance(noise, torch.Generator) else noise(scale, (logits.shape[1], logits.shape[2]))
+        )
         drawn = drawn.all() if isinstance(drawn, ScaleNoise) else drawn
         tokens = draw_from_sorted(logits, config.top_k, config.top_p, drawn)
         latent = quantizer.accumulate(scale, latent, quantizer.embed(tokens))

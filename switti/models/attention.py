@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from switti.models import cpu_tiles
 from switti.models.cpu_attention import attend_by_products
-from switti.models.kernels import Backend, attends_by_products
+from switti.models.kernels import Backend, attends_by_products, infers_in_tiles
 from switti.models.norm import unit_layer_norm, unit_rms_norm
 from switti.models.rope import rotate
 
@@ -33,6 +34,10 @@ class Rotation:
     def take(self, tokens_BN: Tensor) -> "Rotation":
         """Of each row's own tokens, from tables of all."""
         return Rotation(F.embedding(tokens_BN, self.cosine), F.embedding(tokens_BN, self.sine))
+
+    def complex(self) -> Tensor:
+        """cosine + i·sine of each pair of channels, half as wide."""
+        return torch.complex(self.cosine[..., ::2], self.sine[..., 1::2])
 
 
 class KeyValueCache:
@@ -131,11 +136,31 @@ class SelfAttention(nn.Module):
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         """spans: token ranges of the scales in x, one scale when sampling; cache: a causal model's, when sampling."""
+        if len(spans) == 1 and infers_in_tiles(self.backend, x_BLD):
+            return self.in_tiles(x_BLD, rotation, cache)
         q, k, v = self.project(x_BLD, rotation)
         if cache is not None:
             k, v = cache.append(k, v)
         out = self.attend(q, k, v, spans, cached=cache is not None)
         return self.proj(out.transpose(1, 2).flatten(2))
+
+    def in_tiles(self, x_BLD: Tensor, rotation: Rotation | None, cache: KeyValueCache | None) -> Tensor:
+        """The same for one scale, see `cpu_tiles`."""
+        batch, length, width = x_BLD.shape
+        q, k, v = (x_BLD.new_empty(batch, self.heads, length, width // self.heads) for _ in range(3))
+        table = None if rotation is None else rotation.complex().expand(batch, -1, -1)
+        centered = self.normalize is unit_layer_norm
+        factor, bounded = cpu_tiles.score_factor(width, q.shape[-1])
+        for rows in cpu_tiles.row_groups(batch, length):
+            parts = self.to_qkv(x_BLD[rows]).chunk(3, dim=-1)
+            v[rows] = parts[2].unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            turns = None if table is None else table[rows]
+            cpu_tiles.normalize_heads(parts[0], q[rows], centered, factor, turns)
+            cpu_tiles.normalize_heads(parts[1], k[rows], centered, 1.0, turns)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        out = cpu_tiles.attend(*(t.flatten(0, 1) for t in (q, k, v)), None, bounded)
+        return self.proj(cpu_tiles.join_heads(out, self.heads))
 
     def attend(
         self, q_BHLK: Tensor, k_BHMK: Tensor, v_BHMK: Tensor, spans: tuple[tuple[int, int], ...], cached: bool
@@ -183,6 +208,22 @@ class CrossAttention(nn.Module):
         q = self.to_q(x_BLD)
         return self.normalize(q).to(q.dtype).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
+    def in_tiles(self, x_BLD: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask_B11T: Tensor | None) -> Tensor:
+        """The same, see `cpu_tiles`."""
+        batch, length, width = x_BLD.shape
+        q = x_BLD.new_empty(batch, self.heads, length, width // self.heads)
+        centered = self.normalize is unit_layer_norm
+        factor, bounded = cpu_tiles.score_factor(width, q.shape[-1])
+        for rows in cpu_tiles.row_groups(batch, length):
+            cpu_tiles.normalize_heads(self.to_q(x_BLD[rows]), q[rows], centered, factor, None)
+        visible = None
+        if mask_B11T is not None and not bool(mask_B11T.all()):
+            visible = mask_B11T.expand(-1, self.heads, -1, -1).flatten(0, 1)
+        out = cpu_tiles.attend(*(t.flatten(0, 1) for t in (q, k_BHTK, v_BHTK)), visible, bounded)
+        return self.proj(cpu_tiles.join_heads(out, self.heads))
+
     def forward(self, x_BLD: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask_B11T: Tensor | None) -> Tensor:
+        if infers_in_tiles(self.backend, x_BLD):
+            return self.in_tiles(x_BLD, k_BHTK, v_BHTK, mask_B11T)
         out = attend(self.project_tokens(x_BLD), k_BHTK, v_BHTK, mask_B11T, self.backend)
         return self.proj(out.transpose(1, 2).flatten(2))

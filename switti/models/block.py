@@ -11,17 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from switti.models import cpu_tiles
 from switti.models.attention import CrossAttention, KeyValueCache, Rotation, SelfAttention
 from switti.models.config import GeneratorConfig
-from switti.models.kernels import Backend
+from switti.models.kernels import Backend, infers_in_tiles
 from switti.models.norm import LayerNorm, NoNorm, RMSNorm
 
 
 class SwiGLU(nn.Module):
     """down(SiLU(gate(x)) · up(x)) without biases, hidden width ⌊8D/3⌋."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, backend: Backend = "auto") -> None:
         super().__init__()
+        self.backend: Backend = backend
         hidden = width * 8 // 3
         self.up_proj = nn.Linear(width, hidden, bias=False)
         self.down_proj = nn.Linear(hidden, width, bias=False)
@@ -32,6 +34,8 @@ class SwiGLU(nn.Module):
         return self.down_proj
 
     def forward(self, x: Tensor) -> Tensor:
+        if infers_in_tiles(self.backend, x):
+            return cpu_tiles.swiglu(x, self.gate_proj, self.up_proj, self.down_proj)
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -89,7 +93,7 @@ class Block(nn.Module):
         self.cross_attn = CrossAttention(
             width, config.heads, config.text_width, config.query_key_norm, backend
         )
-        self.ffn = SwiGLU(width) if config.ffn == "swiglu" else GELUFeedForward(width)
+        self.ffn = SwiGLU(width, backend) if config.ffn == "swiglu" else GELUFeedForward(width)
         self.self_attention_norm1, self.self_attention_norm2 = before(width), after()
         self.cross_attention_norm1, self.cross_attention_norm2 = before(width), after()
         self.ffn_norm1, self.ffn_norm2 = before(width), after()

@@ -24,3 +24,15 @@ def normalizes_in_pieces(backend: Backend, x: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
     return x.device.type == "cpu" if backend == "auto" else backend == "products"
+
+
+def infers_in_tiles(backend: Backend, x: Tensor) -> bool:
+    """Whether a layer of bfloat16 weights runs as `cpu_tiles` does: on a CPU without gradients."""
+    return (
+        backend == "auto"
+        and x.device.type == "cpu"
+        and x.dtype == torch.bfloat16
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from switti.models.kernels import Backend, normalizes_in_pieces
 
 # Elements handled at a time, so that every pass over them but the first finds them in the CPU cache.
-PIECE = 2**18
+PIECE = 2**19
 
 
 def pieces(batch: int, length: int, width: int) -> Iterator[tuple[slice, slice]]:
@@ -38,18 +38,19 @@ class ModulatedRMS(torch.autograd.Function):
     ) -> Tensor:
         exact = torch.promote_types(x.dtype, torch.float32)
         out, inverse = torch.empty_like(x, dtype=dtype), x.new_empty(*x.shape[:2], 1, dtype=exact)
+        wide_gain = gain.to(exact)
         for rows, tokens in pieces(*x.shape):
             wide = x[rows, tokens].to(exact)
             norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
             factor = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
             inverse[rows, tokens] = factor
-            wide = wide * factor
-            # Rounded before the gain, as in the released code.
-            if x.dtype != exact:
-                wide = wide.to(x.dtype).to(exact)
-            wide.mul_(gain[rows])
-            if addend is not None:
-                wide.add_(addend[rows] if addend.shape[1] == 1 else addend[rows, tokens])
+            # Not in place where `wide` is x itself.
+            wide = wide * factor if x.dtype == exact else wide.mul_(factor)
+            if addend is None:
+                wide.mul_(wide_gain[rows])
+            else:
+                part = addend[rows] if addend.shape[1] == 1 else addend[rows, tokens]
+                torch.addcmul(part.to(exact), wide, wide_gain[rows], out=wide)
             out[rows, tokens] = wide
         ctx.save_for_backward(x, gain, inverse)
         ctx.addend = None if addend is None else (addend.shape, addend.dtype)
@@ -99,9 +100,10 @@ class RMSNorm(nn.Module):
 
         In pieces, autocast's type is returned except where an addend has x's shape: what follows is a matrix product.
         """
-        if not normalizes_in_pieces(self.backend, x) or self.weight.dtype.itemsize < 4 or x.dim() != 3:
+        if not normalizes_in_pieces(self.backend, x) or x.dim() != 3:
             return combine(unit_rms_norm(x, self.eps) * self.weight, factor, addend)
-        gain = self.weight.expand(len(x), 1, -1) if factor is None else self.weight * factor
+        weight = self.weight.float() if self.weight.dtype.itemsize < 4 else self.weight
+        gain = weight.expand(len(x), 1, -1) if factor is None else weight * factor
         if addend is not None and addend.shape == x.shape:
             dtype = addend.dtype
         elif torch.is_autocast_enabled(x.device.type):
