@@ -82,8 +82,8 @@ def attend(
                 scores.masked_fill_(~visible_N1M[some], -torch.inf)
             if bounded:
                 torch.bmm(scores.exp2_(), v_NMK[some], out=part)
-                exact = torch.promote_types(scores.dtype, torch.float32)
-                part.div_(scores.sum(dim=-1, keepdim=True, dtype=exact))
+                # Summed in float32 and rounded once, without `dtype`, which would convert every score first.
+                part.div_(scores.sum(dim=-1, keepdim=True))
             else:
                 torch.bmm(scores.softmax(dim=-1), v_NMK[some], out=part)
     return out_NLK

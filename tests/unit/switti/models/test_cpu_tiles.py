@@ -50,11 +50,12 @@ def test_tiles_compute_the_same_in_float64(
 
 @pytest.mark.parametrize("visibility", ["causal", "non_causal"])
 def test_in_bfloat16_tiles_are_as_close_to_the_exact_logits_as_the_ordinary_path(visibility: str) -> None:
-    tiles = model(visibility=visibility).to(torch.bfloat16)
-    ordinary = ScaleTransformer(tiles.config, backend="fused").to(torch.bfloat16)
-    exact = ScaleTransformer(tiles.config).double()
-    for other in (ordinary, exact):
-        other.load_state_dict(tiles.state_dict())
+    weights = model(visibility=visibility).to(torch.bfloat16)
+    tiles = ScaleTransformer(weights.config).to(torch.bfloat16)
+    ordinary = ScaleTransformer(weights.config, backend="fused").to(torch.bfloat16)
+    exact = ScaleTransformer(weights.config).double()
+    for other in (tiles, ordinary, exact):
+        other.load_state_dict(weights.state_dict())
     assert cpu_tiles.score_factor(32, 16)[1]
     ours, theirs, reference = (
         torch.cat(logits_by_scale(built, built.head.weight.dtype), dim=1).double()
