@@ -159,7 +159,8 @@ class SelfAttention(nn.Module):
             cpu_tiles.normalize_heads(parts[1], k[rows], centered, 1.0, turns)
         if cache is not None:
             k, v = cache.append(k, v)
-        out = cpu_tiles.attend(*(t.flatten(0, 1) for t in (q, k, v)), None, bounded)
+        q, k, v = (t.flatten(0, 1) for t in (q, k, v))
+        out = cpu_tiles.attend(q, k, v, None, bounded)
         return self.proj(cpu_tiles.join_heads(out, self.heads))
 
     def attend(
@@ -219,7 +220,8 @@ class CrossAttention(nn.Module):
         visible = None
         if mask_B11T is not None and not bool(mask_B11T.all()):
             visible = mask_B11T.expand(-1, self.heads, -1, -1).flatten(0, 1)
-        out = cpu_tiles.attend(*(t.flatten(0, 1) for t in (q, k_BHTK, v_BHTK)), visible, bounded)
+        q, k, v = (t.flatten(0, 1) for t in (q, k_BHTK, v_BHTK))
+        out = cpu_tiles.attend(q, k, v, visible, bounded)
         return self.proj(cpu_tiles.join_heads(out, self.heads))
 
     def forward(self, x_BLD: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask_B11T: Tensor | None) -> Tensor:

@@ -29,7 +29,7 @@ class ModulatedRMS(torch.autograd.Function):
     """addend + x / sqrt(mean(x²) + eps) · gain, piece by piece, with few passes over the data forward and backward.
 
     x [B, L, D]; gain [B, 1, D]; addend None, [B, 1, D] or [B, L, D]. Computes in float32 at least; the result has type
-    `dtype`. Autograd's own formulation needs three times as many passes, each over the full tensor.
+    `dtype` and is rounded once with an addend. Autograd's own formulation needs three times as many passes, each over the full tensor.
     """
 
     @staticmethod
@@ -47,6 +47,9 @@ class ModulatedRMS(torch.autograd.Function):
             # Not in place where `wide` is x itself.
             wide = wide * factor if x.dtype == exact else wide.mul_(factor)
             if addend is None:
+                if x.dtype != exact:
+                    # Rounded before the gain, as in the released code.
+                    wide = wide.to(x.dtype).to(exact)
                 wide.mul_(wide_gain[rows])
             else:
                 part = addend[rows] if addend.shape[1] == 1 else addend[rows, tokens]
@@ -85,8 +88,8 @@ class ModulatedRMS(torch.autograd.Function):
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) · gain over the last dimension.
 
-    Statistics are taken in float32 (float64 for float64 input). A bfloat16 module casts the result to the input's type
-    before the gain, as the released code does.
+    Statistics are taken in float32 (float64 for float64 input). Without addend, or not in pieces, the result is cast to
+    the input's type before the gain, as in the released code.
     """
 
     def __init__(self, width: int, eps: float = 1e-6, backend: Backend = "auto") -> None:
