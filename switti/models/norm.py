@@ -29,7 +29,8 @@ class ModulatedRMS(torch.autograd.Function):
     """addend + x / sqrt(mean(x²) + eps) · gain, piece by piece, with few passes over the data forward and backward.
 
     x [B, L, D]; gain [B, 1, D]; addend None, [B, 1, D] or [B, L, D]. Computes in float32 at least; the result has type
-    `dtype` and is rounded once with an addend. Autograd's own formulation needs three times as many passes, each over the full tensor.
+    `dtype` and is rounded once with an addend. Autograd's own formulation needs three times as many passes, each over
+    the full tensor.
     """
 
     @staticmethod
