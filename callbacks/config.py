@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from callbacks.objective_dynamics_config import ObjectiveDynamicsConfig
 from switti.config_values import AT_LEAST_1, NOT_NEGATIVE, OFF_OR_POSITIVE, POSITIVE, check
 from switti.import_path import check_paths
 
@@ -53,6 +54,8 @@ class CallbacksConfig:
     watchdog_seconds: float = 1800.0
     """Seconds without progress after which every rank prints its stack and the run ends; more than the longest
     validation, sampling or saving takes. 0: never."""
+    objective_dynamics: ObjectiveDynamicsConfig = field(default_factory=ObjectiveDynamicsConfig)
+    """Early stopping when the training objective on one fixed batch has stopped changing."""
     extra: list[str] = field(default_factory=list)
     """Callbacks of your own, each `package.module:Name` of a Lightning Callback class that is built without arguments,
     or of a function of the run's settings that returns one (docs/extending.md). They run before checkpoints are

@@ -84,16 +84,24 @@ class OnlineMetrics(OptimizerStepCallback):
         if self.metrics is None:
             raise RuntimeError("measured before on_train_start")
         self._measured_step = trainer.global_step
-        self.metrics.reset()
-        captions = self.prompts.prompts
         with torch.no_grad(), isolate_rng(), same_modes(module):
-            for rows, counted in shares(len(captions), trainer.global_rank, trainer.world_size, self.batch):
-                images = self.prompts.generate(module, rows)
-                if counted:
-                    self.metrics.update(images, [captions[row] for row in rows])
-            values = {f"metrics/{name}": value for name, value in self.metrics.compute().items()}
+            measured = measure_images(trainer, module, self.prompts, self.metrics, self.batch)
+        values = {f"metrics/{name}": value for name, value in measured.items()}
         log_now(trainer, values)
         return values
+
+
+def measure_images(
+    trainer: Trainer, module: LightningModule, prompts: PromptSet, metrics: ImageMetrics, batch: int
+) -> dict[str, float]:
+    """Metrics of one image for each prompt, `batch` at once, shared among the ranks."""
+    metrics.reset()
+    captions = prompts.prompts
+    for rows, counted in shares(len(captions), trainer.global_rank, trainer.world_size, batch):
+        images = prompts.generate(module, rows)
+        if counted:
+            metrics.update(images, [captions[row] for row in rows])
+    return metrics.compute()
 
 
 def shares(count: int, rank: int, world_size: int, batch: int) -> Iterator[tuple[list[int], bool]]:

@@ -41,7 +41,7 @@ class RunRecord(Callback):
     A run that ends by an exception is `failed` with the error's last line, one stopped by a signal `interrupted`; a
     process that was killed leaves `running` with its `pid` and the time of its last sign of life in `updated`.
     tokens_per_image: length of the token pyramid, for the report's throughput. metrics: facts about metrics of the
-    user's own, by label, since reports do not import them.
+    user's own, by label, since reports do not import them. Place it before callbacks that log when training starts.
     """
 
     def __init__(
@@ -95,13 +95,18 @@ class RunRecord(Callback):
             "max_steps": trainer.max_steps,
         }
 
+    def note_early_stop(self, stop: dict[str, Any]) -> None:
+        """The run ends before max_steps, and is then finished. stop: its reason and step, and what decided it."""
+        self.record["early_stop"] = stop
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Restored by now, if there was a checkpoint.
         step = trainer.global_step
         for logger in trainer.loggers:
             if isinstance(logger, CompletedSteps):
                 logger.follow(trainer)
-                logger.rewind(step)
+                # From the start, also what was logged before the first step is logged again.
+                logger.rewind(step or -1)
         if step:
             self.record["started"] = self._previous.get("started", self.record["started"])
             self.record["resumed"] = [*self._previous.get("resumed", []), step]

@@ -32,7 +32,7 @@ class SampleGrids(OptimizerStepCallback):
         self._completed_step = -1
 
     def on_optimizer_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        if step % self.every and step != trainer.max_steps:
+        if step % self.every and step != trainer.max_steps and not trainer.should_stop:
             return
         # Every rank takes part, since a sharded model's forward pass is a collective; only rank zero writes.
         guided = self.prompts.sampling

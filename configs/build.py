@@ -1,5 +1,6 @@
 """Construction of a run from its settings: data module, Lightning module, callbacks, loggers, trainer."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,13 @@ from callbacks.config_file import ConfigFile
 from callbacks.data_position import DataPosition
 from callbacks.ema import ExponentialMovingAverage
 from callbacks.heartbeat import Heartbeat
+from callbacks.objective_dynamics import (
+    FixedBatchLoss,
+    ImageScore,
+    Objective,
+    ObjectiveDynamics,
+    build_rule,
+)
 from callbacks.online_metrics import OnlineMetrics
 from callbacks.preemption import Preemption
 from callbacks.progress import StepProgress
@@ -128,6 +136,25 @@ def candidate_captions(datamodule: ShardDataModule, split: str, prompts: list[st
     return datamodule.captions(split, MAX_CANDIDATES) or prompts
 
 
+def build_objective_dynamics(
+    config: RunConfig, datamodule: ShardDataModule, encoder: TextEncoder | None, record: RunRecord
+) -> ObjectiveDynamics:
+    """callbacks.objective_dynamics on a fixed batch of the training data, or on images sampled for its captions."""
+    settings = config.callbacks.objective_dynamics
+    batch = datamodule.fixed_batch(settings.batch)
+    objective: Objective = FixedBatchLoss(batch)
+    if settings.criterion == "clip_s":
+        # Checked by the settings: this is a generator's run.
+        assert encoder is not None
+        text = TextEmbedding(batch["text"], batch["text_mask"], batch["pooled"])
+        prompts = build_prompt_set(config, batch["caption"], encoder, text)
+        metrics = replace(config.metrics, names=[settings.score], extra=[])
+        objective = ImageScore(settings.score, prompts, partial(build_metrics, metrics))
+    return ObjectiveDynamics(
+        build_rule(settings), objective, settings.every, settings.min_steps, record.note_early_stop
+    )
+
+
 def build_callbacks(
     config: RunConfig, datamodule: ShardDataModule, encoder: TextEncoder | None
 ) -> list[Callback]:
@@ -146,6 +173,7 @@ def build_callbacks(
         ConfigFile(config.run_dir, to_yaml(config)),
         RngState(config.seed, to_dict(config)),
         Heartbeat(config.run_dir, settings.heartbeat_seconds, settings.watchdog_seconds),
+        record,
         Throughput(config.trainer.log_every, config.data.batch_size),
         DataPosition(),
         BadSamples(config.run_dir),
@@ -153,9 +181,11 @@ def build_callbacks(
     ]
     if settings.ema_decay is not None:
         callbacks.append(ExponentialMovingAverage(settings.ema_decay))
+    if encoder is not None and settings.activation_norms_every:
+        callbacks.append(ActivationNorms(settings.activation_norms_every))
+    if settings.objective_dynamics.enabled:
+        callbacks.append(build_objective_dynamics(config, datamodule, encoder, record))
     if encoder is not None:
-        if settings.activation_norms_every:
-            callbacks.append(ActivationNorms(settings.activation_norms_every))
         if settings.samples_every:
             callbacks.append(build_sample_grids(config, datamodule, encoder))
         if settings.metrics_every:
@@ -165,7 +195,7 @@ def build_callbacks(
     callbacks += [build_object("callbacks.extra", path, Callback, config) for path in settings.extra]
     bar = StepProgress(config.trainer.log_every)
     preemption = Preemption(config.run_dir, settings.grace_seconds, settings.requeue)
-    return [*callbacks, record, bar, preemption, build_checkpoint_callback(settings, config.run_dir)]
+    return [*callbacks, bar, preemption, build_checkpoint_callback(settings, config.run_dir)]
 
 
 def build_profiler(config: RunConfig) -> Profiler | None:

@@ -41,6 +41,8 @@ _MEANT: dict[str, tuple[str, ...]] = {
         "val_data", "valid_data", "val_dataset", "eval_dataset", "validation_data", "val_data_dir", "val_path",
         "validation_dataset", "val", "valid", "val_shards", "validation_files",
     ),
+    "callbacks.objective_dynamics.criterion": ("early_stopping", "early_stop", "early_stopping_criterion"),
+    "callbacks.objective_dynamics.patience": ("early_stopping_patience",),
     "data.batch_size": (
         "train_batch_size", "per_device_train_batch_size", "per_gpu_train_batch_size", "global_batch_size",
         "micro_batch_size", "total_batch_size", "bs", "batchsize", "per_device_batch_size",

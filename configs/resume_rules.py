@@ -25,8 +25,15 @@ RESUMABLE = (
     "trainer.fast_dev_run",
     "trainer.limit_train_batches",
 )
-# Exceptions from RESUMABLE_GROUPS: the EMA is a result of training, not an observation of it.
-FIXED = ("callbacks.ema_decay",)
+# Exceptions from RESUMABLE_GROUPS. The EMA is a result of training, not an observation of it. A history of the
+# objective is of one batch at equal intervals, or of one score; what decides on it may change, as max_steps may: it is
+# applied to all that was evaluated before, too.
+FIXED = (
+    "callbacks.ema_decay",
+    "callbacks.objective_dynamics.every",
+    "callbacks.objective_dynamics.batch",
+    "callbacks.objective_dynamics.score",
+)
 RESUMABLE_GROUPS = (
     "callbacks.", "metrics.", "sampling.", "data.workers", "data.max_bad_fraction", "data.stream_",
 )  # fmt: skip

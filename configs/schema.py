@@ -105,6 +105,9 @@ class RunConfig:
                 "metrics.captions=train needs shards on disk, and data.train is a stream; set "
                 "metrics.captions=validation, or callbacks.metrics_every=0"
             )
+        self.callbacks.objective_dynamics.check_length(
+            "callbacks.objective_dynamics", self.task, self.trainer.max_steps
+        )
         parts = self.trainer.world_size * self.trainer.accumulate
         if self.data.batch_size % parts:
             raise UserError(

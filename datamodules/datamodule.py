@@ -16,6 +16,7 @@ from datamodules.caption_encoding import CaptionEncoder
 from datamodules.config import SHARDS, STREAMS, DataConfig, Limits, as_list
 from datamodules.dataset_source import DatasetSamples, open_dataset
 from datamodules.datasets import PositionBatches, Samples, ShardSamples, TrainingSet, ValidationSet
+from datamodules.fixed_samples import fixed_samples
 from datamodules.loader import BadSampleCount, CountingLoader
 from datamodules.shards.bad_samples import BadSample
 from datamodules.shards.embeddings import EmbeddingStore
@@ -235,9 +236,15 @@ class ShardDataModule(LightningDataModule):
         if not all(pattern.startswith(STREAMS) for pattern in patterns):
             raise UserError("data.train mixes streams and shards on disk; give one kind")
         _say(f"data.train is streamed ({patterns[0]} …): resampled, not exactly resumable")
-        framing = self._framing(self.config.crop == "random", dropout=True)
-        dataset = StreamSet(
-            patterns,
+        dataset = self._stream(self._framing(self.config.crop == "random", dropout=True))
+        self.bad_samples = BadSampleCount(self.config.max_bad_fraction, None, self.watched)
+        return CountingLoader(
+            dataset, batch_size=self.rank_batch, bad_samples=self.bad_samples, **self._options(None)
+        )
+
+    def _stream(self, framing: Framing) -> StreamSet:
+        return StreamSet(
+            as_list(self.config.train),
             framing,
             self.seed,
             self.consumed,
@@ -245,10 +252,6 @@ class ShardDataModule(LightningDataModule):
             timeout=self.config.stream_timeout,
             retries=self.config.stream_retries,
             identity=None if self.encode is None else self.encode.identity,
-        )
-        self.bad_samples = BadSampleCount(self.config.max_bad_fraction, None, self.watched)
-        return CountingLoader(
-            dataset, batch_size=self.rank_batch, bad_samples=self.bad_samples, **self._options(None)
         )
 
     def val_dataloader(self) -> CountingLoader | list[CountingLoader]:
@@ -308,6 +311,29 @@ class ShardDataModule(LightningDataModule):
                 with suppress(OSError, UserError, UnicodeDecodeError):
                     found.append(samples.reader.caption(shard, row))
         return found
+
+    def fixed_batch(self, count: int) -> Batch:
+        """`count` training samples as one batch that depends on the data and the run's seed alone.
+
+        Cropped as in epoch 0, with the stored captions, none dropped; all samples if there are fewer. Of streams it is
+        the first ones of the first shard.
+
+        Raises:
+            UserError: none can be read.
+        """
+        framing = self._framing(self.config.crop == "random", dropout=False)
+        if self.streamed:
+            good, store = self._stream(framing).first(count), None
+        else:
+            samples = self._samples("train", framing.random_crop, dropout=False)
+            good, store = fixed_samples(samples, self.seed, count), samples.store
+        if not good:
+            raise UserError("data.train: no image of the fixed batch can be read")
+        stored: dict[str, Any] = {}
+        if store is not None:
+            stored = {"null": store.null, "max_length": store.identity.max_length}
+        length = 0 if self.encode is None else self.encode.identity.max_length
+        return pack_batch([*good], **stored).unpack(self.encode, length)
 
     def _options(self, store: EmbeddingStore | None) -> dict[str, Any]:
         stored: dict[str, Any] = {}

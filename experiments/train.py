@@ -16,6 +16,7 @@ import logging
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 from configs.extensions import check_extensions
 from configs.loading import load
@@ -52,14 +53,23 @@ def main(argv: list[str]) -> int:
         train(in_scratch_folder(config))
         return 0
     record = read_record(config.run_dir) or {}
-    if record.get("status") == "finished" and record.get("step", 0) >= config.trainer.max_steps:
+    if is_complete(record, config.trainer.max_steps):
+        early = f" ({record['early_stop']['reason']})" if "early_stop" in record else ""
         print(
-            f"{config.run_dir} is finished at step {record['step']}; nothing to do "
+            f"{config.run_dir} is finished at step {record['step']}{early}; nothing to do "
             "(raise trainer.max_steps to continue it, choose another name=… for a new run)"
         )
         return 0
     train(config)
     return 0
+
+
+def is_complete(record: dict[str, Any], max_steps: int) -> bool:
+    """Whether a run has made all its steps, or was stopped early and max_steps has not been raised since."""
+    if record.get("status") != "finished":
+        return False
+    stopped = "early_stop" in record and record.get("max_steps", 0) >= max_steps
+    return stopped or record.get("step", 0) >= max_steps
 
 
 def show(config: RunConfig) -> int:

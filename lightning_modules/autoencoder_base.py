@@ -23,12 +23,12 @@ from lightning_modules.config import OptimizerConfig, TrainerConfig
 from lightning_modules.nonfinite_guard import NonfiniteGuard
 from lightning_modules.optimization import build_optimizer
 from lightning_modules.strategies.gather_per_step import reshard_with_gradients, shard_between_steps, unshard
-from lightning_modules.strategies.parallel import ShardedStrategy
+from lightning_modules.strategies.parallel import ShardedStrategy, unsharded
 from lightning_modules.tokenizer_config import ReconstructionLossConfig
 from lightning_modules.validation_splits import ALL, metric_prefixes, of_batch
 from switti.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss, r1_penalty
 from switti.losses.perceptual import build_lpips
-from switti.losses.reconstruction import reconstruction_losses
+from switti.losses.reconstruction import ReconstructionLosses, reconstruction_losses
 from switti.metrics.image_quality import ReconstructionQuality
 from switti.tokenizer.config import RQVAEConfig
 from switti.tokenizer.discriminator import UNetDiscriminator, check_sides
@@ -120,6 +120,10 @@ class AutoencoderModule(pl.LightningModule, Generic[Trained]):
         """The forward pass of a micro-batch, with gradients."""
         raise NotImplementedError
 
+    def reconstruct_fixed(self, prepared: Any) -> Reconstructed:
+        """The same for what `prepare_objective` has made of a fixed batch, by unsharded weights; nothing is drawn."""
+        raise NotImplementedError
+
     def after_step(self, finite: bool) -> None:
         """After each step of the first optimizer; for updates without gradients. finite: it was not skipped."""
 
@@ -206,8 +210,7 @@ class AutoencoderModule(pl.LightningModule, Generic[Trained]):
     def _train_model(self, result: Reconstructed, critic: UNetDiscriminator | None) -> Values:
         weights = self.loss_config
         output_B3HW = to_float32(result.output)
-        terms = reconstruction_losses(output_B3HW, result.target, self.perceptual)
-        loss = weights.l1 * terms.l1 + weights.mse * terms.mse + weights.lpips * terms.lpips
+        terms, loss = self._reconstruction_loss(output_B3HW, result.target)
         values = {"l1": terms.l1, "mse": terms.mse}
         if self.perceptual is not None:
             values["lpips"] = terms.lpips
@@ -227,6 +230,14 @@ class AutoencoderModule(pl.LightningModule, Generic[Trained]):
         if critic is not None:
             critic.requires_grad_(True)
         return values | {"loss": loss}
+
+    def _reconstruction_loss(
+        self, output_B3HW: Tensor, target_B3HW: Tensor
+    ) -> tuple[ReconstructionLosses, Tensor]:
+        """The terms on images, and their weighted sum."""
+        weights = self.loss_config
+        terms = reconstruction_losses(output_B3HW, target_B3HW, self.perceptual)
+        return terms, weights.l1 * terms.l1 + weights.mse * terms.mse + weights.lpips * terms.lpips
 
     def _train_discriminator(
         self, output_B3HW: Tensor, target_B3HW: Tensor, critic: UNetDiscriminator
@@ -300,6 +311,23 @@ class AutoencoderModule(pl.LightningModule, Generic[Trained]):
         """Write values to all loggers at the current step."""
         for logger in self.loggers:
             logger.log_metrics(dict(values), step=self.global_step)
+
+    # ---- the objective on a fixed batch -------------------------------------------------------------------------
+
+    def prepare_objective(self, batch: dict[str, Any]) -> Any:
+        """The batch itself; subclasses encode what is frozen."""
+        return batch
+
+    @torch.no_grad()
+    def objective(self, prepared: Any) -> Values:
+        """The loss without the adversarial term, which is measured by a network that changes itself."""
+        with unsharded(self.trained_module):
+            result = self.reconstruct_fixed(prepared)
+        terms, loss = self._reconstruction_loss(to_float32(result.output), result.target)
+        if result.extra_loss is not None:
+            loss = loss + result.extra_loss
+        values = {"loss": loss, "l1": terms.l1, "mse": terms.mse}
+        return values if self.perceptual is None else values | {"lpips": terms.lpips}
 
     # ---- validation and the result ------------------------------------------------------------------------------
 

@@ -80,6 +80,14 @@ class DecoderTuningModule(AutoencoderModule[nn.ModuleDict]):
     def reconstruct(self, batch: Mapping[str, Any]) -> Reconstructed:
         return Reconstructed(decode(self.trained, self._latent(batch["image"])), batch["image"])
 
+    def prepare_objective(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The frozen encoder's latent, and the images."""
+        return self._latent(batch["image"]), batch["image"]
+
+    def reconstruct_fixed(self, prepared: tuple[Tensor, Tensor]) -> Reconstructed:
+        f_hat_BCHH, image_B3HW = prepared
+        return Reconstructed(decode(self.trained, f_hat_BCHH), image_B3HW)
+
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         output_B3HW = decode(self.evaluated, self._latent(batch["image"]))
         self.validate_images(output_B3HW, batch["image"], dataloader_idx)

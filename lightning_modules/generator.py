@@ -5,7 +5,7 @@ Shape suffixes: B images, L tokens of all scales, T caption tokens, C code or ca
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
@@ -31,6 +31,22 @@ from switti.tokenizer.rqvae import CODES, RQVAE, check_codes
 from switti.weights.fill import build_empty, fill
 
 Batch = dict[str, Any]
+
+
+class FixedBatch(NamedTuple):
+    """Tokens [B, L], teacher-forcing inputs, and text, its mask, pooled text and crop."""
+
+    tokens: Tensor
+    inputs: Tensor
+    conditions: tuple[Tensor, ...]
+
+
+def check_text(batch: Batch) -> None:
+    """UserError for a batch without text embeddings."""
+    if "text" not in batch:
+        raise UserError(
+            "the batch has no text embeddings: set data.embeddings, or give the data module the text encoder"
+        )
 
 
 class GeneratorModule(LightningModule):
@@ -149,10 +165,7 @@ class GeneratorModule(LightningModule):
 
     def compute_token_losses(self, batch: Batch, model: ScaleTransformer, noise: float) -> tuple[Tensor, ...]:
         """(cross-entropy [B, L], logits [B, L, V], tokens [B, L]) with latent noise of strength `noise`."""
-        if "text" not in batch:
-            raise UserError(
-                "the batch has no text embeddings: set data.embeddings, or give the data module the text encoder"
-            )
+        check_text(batch)
         with torch.no_grad():
             tokens = self.tokenizer.tokenize(batch["image"], noise, batch["seed"])
             inputs = self.tokenizer.teacher_forcing(tokens)
@@ -214,6 +227,25 @@ class GeneratorModule(LightningModule):
         self.nonfinite_guard.settle(norm, parameters)
         self.log("train/gradient_norm", norm)
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+
+    # ---- the objective on a fixed batch -------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def prepare_objective(self, batch: Batch) -> FixedBatch:
+        """Tokens with the latent noise of training, drawn from the seeds, and the inputs that follow from them."""
+        check_text(batch)
+        tokens = self.tokenizer.tokenize(batch["image"], self.loss_config.latent_noise, batch["seed"])
+        conditions = tuple(batch[name] for name in ("text", "text_mask", "pooled", "crop"))
+        return FixedBatch(tokens, self.tokenizer.teacher_forcing(tokens), conditions)
+
+    @torch.no_grad()
+    def objective(self, prepared: FixedBatch) -> dict[str, Tensor]:
+        """Cross-entropy without label smoothing, of the live weights: the mean over all tokens, and by scale."""
+        assert self.generator is not None
+        logits = self.generator(prepared.inputs, *prepared.conditions)
+        losses = token_losses(logits, prepared.tokens, 0.0)
+        scales = enumerate(by_scale(losses, self.tokenizer.pyramid))
+        return {"loss": losses.mean()} | {f"loss_by_scale/{k}": value for k, value in scales}
 
     # ---- validation ---------------------------------------------------------------------------------------------
 

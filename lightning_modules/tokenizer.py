@@ -112,6 +112,12 @@ class TokenizerModule(AutoencoderModule[RQVAE]):
         values = {"vq_loss": output.vq_loss, "codebook_use": (counts_V > 0).float().mean()}
         return Reconstructed(output.image, image_B3HW, self.settings.vq * output.vq_loss, values)
 
+    def reconstruct_fixed(self, prepared: Any) -> Reconstructed:
+        """On the tokenizer's own pyramid, mirrored by the seeds as in training."""
+        image_B3HW = self._images(prepared, self.rqvae.pyramid)
+        output: Reconstruction = self.rqvae(image_B3HW)
+        return Reconstructed(output.image, image_B3HW, self.settings.vq * output.vq_loss)
+
     def _pyramid_of_step(self) -> Pyramid:
         """One of the pyramids, drawn by the step's number alone: the same on all ranks and after a resume."""
         pick = torch.randint(len(self.pyramids), (), generator=self._generator())

@@ -26,6 +26,7 @@ _TABLE = (
     "norms/last/max",
     "time/samples_per_second",
 )
+_EARLY = re.compile(r"objective_dynamics/(\w+)")
 _STATUS = {"finished": api_pb2.STATUS_SUCCESS, "failed": api_pb2.STATUS_FAILURE}
 
 
@@ -79,6 +80,10 @@ def chart_layout(configs: list[RunConfig], metrics: set[str]) -> Layout:
     categories = [
         _category("Loss", {"validation": "validation/loss", "training": "train/loss"}),
         _category("Loss by scale", _by_scale("validation/loss_by_scale", sides)),
+        _category(
+            "Early stopping",
+            {name.partition("/")[2]: re.escape(name) for name in sorted(metrics) if _EARLY.fullmatch(name)},
+        ),
         _category("Accuracy by scale", _by_scale("validation/accuracy_by_scale", sides), closed=True),
         _category("Loss by scale in training", _by_scale("train/loss_by_scale", sides), closed=True),
         _category(

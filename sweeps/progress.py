@@ -33,7 +33,8 @@ class Progress:
     """One run. phase: what a running one is doing, if that is not training steps. rate: steps a second, of late if the
     run is running, else of its whole training. left, seen: seconds to its end, and since its last sign of life.
 
-    values: metric → last value. error: why it failed, or why its folder cannot be read.
+    values: metric → last value. error: why it failed, or why its folder cannot be read. early_stop: why a finished one
+    has ended before its last step.
     """
 
     state: State | None
@@ -45,6 +46,7 @@ class Progress:
     seen: float | None = None
     values: dict[str, float] = field(default_factory=dict)
     error: str = ""
+    early_stop: str = ""
 
 
 def read_progress(run_dir: Path, last_bytes: int = _TAIL_BYTES) -> Progress:
@@ -71,7 +73,9 @@ def _read(run_dir: Path, last_bytes: int) -> Progress:
         left = (steps - step) / rate if rate and steps >= step else None
         phase = _phase(heartbeat, step) if begun else "ending" if _is_alive(heartbeat) else "starting"
     error = record.get("error") or "" if state == "failed" else ""
-    return Progress(state, step, steps, phase, rate, left, heartbeat_age(run_dir), values, printable(error))
+    early = record.get("early_stop", {}).get("reason", "") if state == "finished" else ""
+    seen = heartbeat_age(run_dir)
+    return Progress(state, step, steps, phase, rate, left, seen, values, printable(error), printable(early))
 
 
 def _heartbeat(run_dir: Path) -> dict[str, Any]:

@@ -54,6 +54,10 @@ def screen(folder: Path, width: int) -> RenderableType:
             lines.append(
                 Text(f"{printable(name)}: {progress.error}" if progress.state else progress.error, "red")
             )
+        if progress.early_stop:
+            lines.append(
+                Text(f"{printable(name)}: stopped early at step {progress.step}: {progress.early_stop}")
+            )
     if hidden:
         lines.append(Text(f"not shown in {width} columns: {', '.join(hidden)}", style="dim"))
     return Group(table, *lines)

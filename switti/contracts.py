@@ -70,6 +70,17 @@ class SamplingModule(Protocol):
         """Images [B, 3, H, W] in [0, 1], one per row of `text` and seed; `null` has one row for all or one each."""
 
 
+@runtime_checkable
+class ObjectiveModule(Protocol):
+    """A module whose training objective can be evaluated on a fixed batch."""
+
+    def prepare_objective(self, batch: dict[str, Any], /) -> Any:
+        """What `objective` needs of a batch on the module's device, with all that is random drawn from its seeds."""
+
+    def objective(self, prepared: Any, /) -> Mapping[str, Tensor]:
+        """`loss` of the live weights, and further values for the log; nothing is drawn. Every rank must call it."""
+
+
 # ---- data modules and loaders -------------------------------------------------------------------------------------
 
 

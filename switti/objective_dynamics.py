@@ -97,10 +97,13 @@ def checks_without_gain(scores: Sequence[float], margin: float) -> int:
 
 
 class StoppingRule(Protocol):
-    """A statistic of the history, and whether it says stop."""
+    """A statistic of the history, and whether it says stop. label: of the statistic in logs and records."""
 
+    @property
+    def label(self) -> str: ...
     def statistic(self, history: Sequence[float]) -> float: ...
     def stops(self, statistic: float) -> bool: ...
+    def reason(self, statistic: float) -> str: ...
 
 
 WINDOW_STATISTICS: dict[str, Callable[[Sequence[float], int], float]] = {
@@ -122,11 +125,18 @@ class WindowRule:
     window: int
     threshold: float
 
+    @property
+    def label(self) -> str:
+        return "ratio" if self.name == "dvar" else self.name
+
     def statistic(self, history: Sequence[float]) -> float:
         return WINDOW_STATISTICS[self.name](history, self.window)
 
     def stops(self, statistic: float) -> bool:
         return abs(statistic) < self.threshold
+
+    def reason(self, statistic: float) -> str:
+        return f"{self.name}: {self.label} {statistic:.4g} below {self.threshold:g}"
 
 
 @dataclass(frozen=True)
@@ -136,11 +146,18 @@ class PatienceRule:
     margin: float
     patience: int
 
+    @property
+    def label(self) -> str:
+        return "checks_without_gain"
+
     def statistic(self, history: Sequence[float]) -> float:
         return float(checks_without_gain(history, self.margin))
 
     def stops(self, statistic: float) -> bool:
         return statistic > self.patience
+
+    def reason(self, statistic: float) -> str:
+        return f"clip_s: {statistic:.0f} scores in a row without a gain of more than {self.margin:g}"
 
 
 def stop_evaluation(rule: StoppingRule, history: Sequence[float]) -> int | None:

@@ -177,6 +177,10 @@ def _is_data(value: Any) -> bool:
     )
 
 
+def _is_early_stop(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("reason"), str) and _is_integer(value.get("step"))
+
+
 _INTEGER = (_is_integer, "a whole number of at least 0")
 _TEXT = (_is_text, "text or null")
 _MOMENT = (_is_moment, "a time such as 2025-03-01T12:00:00+00:00")
@@ -196,6 +200,7 @@ _FIELDS: dict[str, tuple[Any, str]] = {
         lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
         "an object of texts",
     ),
+    "early_stop": (_is_early_stop, "an object with a reason and a step"),
     "data": (_is_data, "an object of splits with their digests"),
 }
 

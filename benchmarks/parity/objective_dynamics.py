@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.parity.common import Check, Golden, Settings
@@ -20,18 +19,11 @@ RATIO_TOLERANCE = 1e-12
 OTHER_TOLERANCE = 1e-9
 
 
-@dataclass(frozen=True)
-class _Unbiased:
+class _Unbiased(WindowRule):
     """DVAR as the paper lists it: divisor count − 1, and no decision before the window is full."""
-
-    window: int
-    threshold: float
 
     def statistic(self, history: Sequence[float]) -> float:
         return variance_ratio(history, self.window, correction=1)
-
-    def stops(self, statistic: float) -> bool:
-        return statistic < self.threshold
 
 
 def check_cases(golden: Golden) -> None:
@@ -44,7 +36,7 @@ def check_cases(golden: Golden) -> None:
         rule = WindowRule("dvar", window, threshold)
         stop = stop_evaluation(rule, history)
         _stop(golden, case, "stop_evaluation", label, stop)
-        unbiased = _Unbiased(window, threshold)
+        unbiased = _Unbiased("dvar", window, threshold)
         _stop(golden, case, "stop_evaluation_unbiased", label, stop_evaluation(unbiased, history))
         for every, updates in (golden.wanted(case, "updates_done") or {}).items():
             # The authors evaluate between the backward pass and the update, which is still done.

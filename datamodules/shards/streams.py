@@ -94,6 +94,20 @@ class StreamSet(IterableDataset[Sample | BadSample]):
             reason = f"stream failed: {names}: {' '.join(str(error).split())}"
             yield Fatal(names, names, reason, "failed_stream")
 
+    def first(self, count: int) -> list[Sample]:
+        """The first `count` good samples of the shards in order. Raises UserError if a stream fails before."""
+        good: list[Sample] = []
+        try:
+            for url in self.urls:
+                for found in self._shard(url, []):
+                    sample = self._sample(found, 0) if isinstance(found, StoredSample) else found
+                    good += [sample] if isinstance(sample, Sample) else []
+                    if len(good) == count:
+                        return good
+        except BROKEN as error:
+            raise UserError(f"data.train: stream failed: {' '.join(str(error).split())}") from error
+        return good
+
     def _stored(self, draw: random.Random, bad: list[BadSample]) -> Iterator[StoredSample]:
         """Samples of one drawn shard after another. Raises the last reason when one after another fails."""
         given_up = useless = 0

@@ -54,6 +54,48 @@ _KNOWN: dict[str, tuple[str, Better, Needs, Reduction, str]] = {
         "last",
         "mean cross-entropy over all tokens of held-out pairs, nats a token",
     ),
+    "objective_dynamics/loss": (
+        "objective of the fixed batch",
+        "lower",
+        "tokens",
+        "last",
+        "the training loss of one fixed batch of training images, evaluated without gradients",
+    ),
+    "objective_dynamics/ratio": (
+        "variance ratio of the objective",
+        None,
+        "any",
+        "last",
+        "variance of the last evaluations of the fixed batch over that of all (DVAR): a small one ends the run",
+    ),
+    "objective_dynamics/ema_change": (
+        "change of the objective's moving average",
+        None,
+        "any",
+        "last",
+        "relative change over the last evaluations of the fixed batch: a small one ends the run",
+    ),
+    "objective_dynamics/hall": (
+        "range of the objective over its mean",
+        None,
+        "any",
+        "last",
+        "over the last evaluations of the fixed batch: a small one ends the run",
+    ),
+    "objective_dynamics/trend": (
+        "slope of the objective",
+        None,
+        "any",
+        "last",
+        "per evaluation, over the last ones of the fixed batch: a small one ends the run",
+    ),
+    "objective_dynamics/checks_without_gain": (
+        "scores without a gain",
+        None,
+        "any",
+        "last",
+        "how many in a row have not exceeded the best one before them by a margin (CLIP-s): many end the run",
+    ),
     "train/gradient_norm": ("gradient norm", None, "any", "tail", "global norm before clipping"),
     "train/learning_rate": ("learning rate", None, "any", "last", "of the first parameter group"),
     "norms/last/mean": (
@@ -134,7 +176,7 @@ _UNITS = {
 }
 # Metrics of the users' own, as the run folders that were read describe them.
 _extra: dict[str, MetricInfo] = {}
-_SCALE = re.compile(r"(train|validation)/(\w+)_by_scale/(\d+)")
+_SCALE = re.compile(r"(train|validation|objective_dynamics)/(\w+)_by_scale/(\d+)")
 # Of one of several validation splits: validation/pairs/loss.
 _SPLIT = re.compile(r"validation/([a-z][a-z0-9_]{0,39})/(\w+(_by_scale/\d+)?)")
 _DISTANCE = re.compile(r"(metrics|evaluation|stopped_early)/(fid|kid|fd|kd|c?mmd)(_.+)?")
@@ -161,6 +203,7 @@ def describe(name: str) -> Metric:
         ("stopped_early/", EARLY),
         ("validation/", ""),
         ("train/", ONLINE),
+        ("objective_dynamics/", ", fixed captions"),
     ):
         short = name.removeprefix(prefix)
         if name.startswith(prefix) and (
@@ -171,7 +214,7 @@ def describe(name: str) -> Metric:
         part, kind, scale = match.groups()
         direction: dict[str, Better] = {"loss": "lower", "accuracy": "higher", "codebook_use": "higher"}
         reduction = "tail" if part == "train" else "last"
-        title = f"{part} {kind.replace('_', ' ')}, scale {scale}"
+        title = f"{part.replace('_', ' ')} {kind.replace('_', ' ')}, scale {scale}"
         return Metric(
             name, title, direction.get(kind), "tokens", reduction, "mean over the tokens of one scale"
         )

@@ -28,8 +28,26 @@ def runs_section(study: Study) -> Section:
     return Section(
         "runs",
         "Runs",
-        [*(Text(flag, "warning") for flag in flags(study)), table, _provenance(study), versions(study)],
+        [
+            *(Text(flag, "warning") for flag in flags(study)),
+            table,
+            *early_stops(study),
+            _provenance(study),
+            versions(study),
+        ],
     )
+
+
+def early_stops(study: Study) -> list[Text]:
+    """Which finished runs ended before their last step, and why; nothing if none did."""
+    stops = [
+        (run, run.record["early_stop"]) for run in study.runs if run.finished and "early_stop" in run.record
+    ]
+    parts = [
+        f"{code(run.name)} at step {stop['step']} of {run.record.get('max_steps', DASH)} ({stop['reason']})"
+        for run, stop in stops
+    ]
+    return [Text(f"Stopped early: {'; '.join(parts)}.", "note")] if parts else []
 
 
 def _provenance(study: Study) -> Table:

@@ -25,6 +25,7 @@ from training_samples import random_sample
 from callbacks.checkpointing import RunCheckpoint, find_resume
 from callbacks.data_position import DataPosition
 from callbacks.ema import ExponentialMovingAverage
+from callbacks.objective_dynamics import FixedBatchLoss, ObjectiveDynamics
 from callbacks.online_metrics import OnlineMetrics
 from callbacks.prompt_set import PromptSet
 from callbacks.rng_state import RngState
@@ -39,6 +40,7 @@ from switti.distributed.collectives import all_gather_object
 from switti.metrics.collection import build_metrics
 from switti.metrics.config import MetricsConfig
 from switti.models.config import GeneratorConfig
+from switti.objective_dynamics import WindowRule
 from switti.sampling.config import SamplingConfig
 from switti.text.base import TextEmbedding
 from switti.tokenizer.config import RQVAEConfig
@@ -179,14 +181,21 @@ def train(case: dict[str, Any], out: Path) -> None:
     module, watch = build(case).to(dtype), Watch()
     settings = module.trainer_config
     callbacks = [RngState(7, {}), watch, DataPosition(), ExponentialMovingAverage(0.9)]
+    manual = "task" in case
     folder = out / case.get("folder", case["name"])
     if case.get("save"):
         callbacks.append(RunCheckpoint(folder / "checkpoints", case["save"], case.get("keep", 2)))
     if "poison" in case:
         callbacks.append(Poison(case["poison"]))
+    data = Samples(settings.accumulate, (LARGER if manual else TOKENIZER).resolution, dtype)
+    dynamics = None
+    if "dynamics" in case:
+        rule = WindowRule("dvar", **case["dynamics"])
+        dynamics = ObjectiveDynamics(rule, FixedBatchLoss(data.collate(range(50, 53))))
+        callbacks.append(dynamics)
     if case.get("metrics"):
         callbacks.append(measured(case["metrics"]))
-    stop, manual = case.get("stop_after"), "task" in case
+    stop = case.get("stop_after")
     folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
         max_steps=stop or settings.max_steps, max_epochs=-1, accelerator="cpu", devices=settings.devices,
@@ -200,7 +209,6 @@ def train(case: dict[str, Any], out: Path) -> None:
         use_distributed_sampler=False, default_root_dir=str(folder),
     )  # fmt: skip
     resume = find_resume(folder) if case.get("resume") else None
-    data = Samples(settings.accumulate, (LARGER if manual else TOKENIZER).resolution, dtype)
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False)
     parameters = module.state_dict()
     local = sum(_local(p).numel() for p in parameters.values())
@@ -213,6 +221,8 @@ def train(case: dict[str, Any], out: Path) -> None:
         "weights": {name: _whole(p) for name, p in parameters.items()},
         "random": all_gather_object(torch.rand(3)),
     }
+    if dynamics is not None:
+        content["dynamics"] = all_gather_object((dynamics.history, dynamics.stopped, trainer.global_step))
     if trainer.is_global_zero:
         torch.save(content, out / f"{case['name']}.pt")
 

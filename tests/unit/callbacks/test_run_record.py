@@ -18,13 +18,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks import run_record
+from callbacks.base import log_now
 from callbacks.checkpointing import RunCheckpoint, find_resume
 from callbacks.csv_logger import MetricsCSV
 from callbacks.event_log import EventLog
 from callbacks.run_record import RunRecord, git_state, last_line
+from experiments.train import is_complete
 from switti.errors import UserError
 from switti.files import atomic_write, read_json, sha256_file, write_json
-from switti.run_folder import COLUMNS
+from switti.run_folder import COLUMNS, read_record
 
 
 class Module(LightningModule):
@@ -364,3 +366,42 @@ def test_a_resume_that_fails_early_forgets_nothing(tmp_path: Path) -> None:
     assert (record["status"], record["error"]) == ("failed", "UserError: no such weights")
     for key in ("step", "train_seconds", "resumed", "parameters", "data"):
         assert record[key] == before[key], key
+
+
+class StopAt(Callback):
+    """Ends the run early, and tells its record."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
+        if trainer.global_step == self.step:
+            trainer.should_stop = True
+            record = next(callback for callback in trainer.callbacks if isinstance(callback, RunRecord))
+            record.note_early_stop({"reason": "enough", "step": self.step, "ratio": 0.1})
+
+
+def test_an_early_stop_is_finished_until_max_steps_is_raised(tmp_path: Path) -> None:
+    fit(tmp_path, 10, StopAt(5))
+    record = read_record(tmp_path)
+    assert record is not None
+    assert (record["status"], record["step"], record["max_steps"]) == ("finished", 5, 10)
+    assert record["early_stop"] == {"reason": "enough", "step": 5, "ratio": 0.1}
+    assert [is_complete(record, steps) for steps in (4, 5, 10, 11)] == [True, True, True, False]
+    fit(tmp_path, 11, resume=True)
+    record = read_record(tmp_path)
+    assert record is not None and "early_stop" not in record and record["step"] == 11
+
+
+def test_a_run_that_starts_again_from_nothing_drops_all_rows(tmp_path: Path) -> None:
+    """Those from before the first step, too, which it writes again."""
+
+    class First(Callback):
+        def on_train_start(self, trainer: Trainer, *args: object) -> None:
+            log_now(trainer, {"first": 1.0})
+
+    with pytest.raises(ValueError):
+        fit(tmp_path, 10, First(), RaiseAt(2, ValueError("killed")))
+    fit(tmp_path, 10, First())
+    assert rows_of(tmp_path, "first") == [0]
+    assert rows_of(tmp_path, "train/loss") == [2, 4, 6, 8, 10]

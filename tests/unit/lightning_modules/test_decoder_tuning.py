@@ -489,3 +489,18 @@ def test_two_ranks_are_one_process(tmp_path: Path, rqvae: RQVAE) -> None:
     for key, value in first.items():
         assert torch.equal(value, second[key]), key
         torch.testing.assert_close(value, single.state_dict()[key], rtol=0, atol=2e-4, msg=key)
+
+
+def test_the_objective_of_a_fixed_batch_encodes_once() -> None:
+    torch.manual_seed(0)
+    rqvae = RQVAE(SMALL)
+    losses = DecoderTuningConfig(lpips=0.0, adversarial=0.0)
+    module = DecoderTuningModule(rqvae, OptimizerConfig(), losses, TrainerConfig(), seed=0, ema=True).eval()
+    image = torch.stack([image_of(i).clamp(-1, 1) for i in range(3)])
+    prepared = module.prepare_objective({"image": image})
+    with torch.no_grad():
+        output = rqvae.decode(rqvae.tokens_to_latent(rqvae.tokenize(image)))
+        rqvae.encoder.conv_in.weight.zero_()
+    assert float(module.objective(prepared)["loss"]) == pytest.approx(
+        float((output - image).abs().mean()), rel=1e-6
+    )

@@ -516,3 +516,21 @@ class SaveCodes(pl.Callback):
             "hits": model.quantize.ema_vocab_hit_SV[1],
         }
         torch.save(actual, self.folder / f"{trainer.global_rank}.pt")
+
+
+def test_the_objective_is_the_loss_of_a_training_step_without_the_discriminator(tmp_path: Path) -> None:
+    """On the fixed batch, mirrored by its seeds; nothing of the module changes."""
+    module = build(1, adversarial=0.5, vq=0.7, mse=0.3, flip=True)
+    batch = torch.utils.data.default_collate(samples(4))
+    module.eval()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    values = module.objective(module.prepare_objective(batch))
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    mirrored = batch["image"].clone()
+    mirrored[1::2] = mirrored[1::2].flip(-1)
+    output = module.rqvae(mirrored)
+    error = (output.image - mirrored).detach()
+    expected = error.abs().mean() + 0.3 * error.square().mean() + 0.7 * output.vq_loss.detach()
+    assert float(values["loss"]) == pytest.approx(float(expected), rel=1e-6)
+    assert float(values["mse"]) == pytest.approx(float(error.square().mean()), rel=1e-6)

@@ -157,3 +157,13 @@ def test_metrics_of_one_validation_split_are_described_by_its_name():
         "pairs",
     ]
     assert chart_name("validation/pairs/loss") == "1 loss/validation pairs"
+
+
+def test_a_record_of_an_early_stop_has_a_reason_and_a_step(folder: Path) -> None:
+    record = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps(record | {"early_stop": {"reason": "x", "step": 3}}))
+    assert read_run(folder).record["early_stop"]["step"] == 3
+    for wrong in ({"step": 3}, {"reason": "x", "step": "3"}, "x"):
+        (folder / "record.json").write_text(json.dumps(record | {"early_stop": wrong}))
+        with pytest.raises(UserError, match="early_stop must be an object with a reason and a step"):
+            read_run(folder)

@@ -211,3 +211,12 @@ def test_durations_rates_and_folded_names() -> None:
     assert [short_rate(r) for r in (None, 12.34, 123.4, 0.25)] == ["–", "12.3/s", "123/s", "4s/it"]
     assert folded("visibility=causal,seed=0", 20) == "visibility=causal,\nseed=0"
     assert folded("short", 20) == "short"
+
+
+def test_an_early_stop_is_named_with_its_step_and_reason(runs: Path) -> None:
+    stop = {"reason": "dvar: ratio 0.149 below 0.15", "step": 42, "ratio": 0.149}
+    add_run("a", step=42, early_stop=stop)
+    add_run("b")
+    lines = shown(100)
+    assert lines[1].split()[:3] == ["a", "finished", "42/60"]
+    assert lines[-1] == "a: stopped early at step 42: dvar: ratio 0.149 below 0.15"
