@@ -117,7 +117,7 @@ def test_a_study_of_them_is_finished_shown_and_reported(root: Path, data: list[s
     folder = folder_of(data, "", "rules")
     assert "2 finished" in command(root, "experiments.sweep", *sweep)
     shown = command(root, "experiments.status", folder, "--once")
-    assert shown.count("stopped early at step") == 2 and "scores in a row without a gain" in shown
+    assert shown.count("stopped early at step") == 2 and "2 scores in a row without" in shown
     command(root, "experiments.compare", folder, "--out", tmp_path / "report")
     report = (tmp_path / "report" / "report.md").read_text()
     assert "Stopped early: " in report and "of 120 (dvar: ratio" in report
