@@ -16,7 +16,7 @@ from datamodules.caption_encoding import CaptionEncoder
 from datamodules.config import SHARDS, STREAMS, DataConfig, Limits, as_list
 from datamodules.dataset_source import DatasetSamples, open_dataset
 from datamodules.datasets import PositionBatches, Samples, ShardSamples, TrainingSet, ValidationSet
-from datamodules.fixed_samples import fixed_samples
+from datamodules.fixed_samples import evenly_spread, fixed_samples
 from datamodules.loader import BadSampleCount, CountingLoader
 from datamodules.shards.bad_samples import BadSample
 from datamodules.shards.embeddings import EmbeddingStore
@@ -282,7 +282,7 @@ class ShardDataModule(LightningDataModule):
             UserError: none can be read, or there is no validation split of that name.
         """
         samples = self._samples_of(split)
-        chosen, found = _spread(samples, count), False
+        chosen, found = evenly_spread(samples, count), False
         for start in range(0, len(chosen), size):
             read = [samples.read(shard, row, epoch=0) for shard, row in chosen[start : start + size]]
             if batch := collate(read, samples.store):
@@ -307,7 +307,7 @@ class ShardDataModule(LightningDataModule):
         samples = self._samples_of(split)
         found: list[str] = []
         if isinstance(samples, ShardSamples):
-            for shard, row in _spread(samples, count):
+            for shard, row in evenly_spread(samples, count):
                 with suppress(OSError, UserError, UnicodeDecodeError):
                     found.append(samples.reader.caption(shard, row))
         return found
@@ -387,13 +387,6 @@ class ShardDataModule(LightningDataModule):
                 f"data.train had {before} samples when the checkpoint was written and has {now} now: the order "
                 "continues at the same position, but is a different one"
             )
-
-
-def _spread(samples: Samples, count: int) -> list[tuple[int, int]]:
-    """(shard, row) of `count` samples, or of all, spread evenly."""
-    places = [(shard, row) for shard, rows in enumerate(samples.counts) for row in range(rows)]
-    count = min(count, len(places))
-    return [places[i * len(places) // count] for i in range(count)]
 
 
 @rank_zero_only

@@ -1,4 +1,4 @@
-"""Fixed samples: a few of a data set that are drawn once, by a seed alone."""
+"""Fixed samples: a few of a data set, the same for every batch size and number of ranks."""
 
 from itertools import count as numbers
 
@@ -31,3 +31,10 @@ def fixed_samples(samples: Samples, seed: int, count: int) -> list[Sample]:
         if isinstance(sample, Sample):
             good.append(sample)
     return good
+
+
+def evenly_spread(samples: Samples, count: int) -> list[tuple[int, int]]:
+    """(shard, row) of `count` samples, or of all, spread evenly."""
+    places = [(shard, row) for shard, rows in enumerate(samples.counts) for row in range(rows)]
+    count = min(count, len(places))
+    return [places[i * len(places) // count] for i in range(count)]
