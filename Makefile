@@ -67,7 +67,7 @@ test-all: $(READY)  ## quick, slow and distributed tests
 	$(PY) -m pytest -q -m "not gpu and not weights"
 
 test-gpu:  ## what needs a GPU; installs nothing (needs pytest beside the library's packages)
-	$(PY) -m pytest -q tests -m gpu
+	$(PY) -m pytest -q -rs tests/gpu tests/distributed/test_device_sharding.py -m gpu
 
 test-distributed: $(READY)  ## tests that start several processes
 	$(PY) -m pytest -q -m "distributed"

@@ -60,7 +60,7 @@ def close(quantity: str, actual: Tensor, expected: Tensor, tolerance: float) -> 
     """Largest absolute difference; infinite if the shapes differ."""
     if actual.shape != expected.shape:
         return _misshapen(quantity, actual, expected, tolerance)
-    difference = (actual.detach().double() - expected.double()).abs()
+    difference = (actual.detach().to(expected.device).double() - expected.double()).abs()
     return Check(quantity, difference.max().item() if difference.numel() else 0.0, tolerance)
 
 
@@ -68,7 +68,7 @@ def equal(quantity: str, actual: Tensor, expected: Tensor) -> Check:
     """Number of unequal elements, e.g. of token indices."""
     if actual.shape != expected.shape:
         return _misshapen(quantity, actual, expected, 0.0, exact=True)
-    return Check(quantity, float((actual != expected).sum().item()), 0.0, exact=True)
+    return Check(quantity, float((actual.to(expected.device) != expected).sum().item()), 0.0, exact=True)
 
 
 def relative(quantity: str, actual: Tensor | None, expected: Tensor, tolerance: float) -> Check:

@@ -110,19 +110,25 @@ def _noise(
 
 
 def check_case(golden: Golden, vae: RQVAE, pool: TensorFile, file: TensorFile, name: str) -> None:
-    """One case of meta.json `sampling.cases`, named `<model>_<attention>/<case>`."""
+    """One case of meta.json `sampling.cases`, named `<model>_<attention>/<case>`, on the device of `vae`."""
+    device = vae.quantize.embedding.weight.device
     case, settings = name.split("/")[1], golden.meta["sampling"]["cases"][name]
-    model = load_golden_transformer(golden, settings["model"], settings["use_ar"])
+    model = load_golden_transformer(golden, settings["model"], settings["use_ar"]).to(device)
     batch = len(settings["prompt_index"])
-    noise = _noise(file, case, settings, model.pyramid.count)
+    drawn = _noise(file, case, settings, model.pyramid.count)
     ratios = [model.pyramid.ratio(k) for k in range(model.pyramid.count)]
     compare = _ScaleComparison(file, case, ratios, settings.get("seed") is not None)
-    crop = center_crop_condition(torch.full((batch,), 512), torch.full((batch,), 512))
+    crop = center_crop_condition(torch.full((batch,), 512), torch.full((batch,), 512)).to(device)
+
+    def noise(scale: int, shape: tuple[int, int]) -> Tensor | None:
+        draws = drawn(scale, shape)
+        return None if draws is None else draws.to(device)
+
     latent = sample_latent(
         model,
         vae,
-        _text(pool, settings["prompt_index"]),
-        _text(pool, [settings["null_prompt_index"]]),
+        _text(pool, settings["prompt_index"]).to(device),
+        _text(pool, [settings["null_prompt_index"]]).to(device),
         sampling_config(settings["kwargs"]),
         noise,
         crop,

@@ -22,9 +22,15 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def start(program: list[str], ranks: int, nodes: int = 1) -> list[subprocess.Popen[str]]:
-    """`nodes` agents of torchrun with `ranks` processes each; `program` as behind torchrun's own options."""
-    environment = {**os.environ, "PYTHONPATH": PATHS, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+def start(program: list[str], ranks: int, nodes: int = 1, device: str = "cpu") -> list[subprocess.Popen[str]]:
+    """`nodes` agents of torchrun with `ranks` processes each; `program` as behind torchrun's own options.
+
+    device: the ranks see no GPU on "cpu".
+    """
+    paths = os.pathsep.join([PATHS, *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    if device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     port = free_port()
     return [
         subprocess.Popen(
@@ -55,14 +61,20 @@ def finish(agents: list[subprocess.Popen[str]], seconds: float) -> list[tuple[in
 
 
 def run_cases(
-    cases: list[dict[str, Any]], out: Path, ranks: int, nodes: int = 1, seconds: float = 600
+    cases: list[dict[str, Any]],
+    out: Path,
+    ranks: int,
+    nodes: int = 1,
+    seconds: float = 600,
+    device: str = "cpu",
 ) -> dict[str, dict[str, Any]]:
-    """What rank zero wrote of each case. `devices` and `num_nodes` follow from the arguments."""
+    """What rank zero wrote of each case. `devices`, `num_nodes` and `accelerator` follow from the arguments."""
     out.mkdir(parents=True, exist_ok=True)
     for case in cases:
         case["trainer"] = {**case.get("trainer", {}), "devices": ranks, "num_nodes": nodes}
+        case["accelerator"] = "gpu" if device == "cuda" else "cpu"
     listing = out / f"cases_{nodes}x{ranks}.json"
     listing.write_text(json.dumps(cases))
-    for code, output in finish(start([str(CASES), str(listing), str(out)], ranks, nodes), seconds):
+    for code, output in finish(start([str(CASES), str(listing), str(out)], ranks, nodes, device), seconds):
         assert code == 0, output
     return {case["name"]: torch.load(out / f"{case['name']}.pt", weights_only=True) for case in cases}

@@ -198,8 +198,9 @@ def train(case: dict[str, Any], out: Path) -> None:
     stop = case.get("stop_after")
     folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
-        max_steps=stop or settings.max_steps, max_epochs=-1, accelerator="cpu", devices=settings.devices,
-        num_nodes=settings.num_nodes, strategy=build_strategy(settings), plugins=[*cluster_environment()],
+        max_steps=stop or settings.max_steps, max_epochs=-1, accelerator=case.get("accelerator", "cpu"),
+        devices=settings.devices, num_nodes=settings.num_nodes, strategy=build_strategy(settings),
+        plugins=[*cluster_environment()],
         precision=settings.precision,
         accumulate_grad_batches=1 if manual else settings.accumulate,
         gradient_clip_val=None if manual else settings.gradient_clip,
@@ -233,7 +234,7 @@ def _local(parameter: Any) -> Any:
 
 def _whole(parameter: Any) -> torch.Tensor:
     whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
-    return whole.detach().clone()
+    return whole.detach().cpu().clone()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.importorskip("omegaconf", reason="commands need the package omegaconf")
 from benchmarks.measure import machine, matmul_peak, peak_bytes
 
 

@@ -1,5 +1,6 @@
 """A training step on an accelerator: it waits for the device once, for the nonfinite guard, and at no other place."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from generator_cases import module
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
+from callbacks.activation_norms import ActivationNorms
 from lightning_modules.config import OptimizerConfig
 from lightning_modules.generator import GeneratorModule
 from lightning_modules.optimization import build_optimizer
@@ -44,6 +46,20 @@ def test_the_forward_pass_does_not_wait(
         move_to_cuda(built.tokenizer)
         loss = built.training_step(batch(dtype) | {"seed": seeds}, 0)
         assert loss.device.type == "cuda" and loss.shape == ()
+
+
+def test_activation_norms_stay_on_the_device_until_they_are_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And steps without them have no hooks."""
+    built, norms = build("causal", monkeypatch), ActivationNorms(every=2)
+    seeds = torch.zeros(2, dtype=torch.int64)
+    with fake_cuda():
+        move_to_cuda(built)
+        move_to_cuda(built.tokenizer)
+        for step, expected in ((0, 0), (1, 2)):
+            norms.on_train_batch_start(SimpleNamespace(global_step=step), built)  # type: ignore[arg-type]
+            built.training_step(batch(torch.float32) | {"seed": seeds}, 0)
+            assert len(norms._norms) == len(norms._handles) == expected
+        assert all(value.device.type == "cuda" for pair in norms._norms.values() for value in pair)
 
 
 def test_clipping_and_the_optimizer_step_wait_for_the_guard_alone(monkeypatch: pytest.MonkeyPatch) -> None:
