@@ -1,6 +1,7 @@
 """Metric networks and accumulators on a device against the CPU: FID, KID, CLIPScore, PickScore, the mini-CLIP score."""
 
 import copy
+import importlib.util
 from typing import Any
 
 import pytest
