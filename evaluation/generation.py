@@ -13,7 +13,7 @@ from evaluation.systems import System
 from switti.errors import UserError
 from switti.files import kind_of, read_json_object, write_json
 
-MANIFEST = "manifest.json"
+MANIFEST, PROMPTS = "manifest.json", "prompts.json"
 STEM = "images"
 # Images of a unit: what a killed worker has to make again, at most.
 UNIT = 256
@@ -46,17 +46,19 @@ def publish_manifest(folder: Path, manifest: dict[str, Any], prompts: PromptSet)
     """
     before = read_manifest(folder)
     if before is None:
-        write_json(folder / MANIFEST, manifest | {"details": _details(prompts)})
+        rows = [
+            {"prompt": text, **details}
+            for text, details in zip(
+                prompts.texts, prompts.details or ({},) * len(prompts.texts), strict=True
+            )
+        ]
+        write_json(folder / PROMPTS, rows)
+        write_json(folder / MANIFEST, manifest)
         return
     if before["digest"] == manifest["digest"]:
         return
     changed = _differences(before, manifest)
     raise UserError(f"{folder} holds other images ({'; '.join(changed[:3])}); give another --out")
-
-
-def _details(prompts: PromptSet) -> list[dict[str, Any]]:
-    """What the prompts' file says of each beside its text; empty if it says nothing."""
-    return list(prompts.details) if any(prompts.details) else []
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

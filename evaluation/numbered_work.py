@@ -97,6 +97,8 @@ def do_units(
     worker, progress = worker or Worker(), progress or Progress(work, shown=False)
     with writing(work.folder):
         (work.folder / CLAIMS).mkdir(parents=True, exist_ok=True)
+    # Now, so that the rate is that of this call.
+    progress.refresh(at_once=True)
     waiting = worker.order(work.missing())
     while waiting:
         left = []

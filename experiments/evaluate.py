@@ -1,5 +1,6 @@
 """python -m experiments.evaluate STUDY|RUN|CHECKPOINT … [--images N] [--stopped-early] [key=value …]
 python -m experiments.evaluate FOLDER|HUB-ID … --data SHARDS [--out DIR] [--images N] [key=value …]
+python -m experiments.evaluate IMAGES … --metrics NAME,… [--reference FILE.npz …] [--out DIR] [metrics.key=value …]
 
 Measures generators: the metrics of a run's `metrics` settings on N generated images (default metrics.prompts), and
 the time of each scale with guidance as configured and stopped two scales early. Prints a table. Of runs it writes
@@ -9,8 +10,17 @@ as they are: their result goes to evaluation/NAME.json (or DIR/NAME.json); capti
 Generators that are given together are timed in turn, round by round, so that their times can be compared on a machine
 that does other work as well; all of them are in memory at once. --stopped-early takes the metrics a second time, on the
 same captions and noise with guidance stopped two scales early.
+
+IMAGES are folders of experiments.generate, complete and of the same prompts. Every metric is computed image by image
+and kept (IMAGES/scores/*.parquet, IMAGES/features), so that a further metric needs no image again; several processes
+share the work as they do for experiments.generate. The table has 95 % intervals by a bootstrap over prompts and, from
+the second folder on, paired differences to the first; --out DIR also writes it as Markdown and LaTeX. FID and KID need
+--reference files of experiments.reference_stats.
+
+    python -m experiments.evaluate images/causal images/non_causal --metrics mini_clip_score,clip_score --out table
 """
 
+import argparse
 import os
 import re
 from dataclasses import asdict, dataclass, replace
@@ -76,9 +86,20 @@ def main(argv: list[str]) -> int:
         "--data", nargs="+", help="shards, or a folder of them, for exported folders and published weights"
     )
     parser.add_argument(
-        "--out", type=Path, help="folder of the results (runs: their own; others: evaluation)"
+        "--out",
+        type=Path,
+        help="folder of the results (runs: their own; images: their own, and the table here)",
+    )
+    parser.add_argument("--metrics", metavar="NAME,…", help="of generated images")
+    parser.add_argument(
+        "--reference", type=Path, nargs="+", default=[], metavar="FILE.npz", help="statistics of real images"
     )
     options = parser.parse_intermixed_args(argv)
+    if folders := image_folders(options.words):
+        return evaluate_images(folders, options)
+    for name in ("metrics", "reference"):
+        if getattr(options, name):
+            raise UserError(f"--{name} is for folders of generated images (experiments.generate)")
     if options.images is not None and options.images < 2:
         raise UserError(f"--images {options.images} must be at least 2")
     targets, settings = split_words(options.words)
@@ -98,6 +119,49 @@ def main(argv: list[str]) -> int:
         write_json(system.result, result)
         show(system.name, result)
         print(system.result)
+    return 0
+
+
+def image_folders(words: list[str]) -> list[Path]:
+    """The folders of generated images among the words; all targets are, or none."""
+    from evaluation.scoring import is_image_set
+
+    targets = [word for word in words if not (_SETTING.fullmatch(word) and not os.path.exists(word))]
+    found = [Path(word) for word in targets if is_image_set(Path(word))]
+    if found and len(found) < len(targets):
+        other = next(word for word in targets if Path(word) not in found)
+        raise UserError(
+            f"{found[0]} holds generated images and {other} does not: evaluate them apart, or generate images of "
+            f"{other} first"
+        )
+    return found
+
+
+def evaluate_images(folders: list[Path], options: argparse.Namespace) -> int:
+    """Score, reduce and compare sets of generated images."""
+    from configs.loading import load
+    from evaluation.image_sets import evaluate_image_sets, save
+    from evaluation.numbered_work import Worker
+    from evaluation.references import load_reference
+
+    for name, given in (("--data", options.data), ("--images", options.images)):
+        if given is not None:
+            raise UserError(f"{name} is for generators; {folders[0]} holds images already")
+    settings = [word for word in options.words if Path(word) not in folders]
+    foreign = [setting for setting in settings if not setting.startswith("metrics.")]
+    if foreign:
+        raise UserError(f"{foreign[0]}: images are there already; only metrics.* can be given here")
+    if not options.metrics:
+        raise UserError("--metrics NAME,… says what to measure, such as --metrics mini_clip_score,clip_score")
+    names = ",".join(filter(None, (name.strip() for name in options.metrics.split(","))))
+    config = load("generator/tiny", [*settings, f"metrics.names=[{names}]"]).metrics
+    if options.out is not None:
+        check_output_folder(options.out)
+    references = [load_reference(path) for path in options.reference]
+    worker = Worker.from_environment()
+    results = evaluate_image_sets(folders, config, references, worker)
+    if worker.number == 0:
+        save(results, options.out)
     return 0
 
 

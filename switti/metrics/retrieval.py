@@ -77,21 +77,29 @@ class CaptionRetrieval(Metric):
         self.candidates = distinct(captions)
         self._texts = {}
 
-    def update(self, images_B3HW: Tensor, captions: list[str]) -> None:
-        """Adds images, uint8 [B, 3, H, W], with one caption each; none at all is allowed."""
-        if not captions:
-            return
+    def score(self, images_B3HW: Tensor, captions: list[str]) -> Tensor:
+        """For each image and each of the three values 1 where the own caption is the best, else 0; nan where it
+        competes with nothing. [B, 3] float64; nothing is added up."""
         images_BD = F.normalize(self.encoder.encode_images(images_B3HW).float(), dim=-1).cpu()
         styles = styles_of([*self.candidates, *captions])
-        for image_D, caption in zip(images_BD, captions, strict=True):
-            drawn = [self.candidates[row] for row in rivals(caption, self.candidates, self.ways - 1)]
+        scores_B3 = torch.full((len(captions), 3), torch.nan, dtype=torch.float64)
+        for row, (image_D, caption) in enumerate(zip(images_BD, captions, strict=True)):
+            drawn = [self.candidates[n] for n in rivals(caption, self.candidates, self.ways - 1)]
             others = [candidate for candidate in self.candidates if candidate != caption]
             words, own = style_of(caption)
             restyled = [f"{words}, {style}" for style in styles if style != own] if own else []
             for kind, wrong in enumerate((drawn, others, restyled)):
                 if wrong:
-                    self.counts_3[kind] += 1
-                    self.hits_3[kind] += int(self._is_best(image_D, caption, wrong))
+                    scores_B3[row, kind] = float(self._is_best(image_D, caption, wrong))
+        return scores_B3
+
+    def update(self, images_B3HW: Tensor, captions: list[str]) -> None:
+        """Adds images, uint8 [B, 3, H, W], with one caption each; none at all is allowed."""
+        if not captions:
+            return
+        scores_B3 = self.score(images_B3HW, captions)
+        self.counts_3 += scores_B3.isfinite().sum(dim=0).to(self.counts_3.device)
+        self.hits_3 += scores_B3.nansum(dim=0).long().to(self.hits_3.device)
 
     def _is_best(self, image_D: Tensor, caption: str, wrong: list[str]) -> bool:
         texts_ND = self._encode([caption, *wrong])

@@ -24,3 +24,11 @@ class Stub:
 class Failing(Stub):
     def generate(self, texts: list[str], seeds: list[int]) -> list[Image.Image]:
         return []
+
+
+class Inverted(Stub):
+    def __init__(self) -> None:
+        self.identity = {"version": 3}
+
+    def generate(self, texts: list[str], seeds: list[int]) -> list[Image.Image]:
+        return [Image.fromarray(255 - np.asarray(image)) for image in super().generate(texts, seeds)]
