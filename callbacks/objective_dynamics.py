@@ -183,7 +183,8 @@ class ObjectiveDynamics(OptimizerStepCallback):
             values = values | {self.rule.label: statistic}
         log_now(trainer, {f"{GROUP}/{name}": number for name, number in values.items()})
         step = trainer.global_step
-        if self.stopped is None and step >= self.min_steps and self.rule.stops(statistic):
+        may_stop = self.stopped is None and self.min_steps <= step < trainer.max_steps
+        if may_stop and self.rule.stops(statistic):
             self.stopped = {
                 "reason": self.rule.reason(statistic),
                 "step": step,

@@ -163,6 +163,14 @@ def test_it_does_not_stop_before_min_steps(tmp_path: Path) -> None:
     assert len(fit(module(steps=30), tmp_path, callbacks=(callback,)).losses) == 12
 
 
+def test_at_the_last_step_nothing_is_stopped_early(tmp_path: Path) -> None:
+    values = [1 + math.exp(-n) for n in range(40)]
+    rule = WindowRule("dvar", 4, 0.2)
+    callback = ObjectiveDynamics(rule, Scripted(values))
+    fit(module(steps=stop_evaluation(rule, values) - 1), tmp_path, callbacks=(callback,))
+    assert callback.stopped is None
+
+
 def test_values_that_are_not_finite_neither_poison_nor_stop(tmp_path: Path) -> None:
     values = [1 + math.exp(-n) for n in range(40)]
     rule = WindowRule("dvar", 4, 0.2)
