@@ -29,6 +29,8 @@ UNUSED = {
     "decoder": ("init_from", "model", "text", "loss", "tokenizer_loss", "sampling", "metrics"),
 }
 _COLUMNS = 100
+# Of the list of groups in `--help`.
+_WIDEST = 120
 
 
 @cache
@@ -48,9 +50,14 @@ def settings_of(group: str) -> list[str]:
 
 
 def group_list() -> str:
-    """One line for each group of settings."""
+    """A line for each group of settings, or two where it is long."""
     width = max(map(len, groups())) + 2
-    lines = [f"  {name:<{width}}{text}" for name, text in groups().items()]
+    indent = " " * (width + 2)
+    lines = [
+        line
+        for name, text in groups().items()
+        for line in textwrap.wrap(f"  {name:<{width}}{text}", _WIDEST, subsequent_indent=indent)
+    ]
     single = ", ".join(settings_of(""))
     return "\n".join(["groups of settings:", *lines, *_wrapped(f"and {single}.", "  ")])
 
