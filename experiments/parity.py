@@ -27,6 +27,10 @@ def _group(quantity: str) -> str:
     if quantity.startswith("sampling.") and quantity.count("/") >= 2:
         variant, _, name = quantity.split("/", 2)
         return f"{variant} {re.sub(r'[.][0-9]+$', '', name)}"
+    if quantity.startswith("icd."):
+        *path, last = quantity.split("/") if "/" in quantity else (quantity, "")
+        path += ["grad"] if last == "grad_norm" else []
+        return "/".join(path[:3] if path[2:3] == ["grad"] else path[:2])
     for kind in ("final_param_l2", "final", "step", "grad_l2", "grad_cols0", "grad"):
         if f".{kind}" in quantity:
             return quantity[: quantity.index(f".{kind}") + len(kind) + 1]

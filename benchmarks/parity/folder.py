@@ -6,6 +6,11 @@ from typing import Any
 
 from benchmarks.parity.common import Golden
 from benchmarks.parity.functions import check_functions
+from benchmarks.parity.icd_attention import check_attention
+from benchmarks.parity.icd_functions import check_functions as check_icd_functions
+from benchmarks.parity.icd_functions import check_schedule
+from benchmarks.parity.icd_tiny import check_tiny_losses, check_training, check_trajectories
+from benchmarks.parity.icd_unet import check_editing, check_unet
 from benchmarks.parity.objective_dynamics import check_cases, check_clip, check_other_criteria
 from benchmarks.parity.sampling import check_sampling
 from benchmarks.parity.trajectory import check_trajectory
@@ -27,7 +32,17 @@ OBJECTIVE_DYNAMICS: Parts = {
     "clip": check_clip,
     "other_criteria": check_other_criteria,
 }
-KINDS = (SCALE_WISE, OBJECTIVE_DYNAMICS)
+INVERTIBLE: Parts = {
+    "solver_configs": check_schedule,
+    "wt_cases": check_icd_functions,
+    "loss_cases": check_tiny_losses,
+    "training": check_training,
+    "trajectories": check_trajectories,
+    "controllers": check_attention,
+    "unet": check_unet,
+    "editing": check_editing,
+}
+KINDS = (SCALE_WISE, OBJECTIVE_DYNAMICS, INVERTIBLE)
 
 
 def compare(folder: str | Path, meta: Mapping[str, Any] | None = None) -> Golden:

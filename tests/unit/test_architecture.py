@@ -33,6 +33,7 @@ RANKS = [
     {"weights"},
     {"text", "distributed"},
     {"metrics", "sampling"},
+    {"diffusion"},
     # Protocols name types of all the others.
     {"contracts"},
 ]
