@@ -4,6 +4,7 @@ The released models are two complete UNets; one base with two adapters needs hal
 peft, the extra `diffusion`.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -41,8 +42,11 @@ class InvertibleUNet:
             raise UserError(f"the UNet has adapters {', '.join(unet.peft_config)} already; give one without")
         unet.requires_grad_(False)
         config = {"r": rank, "lora_alpha": alpha, "target_modules": list(targets), "init_lora_weights": True}
-        for name in ADAPTERS:
-            unet.add_adapter(lora_config(**config), adapter_name=name)
+        with warnings.catch_warnings():
+            # peft warns of a second adapter, which is meant.
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            for name in ADAPTERS:
+                unet.add_adapter(lora_config(**config), adapter_name=name)
         install_control(unet, plain)
         self.unet, self.rank, self.alpha, self.targets = unet, rank, alpha, tuple(targets)
         self._active: Role | None = None
