@@ -2,9 +2,9 @@
 
 Compares this implementation with golden tensors of the published one. DIR is a folder of safetensors files with a
 meta.json that holds every setting, or one of numbers alone with a golden.json; what it is about follows from what it
-holds: the scale-wise transformer and its tokenizer, invertible consistency distillation, or early stopping. Prints the worst deviation of each quantity
-beside its tolerance; token indices and stopping points must be equal. A folder may lack quantities: they are named and
-counted, and all others are checked.
+holds: the scale-wise transformer and its tokenizer, invertible consistency distillation, or early stopping. Prints the
+worst deviation of each quantity beside its tolerance; token indices and stopping points must be equal. A folder may
+lack quantities: they are named and counted, and all others are checked.
 
 Exit code 1 if any quantity is out of tolerance or cannot be computed, 2 if nothing could be checked.
 """

@@ -20,6 +20,7 @@ from switti.diffusion.boundaries import Boundaries
 from switti.diffusion.latents import LatentSpace, space_from
 from switti.diffusion.unet import ADAPTERS, TARGETS, InvertibleUNet, Role
 from switti.errors import UserError
+from switti.suggestions import printable
 from switti.weights.fill import WeightsError, mismatches
 from switti.weights.read import read_weights
 from switti.weights.save import write_weights
@@ -89,7 +90,7 @@ def load_adapters(
     digest = weights_digest(unet)
     if settings.base != digest:
         raise UserError(
-            f"{path} belongs to the base with digest {settings.base[:12]}, this UNet's is {digest[:12]}; "
+            f"{path} belongs to the base with digest {printable(settings.base[:12])}, this UNet's is {digest[:12]}; "
             "load the UNet that the adapters were trained on"
         )
     expected = adapter_shapes(unet, settings.rank, settings.targets)
@@ -119,6 +120,8 @@ def adapter_shapes(unet: nn.Module, rank: int, targets: Sequence[str] = TARGETS)
     for name, module in unet.named_modules():
         if not any(name == target or name.endswith(f".{target}") for target in targets):
             continue
+        down: tuple[int, ...]
+        up: tuple[int, ...]
         if isinstance(module, nn.Linear):
             down, up = (rank, module.in_features), (module.out_features, rank)
         elif isinstance(module, nn.Conv2d):
@@ -140,20 +143,23 @@ def _settings(content: Mapping[str, Any], path: Path, off_grid: bool) -> Adapter
         raise UserError(
             f"{path} holds no settings of two adapters ({SETTINGS_KEY}); released files are read one student at a time"
         )
-    base, rank, alpha = content.get("base"), content.get("rank"), content.get("alpha")
+    names = ("base", "rank", "alpha", "targets", "boundaries", "latents")
+    base, rank, alpha, targets, times, latents = (content.get(name, "absent") for name in names)
     if not isinstance(base, str):
-        raise UserError(f"{path}: base={base!r} must be a digest; save the adapters again")
+        raise UserError(f"{path}: base={printable(base)} must be a digest; save the adapters again")
     if type(rank) is not int or not 1 <= rank <= LARGEST_RANK:
         raise UserError(
-            f"{path}: rank={rank!r} must be an integer in [1, {LARGEST_RANK}]; save the adapters again"
+            f"{path}: rank={printable(rank)} must be an integer in [1, {LARGEST_RANK}]; save the adapters again"
         )
     if type(alpha) not in (int, float) or not math.isfinite(alpha) or alpha <= 0:
-        raise UserError(f"{path}: alpha={alpha!r} must be a positive number; save the adapters again")
-    targets, times, latents = content.get("targets"), content.get("boundaries"), content.get("latents")
-    names = targets if isinstance(targets, list) else [None]
-    if not all(isinstance(name, str) and re.fullmatch(r"\w+(\.\w+)*", name) for name in names):
         raise UserError(
-            f"{path}: targets={targets!r} must be a list of module names; save the adapters again"
+            f"{path}: alpha={printable(alpha)} must be a positive number; save the adapters again"
+        )
+    if not isinstance(targets, list) or not all(
+        isinstance(name, str) and re.fullmatch(r"\w+(\.\w+)*", name) for name in targets
+    ):
+        raise UserError(
+            f"{path}: targets={printable(targets)} must be a list of module names; save the adapters again"
         )
     times = times if isinstance(times, dict) else {}
     points, lists = times.get("points"), (times.get("reverse"), times.get("forward"))
@@ -166,4 +172,4 @@ def _settings(content: Mapping[str, Any], path: Path, off_grid: bool) -> Adapter
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     space = space_from(latents if isinstance(latents, dict) else None, str(path))
-    return AdapterSettings(base, rank, float(alpha), tuple(names), boundaries, space)
+    return AdapterSettings(base, rank, float(alpha), tuple(targets), boundaries, space)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from switti.errors import UserError
+from switti.suggestions import printable
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class LatentSpace:
 
     def check_same(self, other: "LatentSpace", source: str) -> None:
         """Raises UserError for another codec than the adapters of `source` were trained with."""
-        mine, theirs = asdict(self), asdict(other)
+        mine, theirs = asdict(self), {name: printable(value) for name, value in asdict(other).items()}
         wrong = [
             f"{name}={mine[name]} ({source}: {theirs[name]})" for name in mine if mine[name] != theirs[name]
         ]
