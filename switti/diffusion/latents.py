@@ -34,9 +34,11 @@ class LatentSpace:
 
     def check_same(self, other: "LatentSpace", source: str) -> None:
         """Raises UserError for another codec than the adapters of `source` were trained with."""
-        mine, theirs = asdict(self), {name: printable(value) for name, value in asdict(other).items()}
+        mine, theirs = asdict(self), asdict(other)
         wrong = [
-            f"{name}={mine[name]} ({source}: {theirs[name]})" for name in mine if mine[name] != theirs[name]
+            f"{name}={mine[name]} ({source}: {printable(theirs[name])})"
+            for name in mine
+            if mine[name] != theirs[name]
         ]
         if wrong:
             raise UserError(f"latents differ from those the adapters were trained on: {', '.join(wrong)}")
@@ -66,7 +68,7 @@ class FoldedPixels:
     @property
     def space(self) -> LatentSpace:
         return LatentSpace(
-            f"pixels folded {self.factor}×{self.factor}", 3 * self.factor**2, self.size // self.factor
+            f"pixels folded {self.factor}x{self.factor}", 3 * self.factor**2, self.size // self.factor
         )
 
     def encode(self, images_B3HW: Tensor) -> Tensor:
@@ -101,7 +103,7 @@ class VAELatents:
     def space(self) -> LatentSpace:
         config = self.vae.config
         factor = 2 ** (len(config.block_out_channels) - 1)
-        codec = f"AutoencoderKL {self.digest[:12]} × {config.scaling_factor}"
+        codec = f"AutoencoderKL {self.digest[:12]}, scaled by {config.scaling_factor}"
         return LatentSpace(codec, config.latent_channels, self.size // factor)
 
     def encode(self, images_B3HW: Tensor) -> Tensor:

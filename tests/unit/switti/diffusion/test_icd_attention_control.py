@@ -156,9 +156,11 @@ def test_images_of_another_size_or_range_are_refused(images: torch.Tensor, messa
 
 
 def test_latents_of_another_codec_are_refused() -> None:
-    trained = LatentSpace("AutoencoderKL 0123 × 0.18215", 4, 64)
-    with pytest.raises(UserError, match=r"codec=AutoencoderKL 0123 × 0.13025 \(a.safetensors: AutoencoderKL"):
-        LatentSpace("AutoencoderKL 0123 × 0.13025", 4, 64).check_same(trained, "a.safetensors")
+    trained = LatentSpace("AutoencoderKL 0123, scaled by 0.18215", 4, 64)
+    with pytest.raises(
+        UserError, match=r"codec=AutoencoderKL 0123, scaled by 0.13025 \(a.safetensors: AutoencoderKL"
+    ):
+        LatentSpace("AutoencoderKL 0123, scaled by 0.13025", 4, 64).check_same(trained, "a.safetensors")
     trained.check_same(trained, "a.safetensors")
     with pytest.raises(UserError, match=re.escape("latents have shape [1, 4, 32, 32], those of")):
         trained.check(torch.zeros(1, 4, 32, 32))

@@ -35,7 +35,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
 BOUNDARIES = Boundaries.automatic(4)
-SPACE = LatentSpace("AutoencoderKL 0123 × 0.18215", 4, 16)
+SPACE = LatentSpace("AutoencoderKL 0123, scaled by 0.18215", 4, 16)
 
 
 def network(seed: int = 0, moved: bool = False) -> InvertibleUNet:
@@ -166,12 +166,12 @@ def _huge_rank(state: dict[str, Tensor], settings: dict[str, Any]) -> str:
 
 def _pattern(state: dict[str, Tensor], settings: dict[str, Any]) -> str:
     settings["targets"] = ["(a+)+$"]
-    return "targets=['(a+)+$'] must be a list of module names"
+    return "must be a list of module names"
 
 
 def _no_number(state: dict[str, Tensor], settings: dict[str, Any]) -> str:
     settings["alpha"] = "8"
-    return "alpha='8' must be a positive number"
+    return "alpha=8 must be a positive number"
 
 
 def _off_grid(state: dict[str, Tensor], settings: dict[str, Any]) -> str:
