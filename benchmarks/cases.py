@@ -127,6 +127,11 @@ class SamplingCase:
     def run_plainly(self, plain: DenseTransformer, sampling: SamplingConfig, seed: int) -> list[float]:
         """The same by the plain formulation, with one generator for the batch."""
         marks = [time.perf_counter()]
+
+        def mark() -> None:
+            synchronize()
+            marks.append(time.perf_counter())
+
         generator = torch.Generator(self.text.pooled_BP.device).manual_seed(seed)
         sample_latent_plainly(
             plain,
@@ -135,7 +140,7 @@ class SamplingCase:
             self.null,
             sampling,
             generator,
-            on_scale_end=lambda: marks.append(time.perf_counter()),
+            on_scale_end=mark,
         )
         return [after - before for before, after in pairwise(marks)]
 

@@ -61,10 +61,14 @@ def main(argv: list[str]) -> int:
 
 
 def device_line(results: "Results", described: dict[str, Any]) -> str:
-    """The device that ran the parts, its host, and the largest peak that was measured."""
+    """The device that ran the parts, its host, and the largest peaks that were measured, of products and of memory."""
     words = [f"{described['cpu']}, {described['threads']} threads"]
     if described["gpu"]:
         words.insert(0, described["gpu"])
+    products = [value for name, value in results.raw.items() if name.endswith("matmul_peak.bfloat16")]
+    speeds = [value for value in products if isinstance(value, int | float)]
+    if speeds:
+        words.append(f"{max(speeds) / 1e9:.4g} GFLOP/s in bfloat16 products")
     peaks = [value for name, value in results.raw.items() if name.endswith(".peak_bytes")]
     numbers = [value for value in peaks if isinstance(value, int | float)]
     if numbers:

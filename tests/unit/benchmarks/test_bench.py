@@ -5,12 +5,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cases import TEXT_TOKENS, SamplingCase, Size, build, random_captions, with_visibility
-from benchmarks.flops import attention_pairs, forward_flops
+from benchmarks.flops import attention_pairs, forward_flops, sampling_flops
 from benchmarks.measure import interleaved_medians, peak_bytes
 from benchmarks.report import Results
 from switti.models.config import GeneratorConfig
 from switti.models.transformer import ScaleTransformer
 from switti.sampling.config import SamplingConfig
+from switti.sampling.guidance import GuidanceSchedule
 from switti.scales import Pyramid
 
 
@@ -29,6 +30,25 @@ def test_operations_are_those_that_torch_counts(visibility: str, ffn: str) -> No
     # The formula counts the input map for all L tokens; the first one comes from the caption.
     first = 2 * 3 * config.width * config.code_width
     assert counter.get_total_flops() == forward_flops(config, 3, TEXT_TOKENS) - first
+
+
+@pytest.mark.parametrize("visibility", ["causal", "non_causal"])
+def test_sampling_needs_the_products_of_one_forward_pass_and_twice_them_where_guidance_is_on(
+    visibility: str,
+) -> None:
+    config = Size(width=64, heads=2, depth=3).config(256, visibility)
+    pyramid, width = Pyramid(tuple(config.scales)), config.width
+
+    def flops(**settings) -> list[int]:
+        schedule = GuidanceSchedule.of(SamplingConfig(**settings), pyramid)
+        return sampling_flops(config, schedule, 2, TEXT_TOKENS)
+
+    # Maps of the pooled caption, the crop and the head's modulation, and the code that the first scale has none of.
+    outside = width * (config.code_width + 2 * width + config.pooled_width + width * config.crop_condition)
+    assert sum(flops(guidance=0.0)) == forward_flops(config, 2, TEXT_TOKENS) - 2 * 2 * outside
+    single, guided, stopped = flops(guidance=0.0), flops(), flops(guidance_stop=pyramid.count - 2)
+    assert guided[1:] == [2 * count for count in single[1:]]
+    assert stopped == [*guided[:-2], *single[-2:]]
 
 
 def test_score_pairs_at_512_px() -> None:
