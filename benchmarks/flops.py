@@ -3,6 +3,8 @@
 Symbols: B batch, L tokens, T caption tokens, D width, C caption width, P pooled width, V vocabulary, N depth.
 """
 
+from collections.abc import Mapping, Sequence
+
 from switti.models.config import GeneratorConfig
 from switti.sampling.guidance import GuidanceSchedule
 from switti.scales import Pyramid
@@ -71,3 +73,31 @@ def sampling_flops(
 def training_flops(config: GeneratorConfig, batch: int, text_tokens: int) -> int:
     """Of a training step: the backward pass has twice the products of the forward pass."""
     return 3 * forward_flops(config, batch, text_tokens)
+
+
+def sampling_flops(
+    config: GeneratorConfig,
+    rows: Sequence[int],
+    text_tokens: int,
+    counts: Mapping[int, int],
+    first_block: int,
+) -> int:
+    """Of sampling all scales with `rows` rows each, without the caption's part.
+
+    counts: pruned scale → number of its tokens that blocks from `first_block` on compute.
+    """
+    pyramid, width = Pyramid(tuple(config.scales)), config.width
+    causal, total, kept = config.visibility == "causal", 0, 0
+    full_blocks = first_block if counts else config.depth
+
+    def block(tokens: int, seen: int) -> int:
+        return tokens * _per_token(config) + 2 * width * tokens * (seen + text_tokens)
+
+    for scale, (size, (_, stop)) in enumerate(zip(pyramid.sizes, pyramid.spans, strict=True)):
+        computed = counts.get(scale, size)
+        kept += computed
+        blocks = full_blocks * block(size, stop if causal else size)
+        blocks += (config.depth - full_blocks) * block(computed, kept if causal else computed)
+        outside = size * width * (config.codebook_size + (config.code_width if scale else 0))
+        total += 2 * rows[scale] * (blocks + outside)
+    return total

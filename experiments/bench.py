@@ -1,10 +1,10 @@
-"""python -m experiments.bench [--quick] [--only train,sample,tokenizer,data,full] [--json FILE]
+"""python -m experiments.bench [--quick] [--only train,sample,tokenizer,data,full,prune] [--json FILE]
 
 Measures speed and memory against the plain formulation (dense mask, cache by concatenation, AdaLN at every scale, sort
-over the full vocabulary: what the published implementation does), in one process with interleaved repetitions. The part
-`full`, run only when named, samples a 512 px image with 2.5 B parameters in bfloat16 (12 GiB). Prints a table of
-medians, ratios and shares of the machine's peak in matrix products, in total and by scale; --json writes them with a
-description of the machine. Close other programs first: times are wall-clock.
+over the full vocabulary: what the published implementation does), in one process with interleaved repetitions. Two parts
+run only when named: `full` samples a 512 px image with 2.5 B parameters in bfloat16 (12 GiB), `prune` samples with and
+without token pruning. Prints a table of medians, ratios and shares of the machine's peak in matrix products, in total and
+by scale; --json writes them with a description of the machine. Close other programs first: times are wall-clock.
 """
 
 import json
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 PARTS = ("train", "sample", "tokenizer", "data")
 # 2.5 B parameters in bfloat16: 12 GiB of memory and some minutes, only on request.
 FULL = "full"
+# Sampling with token pruning against the same without, on request as well.
+PRUNE = "prune"
 
 
 def main(argv: list[str]) -> int:
@@ -31,16 +33,17 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--only",
         default=",".join(PARTS),
-        help=f"parts, separated by commas (%(default)s; there is also {FULL})",
+        help=f"parts, separated by commas (%(default)s; there are also {FULL} and {PRUNE})",
     )
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(argv)
     parts = options.only.split(",")
     for part in parts:
-        if part not in (*PARTS, FULL):
-            raise UserError(f"--only {part}: there are {', '.join((*PARTS, FULL))}")
+        if part not in (*PARTS, FULL, PRUNE):
+            raise UserError(f"--only {part}: there are {', '.join((*PARTS, FULL, PRUNE))}")
 
     from benchmarks.measure import machine
+    from benchmarks.pruned_sampling import PruningBenchmark
     from benchmarks.report import Results
     from benchmarks.suite import Suite
 
@@ -49,6 +52,8 @@ def main(argv: list[str]) -> int:
     for part in parts:
         if part == "data":
             measure_data(results, suite.repetitions)
+        elif part == PRUNE:
+            (PruningBenchmark.quick() if options.quick else PruningBenchmark()).measure(results)
         else:
             getattr(suite, f"measure_{part}")(results)
     described = machine()
