@@ -75,7 +75,7 @@ def training_flops(config: GeneratorConfig, batch: int, text_tokens: int) -> int
     return 3 * forward_flops(config, batch, text_tokens)
 
 
-def sampling_flops(
+def pruned_sampling_flops(
     config: GeneratorConfig,
     rows: Sequence[int],
     text_tokens: int,

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from benchmarks.cases import TEXT_TOKENS, SamplingCase, Size, build, late_stop
-from benchmarks.flops import sampling_flops
+from benchmarks.flops import pruned_sampling_flops
 from benchmarks.measure import Job, synchronize
 from benchmarks.report import Results
 from benchmarks.suite import default_device
@@ -46,7 +46,7 @@ def flops_of(config: GeneratorConfig, sampling: SamplingConfig, images: int) -> 
     pyramid = Pyramid(tuple(config.scales))
     rows = [images * (1 + (strength != 0.0)) for strength in GuidanceSchedule.of(sampling, pyramid).strengths]
     counts = sampling.pruning.counts(pyramid.sizes)
-    return sampling_flops(config, rows, TEXT_TOKENS, counts, sampling.pruning.from_block)
+    return pruned_sampling_flops(config, rows, TEXT_TOKENS, counts, sampling.pruning.from_block)
 
 
 def seconds_of(job: Job, device: torch.device) -> float:

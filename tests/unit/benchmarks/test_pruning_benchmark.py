@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cases import TEXT_TOKENS, build, random_captions
-from benchmarks.flops import sampling_flops, scale_flops
+from benchmarks.flops import pruned_sampling_flops, scale_flops
 from experiments import bench
 from switti.models.config import GeneratorConfig
 from switti.models.pruning import TokenPruning
@@ -34,7 +34,7 @@ def test_operations_of_sampling_are_those_that_torch_counts(
             for scale, size in enumerate(model.pyramid.sizes):
                 x = torch.randn(rows[scale], size, 8) if scale else None
                 model.forward_scale(scale, x, condition.first_rows(rows[scale]), cache, pruning)
-    assert counter.get_total_flops() == sampling_flops(config, rows, TEXT_TOKENS, counts, first_block)
+    assert counter.get_total_flops() == pruned_sampling_flops(config, rows, TEXT_TOKENS, counts, first_block)
     if not counts:
         by_scale = [scale_flops(config, k, rows[k], TEXT_TOKENS) for k in range(4)]
         assert counter.get_total_flops() == sum(by_scale)
