@@ -2,10 +2,10 @@
 
 Measures speed and memory against the plain formulation (dense mask, cache by concatenation, AdaLN at every scale, sort
 over the full vocabulary: what the published implementation does), in one process with interleaved repetitions. Two
-parts run only when named: `full` samples a 512 px image with 2.5 B parameters in bfloat16 (12 GiB), `prune` samples with
-and without token pruning. Prints a table of medians, ratios and shares of the machine's peak in matrix products, in
-total and by scale; --json writes them with a description of the machine. Close other programs first: times are
-wall-clock.
+parts run only when named: `full` samples a 512 px image with 2.5 B parameters in bfloat16 (12 GiB), `prune` compares
+sampling with and without token pruning. Prints a table of medians, ratios and shares of the machine's peak in matrix
+products, in total and by scale; --json writes them with a description of the machine. Close other programs first: times
+are wall-clock, but for `prune` on one thread of a CPU, which has the processor's.
 """
 
 import json
