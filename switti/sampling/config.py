@@ -125,7 +125,7 @@ class SamplingConfig:
     gumbel_start: int = 2
     """First scale with the Gumbel softmax."""
     pruning: PruningConfig = field(default_factory=PruningConfig)
-    """Token pruning at late scales: fewer operations, without training (FastVAR, arXiv 2503.23367)."""
+    """Token pruning at late scales, without training (FastVAR)."""
 
     def validate(self, path: str) -> None:
         limit, (low, high) = LARGEST_GUIDANCE, TEMPERATURES
