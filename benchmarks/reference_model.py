@@ -10,7 +10,7 @@ Shape suffixes: B batch, L tokens, P tokens of one scale, H heads, K head width,
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from switti.models.attention import KeyValueCache, Rotation, SelfAttention
 from switti.models.config import GeneratorConfig
-from switti.models.transformer import Condition, ScaleTransformer
+from switti.models.transformer import Condition, ReadOut, ScaleTransformer, logits_of
 from switti.sampling.config import SamplingConfig
 from switti.sampling.guidance import GuidanceSchedule
 from switti.sampling.noise import ScaleNoise
@@ -92,11 +92,12 @@ class DenseTransformer(ScaleTransformer):
         mask_BT: Tensor | None,
         pooled_BP: Tensor,
         crop_B4: Tensor | None = None,
-    ) -> Tensor:
+        read_out: ReadOut = logits_of,
+    ) -> Any:
         autocast = torch.is_autocast_enabled(x_BMC.device.type)
         for block in self.typed_blocks:
             block.attn.mask_LL = self.mask_LL.to(torch.bfloat16 if autocast else self.head.weight.dtype)
-        return super().forward(x_BMC, text_BTC, mask_BT, pooled_BP, crop_B4)
+        return super().forward(x_BMC, text_BTC, mask_BT, pooled_BP, crop_B4, read_out)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ Shape suffixes: B images, L tokens of all scales, T caption tokens, C code or ca
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from lightning_modules.strategies.parallel import ShardedStrategy, shard, unshar
 from lightning_modules.validation_splits import ALL, metric_prefixes, of_batch
 from switti.distributed.optimizer_state import local_shard
 from switti.errors import UserError
-from switti.losses.cross_entropy import by_scale, token_losses
+from switti.losses.cross_entropy import HeadLosses, by_scale, head_losses
 from switti.metrics.generator_statistics import GeneratorStatistics
 from switti.models.config import GeneratorConfig
 from switti.models.transformer import ScaleTransformer
@@ -163,31 +164,35 @@ class GeneratorModule(LightningModule):
 
     # ---- training -----------------------------------------------------------------------------------------------
 
-    def compute_token_losses(self, batch: Batch, model: ScaleTransformer, noise: float) -> tuple[Tensor, ...]:
-        """(cross-entropy [B, L], logits [B, L, V], tokens [B, L]) with latent noise of strength `noise`."""
+    def compute_losses(
+        self, batch: Batch, model: ScaleTransformer, noise: float, correct: bool
+    ) -> tuple[HeadLosses, Tensor]:
+        """Cross-entropy with latent noise of strength `noise`, and the tokens [B, L].
+
+        correct: also whether the most probable tokens are the right ones.
+        """
         check_text(batch)
         with torch.no_grad():
             tokens = self.tokenizer.tokenize(batch["image"], noise, batch["seed"])
             inputs = self.tokenizer.teacher_forcing(tokens)
-        logits = model(inputs, batch["text"], batch["text_mask"], batch["pooled"], batch["crop"])
         smoothing = self.loss_config.label_smoothing if self.training else 0.0
-        return token_losses(logits, tokens, smoothing), logits, tokens
+        read_out = partial(head_losses, tokens_BL=tokens, label_smoothing=smoothing, correct=correct)
+        return model(
+            inputs, batch["text"], batch["text_mask"], batch["pooled"], batch["crop"], read_out
+        ), tokens
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         assert self.generator is not None
-        losses, logits, tokens = self.compute_token_losses(
-            batch, self.generator, self.loss_config.latent_noise
-        )
-        loss = losses.mean()
-        self.nonfinite_guard.watch(loss)
-        self._collect({"train/loss": loss})
-        if (self.global_step + 1) % self.trainer_config.log_every == 0:
-            self._collect_by_scale(losses, logits, tokens)
-        return loss
+        logs = (self.global_step + 1) % self.trainer_config.log_every == 0
+        losses, tokens = self.compute_losses(batch, self.generator, self.loss_config.latent_noise, logs)
+        self.nonfinite_guard.watch(losses.mean)
+        self._collect({"train/loss": losses.mean})
+        if losses.correct_BL is not None:
+            self._collect_by_scale(losses.tokens_BL, losses.correct_BL, tokens)
+        return losses.mean
 
-    def _collect_by_scale(self, losses: Tensor, logits: Tensor, tokens: Tensor) -> None:
+    def _collect_by_scale(self, losses: Tensor, correct: Tensor, tokens: Tensor) -> None:
         pyramid = self.tokenizer.pyramid
-        correct = (logits.argmax(dim=-1) == tokens).float()
         values: dict[str, Tensor] = {}
         for name, per_scale in (
             ("loss", by_scale(losses, pyramid)),
@@ -262,9 +267,10 @@ class GeneratorModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
         assert self.generator is not None
-        losses, logits, tokens = self.compute_token_losses(batch, self.generator, 0.0)
+        losses, tokens = self.compute_losses(batch, self.generator, 0.0, correct=True)
+        assert losses.correct_BL is not None
         for prefix in of_batch(self._prefixes, dataloader_idx):
-            self._statistics[prefix].update(tokens, losses, logits.argmax(dim=-1) == tokens)
+            self._statistics[prefix].update(tokens, losses.tokens_BL, losses.correct_BL)
 
     def on_validation_epoch_end(self) -> None:
         for prefix, statistics in self._statistics.items():

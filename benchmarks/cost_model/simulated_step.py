@@ -241,8 +241,8 @@ def run_step(
         set_accumulating(generator, i + 1 < micro_batches)
         _begin(trace, i, ACTIVATIONS)
         with torch.autocast(device.type, torch.bfloat16) if mixed else nullcontext():
-            losses, *_ = module.compute_token_losses(_blank_batch(config, device), generator, 0.0)
-            loss = losses.mean() / micro_batches
+            losses, _ = module.compute_losses(_blank_batch(config, device), generator, 0.0, correct=False)
+            loss = losses.mean / micro_batches
         del losses, _
         _begin(trace, i, WORKING)
         loss.backward()

@@ -9,7 +9,7 @@ T caption tokens, C code width, D width, V vocabulary, K head width.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,13 @@ from switti.models.norm import unit_layer_norm
 from switti.models.pruning import TokenPruning
 from switti.models.rope import pyramid_angles, rotary_tables
 from switti.scales import Pyramid
+
+# What is computed of the head and its input [B, L, D]: logits, or a loss that never holds all of them.
+ReadOut = Callable[[nn.Linear, Tensor], Any]
+
+
+def logits_of(head: nn.Linear, x_BLD: Tensor) -> Tensor:
+    return head(x_BLD)
 
 
 class AdaLNBeforeHead(nn.Module):
@@ -167,13 +174,18 @@ class ScaleTransformer(nn.Module):
             None if mask_BT is None else mask_BT[:, None, None, :],
         )
 
-    def classify(self, x_BLD: Tensor, modulation: tuple[Tensor, Tensor]) -> Tensor:
-        """Logits, float32 if the head is (Section 3.2: the bfloat16 head is what makes training diverge)."""
+    def classify(
+        self, x_BLD: Tensor, modulation: tuple[Tensor, Tensor], read_out: ReadOut = logits_of
+    ) -> Any:
+        """Logits, float32 if the head is (Section 3.2: the bfloat16 head is what makes training diverge).
+
+        read_out: computes something else of the head, in the same precision.
+        """
         x = self.head_nm(x_BLD, modulation)
         if self.config.head_precision == "bfloat16":
-            return self.head(x)
+            return read_out(self.head, x)
         with torch.autocast(x.device.type, enabled=False):
-            return self.head(x.to(self.head.weight.dtype))
+            return read_out(self.head, x.to(self.head.weight.dtype))
 
     # ---- all scales at once: training ---------------------------------------------------------------------------
 
@@ -191,8 +203,9 @@ class ScaleTransformer(nn.Module):
         mask_BT: Tensor | None,
         pooled_BP: Tensor,
         crop_B4: Tensor | None = None,
-    ) -> Tensor:
-        """Teacher forcing: logits [B, L, V] of every token of every scale.
+        read_out: ReadOut = logits_of,
+    ) -> Any:
+        """Teacher forcing: logits [B, L, V] of every token of every scale, or what `read_out` returns instead.
 
         x_BMC: next-scale inputs, see `RQVAE.teacher_forcing`. mask_BT: True where the caption has a token.
         """
@@ -207,7 +220,7 @@ class ScaleTransformer(nn.Module):
                 x = checkpoint(block, *arguments, use_reentrant=False)
             else:
                 x = block(*arguments)
-        return self.classify(x, self.head_nm.modulation(condition))
+        return self.classify(x, self.head_nm.modulation(condition), read_out)
 
     # ---- one scale at a time: sampling --------------------------------------------------------------------------
 

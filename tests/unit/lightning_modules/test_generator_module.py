@@ -92,9 +92,13 @@ def test_training_step_is_the_mean_cross_entropy_of_all_tokens(tmp_path: Path) -
     built = module()
     built.configure_model()
     batch = torch.utils.data.default_collate([Images(2).sample(i) for i in range(2)])
-    losses, logits, tokens = built.compute_token_losses(batch, built.generator, 0.0)
+    losses, tokens = built.compute_losses(batch, built.generator, 0.0, correct=True)
+    conditions = [batch[name] for name in ("text", "text_mask", "pooled", "crop")]
+    logits = built.generator(built.tokenizer.teacher_forcing(tokens), *conditions)
     expected = -logits.double().log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
-    torch.testing.assert_close(losses.double(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(losses.tokens_BL.double(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(losses.mean.double(), expected.mean(), rtol=0, atol=1e-5)
+    assert torch.equal(losses.correct_BL, logits.argmax(dim=-1) == tokens)
     again = built.tokenizer.tokenize(batch["image"])
     assert torch.equal(tokens, again)
 
