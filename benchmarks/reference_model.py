@@ -18,6 +18,7 @@ from torch import Tensor
 
 from switti.models.attention import KeyValueCache, Rotation, SelfAttention
 from switti.models.config import GeneratorConfig
+from switti.models.packed_attention import Packing
 from switti.models.transformer import Condition, ReadOut, ScaleTransformer, logits_of
 from switti.sampling.config import SamplingConfig
 from switti.sampling.guidance import GuidanceSchedule
@@ -60,7 +61,13 @@ class DenseSelfAttention(SelfAttention):
         return torch.view_as_real(pairs * table[:, None]).flatten(-2).to(x_BLHK.dtype)
 
     def attend(
-        self, q_BHLK: Tensor, k_BHMK: Tensor, v_BHMK: Tensor, spans: tuple[tuple[int, int], ...], cached: bool
+        self,
+        q_BHLK: Tensor,
+        k_BHMK: Tensor,
+        v_BHMK: Tensor,
+        spans: tuple[tuple[int, int], ...],
+        cached: bool,
+        packing: Packing | None = None,
     ) -> Tensor:
         mask = self.mask_LL if len(spans) > 1 else None
         return F.scaled_dot_product_attention(q_BHLK, k_BHMK, v_BHMK, attn_mask=mask)

@@ -17,6 +17,7 @@ RESUMABLE = (
     "trainer.sharding_size",
     "trainer.checkpointing",
     "trainer.compile",
+    "trainer.attention",
     "trainer.log_every",
     "trainer.validate_every",
     "trainer.validate_batches",

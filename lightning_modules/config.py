@@ -81,6 +81,10 @@ class TrainerConfig:
     """Recompute the activations of each block in the backward pass: less memory, about a third more computation."""
     compile: bool = False
     """torch.compile for each block."""
+    attention: Literal["auto", "fused", "products", "varlen"] = "auto"
+    """Kernel of self-attention. auto: by device and type. fused: PyTorch's, one call a scale. varlen: all scales in one
+    call, on NVIDIA GPUs in bfloat16; auto takes it for a non-causal model where deterministic is false. products:
+    matrix products in pieces, for CPUs."""
     validate_every: int = 200
     """Optimizer steps between validations."""
     validate_batches: int | None = None

@@ -105,7 +105,7 @@ class GeneratorModule(LightningModule):
             return
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self.generator = ScaleTransformer(self.model_config)
+            self.generator = ScaleTransformer(self.model_config, self.trainer_config.attention)
         if self._initial_state is not None:
             fill(self.generator, self._initial_state, "init_from")
             self._initial_state = None

@@ -1,6 +1,6 @@
 """Attention within a scale (non-causal) or to all scales up to one's own (causal), and to the caption.
 
-No L×L mask exists here: a scale is one unmasked call on a slice (Section 3.3).
+No L×L mask exists here: a scale is one unmasked call on a slice (Section 3.3), or a sequence of one packed call.
 
 Shape suffixes: B batch, L query tokens, M key tokens, T caption tokens, H heads, K head width, D = H·K,
 C caption width.
@@ -16,6 +16,7 @@ from switti.models import cpu_tiles
 from switti.models.cpu_attention import attend_by_products
 from switti.models.kernels import Backend, attends_by_products, infers_in_tiles
 from switti.models.norm import unit_layer_norm, unit_rms_norm
+from switti.models.packed_attention import Packing, attend_packed
 from switti.models.rope import rotate
 
 QUERY_KEY_NORMS = {"layer": unit_layer_norm, "rms": unit_rms_norm}
@@ -134,14 +135,16 @@ class SelfAttention(nn.Module):
         rotation: Rotation | None,
         spans: tuple[tuple[int, int], ...],
         cache: KeyValueCache | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
-        """spans: token ranges of the scales in x, one scale when sampling; cache: a causal model's, when sampling."""
+        """spans: token ranges of the scales in x, one scale when sampling; cache: a causal model's, when sampling;
+        packing: of all scales, for the variable-length kernel."""
         if len(spans) == 1 and infers_in_tiles(self.backend, x_BLD):
             return self.in_tiles(x_BLD, rotation, cache)
         q, k, v = self.project(x_BLD, rotation)
         if cache is not None:
             k, v = cache.append(k, v)
-        out = self.attend(q, k, v, spans, cached=cache is not None)
+        out = self.attend(q, k, v, spans, cache is not None, packing)
         return self.proj(out.transpose(1, 2).flatten(2))
 
     def in_tiles(self, x_BLD: Tensor, rotation: Rotation | None, cache: KeyValueCache | None) -> Tensor:
@@ -164,11 +167,19 @@ class SelfAttention(nn.Module):
         return self.proj(cpu_tiles.join_heads(out, self.heads))
 
     def attend(
-        self, q_BHLK: Tensor, k_BHMK: Tensor, v_BHMK: Tensor, spans: tuple[tuple[int, int], ...], cached: bool
+        self,
+        q_BHLK: Tensor,
+        k_BHMK: Tensor,
+        v_BHMK: Tensor,
+        spans: tuple[tuple[int, int], ...],
+        cached: bool,
+        packing: Packing | None = None,
     ) -> Tensor:
         """Values [B, H, L, K] of what each token sees: all keys of a cache, else those that its scale may see."""
         if cached:
             return attend(q_BHLK, k_BHMK, v_BHMK, backend=self.backend)
+        if packing is not None:
+            return attend_packed(q_BHLK, k_BHMK, v_BHMK, packing)
         return attend_by_scale(q_BHLK, k_BHMK, v_BHMK, spans, self.visibility, self.backend)
 
     def rotate(self, x_BLHK: Tensor, rotation: Rotation) -> Tensor:

@@ -16,6 +16,7 @@ from switti.models.attention import CrossAttention, KeyValueCache, Rotation, Sel
 from switti.models.config import GeneratorConfig
 from switti.models.kernels import Backend, infers_in_tiles
 from switti.models.norm import LayerNorm, NoNorm, RMSNorm
+from switti.models.packed_attention import Packing
 
 
 class SwiGLU(nn.Module):
@@ -130,9 +131,10 @@ class Block(nn.Module):
         rotation: Rotation | None,
         spans: tuple[tuple[int, int], ...],
         cache: KeyValueCache | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
         """The block itself, given the result of `prepare`."""
-        x = self.add_self_attention(x_BLD, condition, rotation, spans, cache)
+        x = self.add_self_attention(x_BLD, condition, rotation, spans, cache, packing)
         x = self.add_cross_attention(x, condition, mask_B11T)
         return self.add_feed_forward(x, condition)
 
@@ -143,9 +145,10 @@ class Block(nn.Module):
         rotation: Rotation | None,
         spans: tuple[tuple[int, int], ...],
         cache: KeyValueCache | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
         gate, _, scale, _, shift, _ = condition.modulation
-        h = self.attn(self.self_attention_norm1(x_BLD, scale + 1, shift), rotation, spans, cache)
+        h = self.attn(self.self_attention_norm1(x_BLD, scale + 1, shift), rotation, spans, cache, packing)
         return self.self_attention_norm2(h, gate, x_BLD)
 
     def add_cross_attention(
@@ -168,6 +171,8 @@ class Block(nn.Module):
         mask_B11T: Tensor | None,
         rotation: Rotation | None,
         spans: tuple[tuple[int, int], ...],
+        packing: Packing | None = None,
     ) -> Tensor:
         """Training: everything in one call, so that sharding and checkpointing see one unit."""
-        return self.advance(x_BLD, self.prepare(condition_BD, crop_BD, text_BTC), mask_B11T, rotation, spans)
+        condition = self.prepare(condition_BD, crop_BD, text_BTC)
+        return self.advance(x_BLD, condition, mask_B11T, rotation, spans, None, packing)

@@ -19,8 +19,9 @@ from switti.models.attention import KeyValueCache, Rotation
 from switti.models.block import Block, BlockCondition
 from switti.models.config import GeneratorConfig
 from switti.models.crop_embedding import FourierFeatures
-from switti.models.kernels import Backend
+from switti.models.kernels import Backend, attends_packed
 from switti.models.norm import unit_layer_norm
+from switti.models.packed_attention import Packing
 from switti.models.pruning import TokenPruning
 from switti.models.rope import pyramid_angles, rotary_tables
 from switti.scales import Pyramid
@@ -86,6 +87,7 @@ class ScaleTransformer(nn.Module):
         super().__init__()
         config.validate("model")
         self.config = config
+        self.backend: Backend = backend
         self.pyramid = Pyramid(tuple(config.scales))
         self.checkpointing = False
         first, width = self.pyramid.sizes[0], config.width
@@ -214,13 +216,24 @@ class ScaleTransformer(nn.Module):
         text = text_BTC.to(condition.dtype)
         mask = None if mask_BT is None else mask_BT[:, None, None, :]
         rotation = Rotation(self.cosine_LK, self.sine_LK) if self.config.rope else None
+        packing = self._packing(len(x), x.device)
         for block in self.blocks:
-            arguments = (x, condition, crop, text, mask, rotation, self.pyramid.spans)
+            arguments = (x, condition, crop, text, mask, rotation, self.pyramid.spans, packing)
             if self.checkpointing and self.training:
                 x = checkpoint(block, *arguments, use_reentrant=False)
             else:
                 x = block(*arguments)
         return self.classify(x, self.head_nm.modulation(condition), read_out)
+
+    def _packing(self, batch: int, device: torch.device) -> Packing | None:
+        """Of the scales of all images, if they attend in one call."""
+        autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else self.head.weight.dtype
+        config = self.config
+        head_width = config.width // config.heads
+        if not attends_packed(self.backend, config.visibility, device, dtype, head_width):
+            return None
+        return Packing.of(self.pyramid.spans, config.visibility, batch, device)
 
     # ---- one scale at a time: sampling --------------------------------------------------------------------------
 
