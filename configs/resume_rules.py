@@ -18,6 +18,7 @@ RESUMABLE = (
     "trainer.checkpointing",
     "trainer.compile",
     "trainer.attention",
+    "trainer.cache_latents",
     "trainer.log_every",
     "trainer.validate_every",
     "trainer.validate_batches",

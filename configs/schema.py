@@ -100,6 +100,10 @@ class RunConfig:
                 f"data.resolution={self.data.resolution} must be null or {self.tokenizer.resolution} px, the finest of "
                 f"tokenizer.scales={self.tokenizer.scales} times its downsampling by {self.tokenizer.downsampling}"
             )
+        if self.trainer.cache_latents and self.data.crop == "random":
+            raise UserError(
+                "trainer.cache_latents needs data.crop=center: the latent of a random crop is not met again"
+            )
         if self.data.streamed and self.callbacks.metrics_every and self.metrics.captions == "train":
             raise UserError(
                 "metrics.captions=train needs shards on disk, and data.train is a stream; set "

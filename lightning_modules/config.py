@@ -85,6 +85,9 @@ class TrainerConfig:
     """Kernel of self-attention. auto: by device and type. fused: PyTorch's, one call a scale. varlen: all scales in one
     call, on NVIDIA GPUs in bfloat16; auto takes it for a non-causal model where deterministic is false. products:
     matrix products in pieces, for CPUs."""
+    cache_latents: bool = False
+    """Keep the tokenizer's latents of all images in memory, so that each is encoded once (generator runs): for small
+    data without random crops. 2 KB an image at 64 px, 16 KB at 256 px in bfloat16; the same tokens."""
     validate_every: int = 200
     """Optimizer steps between validations."""
     validate_batches: int | None = None

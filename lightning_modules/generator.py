@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_modules.config import LossConfig, OptimizerConfig, TrainerConfig
+from lightning_modules.latent_cache import LatentCache
 from lightning_modules.nonfinite_guard import NonfiniteGuard
 from lightning_modules.optimization import build_optimizer
 from lightning_modules.strategies.gather_per_step import full_tensor
@@ -87,6 +88,7 @@ class GeneratorModule(LightningModule):
         self.ema_generator = None
         self.nonfinite_guard = NonfiniteGuard()
         self._frozen = (tokenizer.eval().requires_grad_(False),)
+        self._encode = LatentCache(tokenizer.encode) if trainer.cache_latents else tokenizer.encode
         self._values: dict[str, list[Tensor]] = {}
 
     @property
@@ -173,7 +175,8 @@ class GeneratorModule(LightningModule):
         """
         check_text(batch)
         with torch.no_grad():
-            tokens = self.tokenizer.tokenize(batch["image"], noise, batch["seed"])
+            latent = self._encode(batch["image"])
+            tokens = self.tokenizer.tokenize_latent(latent, noise, batch["seed"])
             inputs = self.tokenizer.teacher_forcing(tokens)
         smoothing = self.loss_config.label_smoothing if self.training else 0.0
         read_out = partial(head_losses, tokens_BL=tokens, label_smoothing=smoothing, correct=correct)

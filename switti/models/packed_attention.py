@@ -9,7 +9,7 @@ width, S = B · scales sequences.
 
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -69,5 +69,5 @@ def attend_packed(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, packing: Packi
         k, v = (Prefixes.apply(t, packing.prefixes) for t in (k, v))
     q, k, v = (t.flatten(0, 1) for t in (q, k, v))
     offsets = packing.queries, packing.keys, packing.longest_query, packing.longest_key
-    out = kernels.varlen_attn(q, k, v, *offsets)
+    out = cast(Tensor, kernels.varlen_attn(q, k, v, *offsets))
     return out.unflatten(0, (batch, length)).transpose(1, 2)

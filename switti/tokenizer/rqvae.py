@@ -92,14 +92,25 @@ class RQVAE(nn.Module):
         noise_std: n in [0, 1), strength of the noise that the search sees. Its draws are `noise_BLC`, or come from
         `seeds` [B]: a sample's noise depends on its own seed only.
         """
+        return self.tokenize_latent(self.encode(image_B3HW), noise_std, seeds, noise_BLC)
+
+    @torch.no_grad()
+    def tokenize_latent(
+        self,
+        f_BCHH: Tensor,
+        noise_std: float = 0.0,
+        seeds: Tensor | None = None,
+        noise_BLC: Tensor | None = None,
+    ) -> Tensor:
+        """`tokenize` for images that are encoded already."""
         if not 0.0 <= noise_std < 1.0:
             raise UserError(f"noise_std={noise_std} must lie in [0, 1)")
         if noise_std > 0 and noise_BLC is None:
             if seeds is None:
                 raise UserError(f"noise_std={noise_std} needs one seed per image")
             shape = self.pyramid.length, self.config.code_width
-            noise_BLC = sample_noise(seeds, *shape, device=image_B3HW.device)
-        return self.quantize.tokenize(self.encode(image_B3HW), noise_std, noise_BLC if noise_std else None)
+            noise_BLC = sample_noise(seeds, *shape, device=f_BCHH.device)
+        return self.quantize.tokenize(f_BCHH, noise_std, noise_BLC if noise_std else None)
 
     @torch.no_grad()
     def teacher_forcing(self, tokens_BL: Tensor) -> Tensor:
