@@ -36,8 +36,8 @@ def test_training_with_the_cache_gives_the_same_bits(
     """Twelve images again and again, in batches of other composition."""
     sample = Images.sample
     monkeypatch.setattr(Images, "sample", lambda self, i: sample(self, (5 * i + i // 12) % 12) | {"seed": i})
-    runs = {cached: module(steps=7, precision=precision, cache_latents=cached) for cached in (False, True)}
-    encoded = {cached: 0 for cached in runs}
+    runs = {cached: module(steps=5, precision=precision, cache_latents=cached) for cached in (False, True)}
+    encoded = dict.fromkeys(runs, 0)
     losses = {}
     for cached, built in runs.items():
         encoder = built.tokenizer.encoder.forward
@@ -51,8 +51,8 @@ def test_training_with_the_cache_gives_the_same_bits(
     assert losses[True] == losses[False]
     expected, actual = (copy.copy(runs[cached].generator.state_dict()) for cached in (False, True))
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
-    # Three batches of training images and the validation batch.
-    assert encoded[True] == 4 < encoded[False]
+    # Three batches have all images, those of the validation among them.
+    assert encoded[True] == 3 < encoded[False]
 
 
 def test_random_crops_are_not_cached() -> None:
