@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from switti.models.attention import KeyValueCache, Rotation
 from switti.models.block import Block, BlockCondition
+from switti.models.compiled_scales import CompiledScales
 from switti.models.config import GeneratorConfig
 from switti.models.crop_embedding import FourierFeatures
 from switti.models.kernels import Backend, attends_packed
@@ -242,6 +243,11 @@ class ScaleTransformer(nn.Module):
         if self.config.visibility == "non_causal":
             return None
         return [KeyValueCache(self.pyramid.length) for _ in self.blocks]
+
+    def compile_scales(self) -> None:
+        """Compile `forward_scale` for each scale; another call changes nothing."""
+        if not isinstance(self.forward_scale, CompiledScales):
+            self.forward_scale = CompiledScales(self.forward_scale)  # type: ignore[method-assign,assignment]
 
     def forward_scale(
         self,

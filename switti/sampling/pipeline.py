@@ -160,6 +160,17 @@ class SwittiPipeline:
 
     # ---- sampling -----------------------------------------------------------------------------------------------
 
+    def compile(self) -> Self:
+        """Compile the transformer with torch.compile, each scale as a function of its own; in place, and returned.
+
+        The first call warms up: every scale is compiled once for each number of images that is sampled together, and
+        once more without guidance, which takes seconds to minutes. Later calls of the same size find what is compiled,
+        so keep `batch_size` and the number of images. On a CPU it needs a C++ compiler. Images are those without it up
+        to rounding, which in rare cases changes a token.
+        """
+        self.generator.compile_scales()
+        return self
+
     @torch.no_grad()
     def __call__(
         self,
