@@ -247,7 +247,7 @@ class ScaleTransformer(nn.Module):
     def compile_scales(self) -> None:
         """Compile `forward_scale` for each scale; another call changes nothing."""
         if not isinstance(self.forward_scale, CompiledScales):
-            self.forward_scale = CompiledScales(self.forward_scale)  # type: ignore[method-assign,assignment]
+            self.forward_scale = CompiledScales(self.forward_scale)  # type: ignore[method-assign]
 
     def forward_scale(
         self,
