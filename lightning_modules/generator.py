@@ -180,9 +180,8 @@ class GeneratorModule(LightningModule):
             inputs = self.tokenizer.teacher_forcing(tokens)
         smoothing = self.loss_config.label_smoothing if self.training else 0.0
         read_out = partial(head_losses, tokens_BL=tokens, label_smoothing=smoothing, correct=correct)
-        return model(
-            inputs, batch["text"], batch["text_mask"], batch["pooled"], batch["crop"], read_out
-        ), tokens
+        conditions = (batch[name] for name in ("text", "text_mask", "pooled", "crop"))
+        return model(inputs, *conditions, read_out), tokens
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         assert self.generator is not None
@@ -250,10 +249,10 @@ class GeneratorModule(LightningModule):
     def objective(self, prepared: FixedBatch) -> dict[str, Tensor]:
         """Cross-entropy without label smoothing, of the live weights: the mean over all tokens, and by scale."""
         assert self.generator is not None
-        logits = self.generator(prepared.inputs, *prepared.conditions)
-        losses = token_losses(logits, prepared.tokens, 0.0)
-        scales = enumerate(by_scale(losses, self.tokenizer.pyramid))
-        return {"loss": losses.mean()} | {f"loss_by_scale/{k}": value for k, value in scales}
+        read_out = partial(head_losses, tokens_BL=prepared.tokens, correct=False)
+        losses = self.generator(prepared.inputs, *prepared.conditions, read_out)
+        scales = enumerate(by_scale(losses.tokens_BL, self.tokenizer.pyramid))
+        return {"loss": losses.mean} | {f"loss_by_scale/{k}": value for k, value in scales}
 
     # ---- validation ---------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 "auto" chooses:
 
 - On a CPU in bfloat16, batched products in pieces, which are faster there than the fused kernel; norms in pieces in
-  every type.
+  every type. Weights in bfloat16 infer in tiles there (`infers_in_tiles`).
 - In training on an NVIDIA GPU of compute capability 8.0 or more, `torch.nn.attention.varlen` for a non-causal model in
   bfloat16 or float16 whose heads have a multiple of 8 channels, 256 at most: all scales of all images in one call. Not
   where PyTorch lacks it (before 2.10), and not with deterministic algorithms (trainer.deterministic), which its

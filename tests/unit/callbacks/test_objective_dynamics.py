@@ -69,10 +69,9 @@ def test_the_objective_is_the_training_loss_of_the_fixed_batch(tmp_path: Path) -
     assert len(callback.history) == 4
     built.eval()
     with torch.no_grad():
-        losses, *_ = built.compute_token_losses(
-            fixed_batch(), built.generator, built.loss_config.latent_noise
-        )
-    assert callback.history[-1] == pytest.approx(float(losses.mean()), rel=1e-6)
+        noise = built.loss_config.latent_noise
+        losses, _ = built.compute_losses(fixed_batch(), built.generator, noise, correct=False)
+    assert callback.history[-1] == pytest.approx(float(losses.mean), rel=1e-6)
     logged = metric_values(tmp_path, "objective_dynamics/loss")
     assert logged == pytest.approx(dict(enumerate(callback.history)), rel=1e-9)
     scales = [metric_values(tmp_path, f"objective_dynamics/loss_by_scale/{k}")[3] for k in range(3)]

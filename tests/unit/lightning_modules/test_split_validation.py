@@ -58,8 +58,8 @@ def run(built: pl.LightningModule, data: pl.LightningDataModule, folder: Path) -
 def mean_loss(built: Any, numbers: list[int]) -> float:
     batch = torch.utils.data.default_collate([random_sample(i, SMALL.resolution) for i in numbers])
     with torch.no_grad():
-        losses, _, _ = built.eval().compute_token_losses(batch, built.generator, 0.0)
-    return losses.double().mean().item()
+        losses, _ = built.eval().compute_losses(batch, built.generator, 0.0, correct=False)
+    return losses.tokens_BL.double().mean().item()
 
 
 def test_losses_of_each_split_and_of_all_images_together(tmp_path: Path) -> None:
