@@ -34,17 +34,20 @@ class ToyTokenizer:
         return [self.ids[word[k : k + PIECE]] for k in range(0, len(word), PIECE)]
 
 
-def cross_edit(name: str, prompts: list[PromptTokens], reweight: tuple[str, float]) -> CrossEdit | None:
-    """Of a golden controller: replace…, refine, refine_reweight; None: none."""
-    if name.startswith("replace"):
-        return Replace.of(prompts, compatible=True)
-    if not name.startswith("refine"):
+def cross_edit(name: str, prompts: list[PromptTokens], reweight: tuple[str, float]) -> CrossEdit:
+    """Of a golden controller: replace… or refine…, and then _reweight."""
+    kind, _, more = name.partition("_")
+    inner: CrossEdit
+    if kind.startswith("replace"):
+        inner = Replace.of(prompts, compatible=True)
+    elif kind.startswith("refine"):
+        inner = Refine.of(prompts)
+    else:
         raise ValueError(f"controller {name} is not known")
-    refine = Refine.of(prompts)
-    if name != "refine_reweight":
-        return refine
+    if more != "reweight":
+        return inner
     word, factor = reweight
-    return Reweight(refine, torch.stack([equalizer(target, {word: factor}) for target in prompts[1:]]))
+    return Reweight(inner, torch.stack([equalizer(target, {word: factor}) for target in prompts[1:]]))
 
 
 def prompts_of(name: str, meta: Settings) -> list[str]:

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.parity.common import AbsentError, Golden, Settings, TensorFile, close, relative
+from benchmarks.parity.common import AbsentError, Golden, Settings, TensorFile, close, equal, relative
 from benchmarks.parity.icd_functions import boundaries_of
 from benchmarks.parity.icd_losses import Networks, Tolerances, check_losses
 from switti.diffusion.boundaries import Boundaries
 from switti.diffusion.guidance_embedding import guidance_embedding
 from switti.diffusion.objective import Batch, Condition, Direction, Draws, Objective
-from switti.diffusion.schedule import NoiseSchedule
+from switti.diffusion.schedule import TIMES, NoiseSchedule
 from switti.diffusion.trajectories import (
     decode,
     dynamic_guidance,
@@ -155,6 +155,12 @@ def check_trajectories(golden: Golden) -> None:
                 _check_paths(file, f"{name}/", _networks(golden), schedule, settings)
         with golden.part("icd.trajectories.teacher"):
             _check_teacher(file, _networks(golden)["teacher"], schedule)
+    if (expected := golden.wanted(golden.meta, "automatic_inference_timesteps")) is not None:
+        boundaries = Boundaries.automatic(len(expected["reverse_timesteps"]))
+        for direction, jumps in (("reverse", boundaries.decode_jumps), ("forward", boundaries.encode_jumps)):
+            ends = expected[f"{direction}_boundary_timesteps"]
+            wanted = torch.tensor([expected[f"{direction}_timesteps"], ends]).T
+            golden.add(equal(f"icd.trajectories.automatic/{direction}", torch.tensor(jumps), wanted))
     file.finish()
 
 
@@ -162,9 +168,8 @@ def _check_paths(
     file: TensorFile, prefix: str, roles: dict[str, TinyNet], schedule: NoiseSchedule, settings: Settings
 ) -> None:
     latent, source, target = file["in/latent"], Condition(file["in/source"]), Condition(file["in/target"])
-    boundaries = Boundaries.given(
-        settings["reverse_boundaries"][::-1], settings["forward_boundaries"], off_grid=True
-    )
+    ends = settings["reverse_boundaries"][::-1], settings["forward_boundaries"]
+    boundaries = Boundaries.given(*ends, TIMES // (settings["forward_timesteps"][0] + 1), off_grid=True)
     if boundaries.decode_jumps != list(
         zip(settings["reverse_timesteps"], settings["reverse_boundaries"], strict=True)
     ):

@@ -12,7 +12,7 @@ from switti.diffusion.attention_control import BLEND_PIXELS, AttentionControl, L
 from switti.diffusion.boundaries import Boundaries
 from switti.diffusion.objective import Batch, Condition, Direction, Objective
 from switti.diffusion.prompt_words import time_mask
-from switti.diffusion.schedule import NoiseSchedule
+from switti.diffusion.schedule import TIMES, NoiseSchedule
 from switti.diffusion.trajectories import dynamic_guidance, edit, encode
 from switti.diffusion.unet import InvertibleUNet, Role
 from switti.weights.fill import mismatches
@@ -97,7 +97,8 @@ def check_editing(golden: Golden) -> None:
 
 def _boundaries(settings: Settings) -> Boundaries:
     times = sorted(settings["reverse_timesteps"])
-    return Boundaries.given([0, *times[:-1]], times, off_grid=True)
+    points = TIMES // (settings["forward_timesteps"][0] + 1)
+    return Boundaries.given([0, *times[:-1]], times, points, off_grid=True)
 
 
 def _control(golden: Golden, name: str, case: Settings, steps: int) -> AttentionControl:
