@@ -55,6 +55,7 @@ def test_distances_of_features(device: str) -> None:
     assert values[1] == pytest.approx(values[0], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_inception_features(device: str) -> None:
     """Random weights; running statistics away from their start."""
     inception = pytest.importorskip("switti.metrics.inception", reason="needs torchvision")

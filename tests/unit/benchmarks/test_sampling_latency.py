@@ -195,6 +195,7 @@ def test_more_work_takes_longer() -> None:
 # ---- the command --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_plan_has_a_sampling_section(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "plan.json"
     settings = ["data.batch_size=16", "sampling.guidance_stop=1"]
