@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from unet_cases import tiny_unet
 
-from switti.diffusion.adapter_file import save_adapters
+from switti.diffusion.adapter_file import save_adapters, weights_digest
 from switti.diffusion.boundaries import Boundaries
 from switti.diffusion.editor import ControlSettings, Editor
-from switti.diffusion.latents import FoldedPixels
+from switti.diffusion.latents import FoldedPixels, VAELatents
 from switti.diffusion.objective import Condition
 from switti.diffusion.prompt_words import PromptTokens
 from switti.diffusion.unet import InvertibleUNet
@@ -122,3 +122,29 @@ def test_without_guidance_embedding_images_are_decoded_unguided(image: Tensor) -
         plain.decode(noise, PROMPTS[:1], 7.0)
     with pytest.raises(UserError, match="editing needs it"):
         plain.edit(noise, PROMPTS)
+
+
+def test_a_vaes_latents_are_its_means_scaled(image: Tensor) -> None:
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    settings = {
+        "block_out_channels": (4, 8),
+        "latent_channels": 4,
+        "norm_num_groups": 2,
+        "scaling_factor": 0.5,
+    }
+    blocks = {
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+    }
+    vae = AutoencoderKL(**settings, **blocks).eval()
+    codec = VAELatents(vae, 32, weights_digest(vae))
+    assert (codec.space.channels, codec.space.side) == (4, 16)
+    assert codec.space.codec.endswith("scaled by 0.5")
+    with torch.no_grad():
+        latents = codec.encode(image)
+        torch.testing.assert_close(latents, 0.5 * vae.encode(image).latent_dist.mean)
+        assert torch.equal(codec.decode(latents), vae.decode(latents / 0.5).sample)
+    with pytest.raises(UserError, match=r"latents have shape \[1, 4, 8, 8\]"):
+        codec.decode(latents[:, :, :8, :8])
