@@ -6,6 +6,7 @@ import pytest
 
 from configs.foreign_names import FOREIGN
 from configs.loading import SETTINGS
+from configs.settings import walk
 from experiments import cli as command
 from experiments import embed, train
 from sweeps.search_space import FOREIGN as SEARCH
@@ -91,7 +92,7 @@ def test_nonsense_gets_no_suggestion(typed: str) -> None:
 
 
 def test_equally_near_names_are_all_given() -> None:
-    assert hint("scales") == "; did you mean 'tokenizer.scales' or 'model.scales'?"
+    assert hint("scales") == "; did you mean 'tokenizer.scales' or 'model.scales' or 'sampling.pruning.scales'?"
     assert nearest("tokenizr.scales", SETTINGS) == ["tokenizer.scales"]
     assert nearest("a.same", [f"{group}.same" for group in "bcdefg"]) == []  # too many to be of any use
 
@@ -100,7 +101,7 @@ def test_equally_near_names_are_all_given() -> None:
     ("table", "known"),
     [
         (FOREIGN, set(SETTINGS)),
-        (SAMPLING, set(SamplingConfig.__dataclass_fields__)),
+        (SAMPLING, {setting.name for setting in walk(SamplingConfig)}),
         (SEARCH, set(Search.__dataclass_fields__)),
         (_FOREIGN, set(KEYS)),
     ],
