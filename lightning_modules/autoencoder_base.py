@@ -212,7 +212,7 @@ class AutoencoderModule(pl.LightningModule, Generic[Trained]):
         output_B3HW = to_float32(result.output)
         terms, loss = self._reconstruction_loss(output_B3HW, result.target)
         values = {"l1": terms.l1, "mse": terms.mse}
-        if self.perceptual is not None:
+        if self._active_perceptual is not None:
             values["lpips"] = terms.lpips
         if critic is not None:
             # Trained below, not here.
@@ -231,12 +231,18 @@ class AutoencoderModule(pl.LightningModule, Generic[Trained]):
             critic.requires_grad_(True)
         return values | {"loss": loss}
 
+    @property
+    def _active_perceptual(self) -> nn.Module | None:
+        """LPIPS once its term has begun."""
+        return self.perceptual if self.global_step >= self.loss_config.lpips_start_step else None
+
     def _reconstruction_loss(
         self, output_B3HW: Tensor, target_B3HW: Tensor
     ) -> tuple[ReconstructionLosses, Tensor]:
         """The terms on images, and their weighted sum."""
         weights = self.loss_config
-        terms = reconstruction_losses(output_B3HW, target_B3HW, self.perceptual)
+        network, share = self._active_perceptual, weights.lpips_share
+        terms = reconstruction_losses(output_B3HW, target_B3HW, network, share)
         return terms, weights.l1 * terms.l1 + weights.mse * terms.mse + weights.lpips * terms.lpips
 
     def _train_discriminator(
@@ -327,7 +333,7 @@ class AutoencoderModule(pl.LightningModule, Generic[Trained]):
         if result.extra_loss is not None:
             loss = loss + result.extra_loss
         values = {"loss": loss, "l1": terms.l1, "mse": terms.mse}
-        return values if self.perceptual is None else values | {"lpips": terms.lpips}
+        return values if self._active_perceptual is None else values | {"lpips": terms.lpips}
 
     # ---- validation and the result ------------------------------------------------------------------------------
 

@@ -20,6 +20,10 @@ class ReconstructionLossConfig:
     """Weight of the perceptual distance LPIPS. 0: its network is not loaded."""
     lpips_net: Literal["vgg", "alex"] = "vgg"
     """Network of LPIPS: VGG16 or AlexNet."""
+    lpips_start_step: int = 0
+    """Optimizer step at which the perceptual term begins; its network costs more than a small tokenizer."""
+    lpips_share: float = 1.0
+    """Share of a micro-batch's images, in (0, 1], on which the perceptual term is computed; at least one image."""
     adversarial: float = 0.1
     """Weight of the adversarial term. 0: no discriminator. 0.1 is Real-ESRGAN's, whose discriminator this is; the paper
     gives none."""
@@ -36,7 +40,9 @@ class ReconstructionLossConfig:
     """Channels of the discriminator's first convolution."""
 
     def validate(self, path: str) -> None:
-        check(self, path, NOT_NEGATIVE, "l1", "mse", "lpips", "adversarial", "start_step", "r1")
+        names = ("l1", "mse", "lpips", "lpips_start_step", "adversarial", "start_step", "r1")
+        check(self, path, NOT_NEGATIVE, *names)
+        check(self, path, (lambda value: 0.0 < value <= 1.0, "must lie in (0, 1]"), "lpips_share")
         if self.l1 + self.mse + self.lpips == 0:
             raise UserError(f"{path}.l1, .mse and .lpips are all 0: nothing would be reconstructed")
         check(self, path, AT_LEAST_1, "discriminator_features")

@@ -4,8 +4,10 @@ Module and parameter names are the published ones, so that released weights load
 Shape suffixes: B batch, C channels, H height, W width, N = H * W positions.
 """
 
+import math
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -111,16 +113,73 @@ class Level(nn.Module):
         return self.get_submodule(self.resize)(x_BCHW) if self.resize else x_BCHW
 
 
+# Luminance and two differences of colors, orthonormal rows over red, green and blue; and how much they vary, roughly.
+_COLOR_AXES = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))
+_COLOR_WEIGHTS = (1.0, 0.4, 0.3)
+
+
+def cosine_patches(side: int, count: int) -> Tensor:
+    """The `count` cosine patterns of a side × side patch that vary most in usual images, [count, 3, side, side].
+
+    They are orthonormal: the two-dimensional discrete cosine transform of luminance and color differences, from low to
+    high frequencies. Rows beyond the 3 · side² that there are, are zero.
+    """
+    axes_33 = F.normalize(torch.tensor(_COLOR_AXES, dtype=torch.float64), dim=1)
+    position_S = (torch.arange(side, dtype=torch.float64) + 0.5) * math.pi / side
+    waves_SS = F.normalize(torch.cos(torch.arange(side)[:, None] * position_S), dim=1)
+    order = sorted(
+        ((c, u, v) for c in range(3) for u in range(side) for v in range(side)),
+        key=lambda cuv: (-_COLOR_WEIGHTS[cuv[0]] / (1 + cuv[1] + cuv[2]), cuv),
+    )
+    patches = torch.zeros(count, 3, side, side, dtype=torch.float64)
+    for row, (c, u, v) in enumerate(order[:count]):
+        patches[row] = torch.einsum("c,h,w->chw", axes_33[c], waves_SS[u], waves_SS[v])
+    return patches.float()
+
+
+class PatchAnalysis(nn.Conv2d):
+    """Linear map from image patches to the latent; first the cosine coefficients, divided by the patch's side."""
+
+    def __init__(self, side: int, width: int) -> None:
+        super().__init__(3, width, side, stride=side, bias=False)
+        with torch.no_grad():
+            self.weight.copy_(cosine_patches(side, width) / side)
+
+
+class PatchSynthesis(nn.ConvTranspose2d):
+    """Linear map from the latent to image patches; first the inverse of `PatchAnalysis`."""
+
+    def __init__(self, side: int, width: int) -> None:
+        super().__init__(width, 3, side, stride=side, bias=False)
+        with torch.no_grad():
+            self.weight.copy_(cosine_patches(side, width) * side)
+
+
+def zero(conv: nn.Conv2d) -> None:
+    """A convolution that adds nothing at first."""
+    nn.init.zeros_(conv.weight)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+
+
 class Encoder(nn.Module):
-    """Image [B, 3, H, W] → features [B, code_width, H/f, W/f] with f = 2 ** (len(multipliers) − 1)."""
+    """Image [B, 3, H, W] → features [B, code_width, H/f, W/f] with f = patch_size · 2 ** (len(multipliers) − 1)."""
 
     def __init__(
-        self, *, channels: int, multipliers: list[int], residual_blocks: int, code_width: int
+        self,
+        *,
+        channels: int,
+        multipliers: list[int],
+        residual_blocks: int,
+        code_width: int,
+        patch_size: int = 1,
+        linear_shortcut: bool = False,
     ) -> None:
         super().__init__()
         widths = [channels * multiplier for multiplier in multipliers]
         last = len(widths) - 1
-        self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
+        self.patch_size = patch_size
+        self.conv_in = nn.Conv2d(3 * patch_size**2, channels, 3, padding=1)
         self.down = nn.ModuleList()
         for i, width in enumerate(widths):
             before = widths[i - 1] if i else channels
@@ -129,19 +188,30 @@ class Encoder(nn.Module):
         self.mid = Middle(widths[-1])
         self.norm_out = group_norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], code_width, 3, padding=1)
+        self.shortcut = PatchAnalysis(patch_size * 2**last, code_width) if linear_shortcut else None
+        if self.shortcut is not None:
+            zero(self.conv_out)
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
-        x_BCHW = self.conv_in(image_B3HW)
+        x_BCHW = self.conv_in(F.pixel_unshuffle(image_B3HW, self.patch_size))
         for level in self.down:
             x_BCHW = level(x_BCHW)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x_BCHW))))
+        features_BCHW = self.conv_out(F.silu(self.norm_out(self.mid(x_BCHW))))
+        return features_BCHW if self.shortcut is None else features_BCHW + self.shortcut(image_B3HW)
 
 
 class Decoder(nn.Module):
     """Mirror of the encoder with one more residual block per level. `up[0]` is the finest level, as published."""
 
     def __init__(
-        self, *, channels: int, multipliers: list[int], residual_blocks: int, code_width: int
+        self,
+        *,
+        channels: int,
+        multipliers: list[int],
+        residual_blocks: int,
+        code_width: int,
+        patch_size: int = 1,
+        linear_shortcut: bool = False,
     ) -> None:
         super().__init__()
         widths = [channels * multiplier for multiplier in multipliers]
@@ -154,10 +224,15 @@ class Decoder(nn.Module):
             resize = Upsample(width) if i else None
             self.up.append(Level(before, width, residual_blocks + 1, attention=i == last, resize=resize))
         self.norm_out = group_norm(widths[0])
-        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+        self.patch_size = patch_size
+        self.conv_out = nn.Conv2d(widths[0], 3 * patch_size**2, 3, padding=1)
+        self.shortcut = PatchSynthesis(patch_size * 2**last, code_width) if linear_shortcut else None
+        if self.shortcut is not None:
+            zero(self.conv_out)
 
-    def forward(self, f_hat_BCHW: Tensor) -> Tensor:
-        x_BCHW = self.mid(self.conv_in(f_hat_BCHW))
+    def forward(self, f_hat_BCHH: Tensor) -> Tensor:
+        x_BCHW = self.mid(self.conv_in(f_hat_BCHH))
         for level in self.up[::-1]:
             x_BCHW = level(x_BCHW)
-        return self.conv_out(F.silu(self.norm_out(x_BCHW)))
+        image_B3HW = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x_BCHW))), self.patch_size)
+        return image_B3HW if self.shortcut is None else image_B3HW + self.shortcut(f_hat_BCHH)

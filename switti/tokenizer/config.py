@@ -7,7 +7,7 @@ from switti.errors import UserError
 from switti.scales import PYRAMIDS, check_scales
 from switti.suggestions import shortened
 
-MAX_LEVELS, MAX_MULTIPLIER = 8, 64
+MAX_LEVELS, MAX_MULTIPLIER, MAX_PATCH = 8, 64, 32
 
 
 @dataclass
@@ -25,6 +25,12 @@ class RQVAEConfig:
     """Channels of the first convolution; a multiple of 32 (GroupNorm has 32 groups)."""
     multipliers: list[int] = field(default_factory=lambda: [1, 1, 2, 2, 4])
     """Channels of each resolution level as multiples of `channels`. n levels downsample by 2^(n − 1); 1 to 8 levels."""
+    patch_size: int = 1
+    """Side in px of the patches that the encoder's first convolution takes as channels and that the decoder's last one
+    emits, in [1, 32]; it multiplies the downsampling. 1: pixels, as published; 2 or 4 save most of a CPU's time."""
+    linear_shortcut: bool = False
+    """Add linear maps between image patches and latent to encoder and decoder, first the lowest frequencies of a cosine
+    transform, so that the networks learn only what these miss. False, as published."""
     residual_blocks: int = 2
     """Residual blocks of each level of the encoder; the decoder has one more."""
     phi_count: int = 4
@@ -37,7 +43,7 @@ class RQVAEConfig:
     @property
     def downsampling(self) -> int:
         """Image pixels per latent position and side."""
-        return 2 ** (len(self.multipliers) - 1)
+        return self.patch_size * 2 ** (len(self.multipliers) - 1)
 
     @property
     def resolution(self) -> int:
@@ -53,6 +59,8 @@ class RQVAEConfig:
                 f"{path}.multipliers={shortened(self.multipliers)} must be 1 to {MAX_LEVELS} numbers in "
                 f"[1, {MAX_MULTIPLIER}]"
             )
+        if not 1 <= self.patch_size <= MAX_PATCH:
+            raise UserError(f"{path}.patch_size={self.patch_size} must lie in [1, {MAX_PATCH}]")
         check(self, path, FRACTION, "phi_ratio")
         if self.channels % 32:
             raise UserError(

@@ -41,12 +41,16 @@ class RQVAE(nn.Module):
             multipliers=config.multipliers,
             residual_blocks=config.residual_blocks,
             code_width=config.code_width,
+            patch_size=config.patch_size,
+            linear_shortcut=config.linear_shortcut,
         )
         self.decoder = Decoder(
             channels=config.channels,
             multipliers=config.multipliers,
             residual_blocks=config.residual_blocks,
             code_width=config.code_width,
+            patch_size=config.patch_size,
+            linear_shortcut=config.linear_shortcut,
         )
         self.quantize = MultiScaleQuantizer(
             self.pyramid,
@@ -58,6 +62,12 @@ class RQVAE(nn.Module):
         )
         self.quant_conv = nn.Conv2d(config.code_width, config.code_width, 3, padding=1)
         self.post_quant_conv = nn.Conv2d(config.code_width, config.code_width, 3, padding=1)
+        if config.linear_shortcut:
+            # The latent begins as the cosine coefficients, and what is quantized as these.
+            for conv in (self.quant_conv, self.post_quant_conv, *self.quantize.quant_resi.qresi_ls):
+                nn.init.dirac_(conv.weight)
+                assert conv.bias is not None
+                nn.init.zeros_(conv.bias)
 
     def encode(self, image_B3HW: Tensor) -> Tensor:
         """Image → continuous latent f, [B, C, H, H].

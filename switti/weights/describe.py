@@ -131,6 +131,8 @@ def tokenizer_fields(state: Mapping[str, Tensor], source: str = "these weights")
             state[f"encoder.down.{i}.block.0.conv1.weight"].shape[:1].numel() // channels
             for i in range(levels)
         ],
+        "patch_size": math.isqrt(state["encoder.conv_in.weight"].shape[1] // 3),
+        "linear_shortcut": "encoder.shortcut.weight" in state,
         "residual_blocks": _count(state, "encoder.down.0.block", "conv1.weight"),
         "phi_count": _count(state, "quantize.quant_resi.qresi_ls", "weight"),
     }

@@ -118,6 +118,20 @@ def test_loss_is_the_weighted_sum(tmp_path: Path) -> None:
     assert logged(tmp_path, "train/loss") == pytest.approx({1: expected.item()}, rel=1e-5)
 
 
+def test_perceptual_term_begins_at_its_step_and_sees_a_share(tmp_path: Path) -> None:
+    """Half of five images are three; the other terms see all."""
+    module = build(max_steps=2, lpips=1.0, lpips_net="vgg", lpips_start_step=1, lpips_share=0.5)
+    fit(module, tmp_path, batch_size=8, limit_val_batches=0, logger=[MetricsCSV(tmp_path)])
+    assert list(logged(tmp_path, "train/lpips")) == [2]
+    generator = torch.Generator().manual_seed(1)
+    ours, theirs = torch.rand(2, 5, 3, 32, 32, generator=generator) * 2 - 1
+    assert module.perceptual is not None
+    expected = module.perceptual(ours[:3], theirs[:3]).mean()
+    terms = reconstruction_losses(ours, theirs, module.perceptual, share=0.5)
+    torch.testing.assert_close(terms.lpips, expected)
+    torch.testing.assert_close(terms.l1, (ours - theirs).abs().mean())
+
+
 def test_perceptual_network_is_no_part_of_the_module() -> None:
     pytest.importorskip("lpips")
     try:
@@ -251,6 +265,8 @@ def test_rows_are_drawn_without_repetition_if_possible() -> None:
     [
         ({"vq": -1.0}, "vq=-1.0"),
         ({"l1": 0.0, "lpips": 0.0}, "all 0"),
+        ({"lpips_share": 0.0}, "lpips_share=0.0"),
+        ({"lpips_start_step": -1}, "lpips_start_step=-1"),
         ({"restart_until": 1.5}, "restart_until=1.5"),
         ({"restart_dead_every": -2}, "restart_dead_every=-2"),
         ({"adversarial": -0.1}, "adversarial=-0.1"),
