@@ -6,6 +6,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from switti.files import atomic_write, write_json
+from switti.metrics.catalogue import MINI_CLIP_VERSION
 from switti.metrics.mini_clip import (
     CONFIG,
     WEIGHTS,
@@ -25,14 +27,14 @@ from switti.metrics.mini_clip import (
     MiniClipHeads,
     describe,
 )
-from switti.metrics.retrieval import CaptionRetrieval, style_of
+from switti.metrics.retrieval import MAX_CANDIDATES, CaptionRetrieval, style_of
 from switti.metrics.scores import pair_auc
 from switti.text.minilm import MiniLMEncoder
 from switti.weights.save import write_weights
 
 CHUNK = 64
 # Of the heads that ship.
-SIZES = MiniClipConfig()
+SIZES = MiniClipConfig(grids=[1, 1, 1, 2, 3])
 # Captions of an image that are trained on; longer ones take minutes to encode and are never the first.
 MOST_CAPTIONS = 2
 # Images of a split that the error is measured on.
@@ -158,6 +160,10 @@ class FeatureEncoder:
         self.heads, self.data, self.width = heads, data, heads.config.width
         self._rows = {caption: row for row, caption in enumerate(data.captions)}
 
+    @cached_property
+    def _encoder(self) -> MiniLMEncoder:
+        return MiniLMEncoder(self.heads.config.max_length)
+
     def encode_images(self, images_BF: Tensor) -> Tensor:
         return self.heads.image(images_BF)
 
@@ -168,8 +174,7 @@ class FeatureEncoder:
             caption: self.data.texts[self._rows[caption]] for caption in captions if caption in self._rows
         }
         if missing:
-            encoded = MiniLMEncoder(self.heads.config.max_length).encode(missing).pooled_BP
-            texts |= dict(zip(missing, encoded, strict=True))
+            texts |= dict(zip(missing, self._encoder.encode(missing).pooled_BP, strict=True))
         return self.heads.text(torch.stack([texts[caption] for caption in captions]))
 
 
@@ -209,7 +214,10 @@ def save(
     """Float16 weights, sizes with results, and a README for the reader."""
     parameters = sum(parameter.numel() for parameter in heads.parameters())
     write_weights(out / WEIGHTS, {name: value.half() for name, value in heads.state_dict().items()})
-    write_json(out / CONFIG, {"format": 1, "heads": describe(heads.config), "results": results})
+    write_json(
+        out / CONFIG,
+        {"format": 1, "version": MINI_CLIP_VERSION, "heads": describe(heads.config), "results": results},
+    )
     rows = [
         f"| {split} | "
         + " | ".join(f"{values[name]:.3f}" if name in values else "–" for name in COLUMNS)
@@ -219,6 +227,9 @@ def save(
     text = README.format(
         parameters=parameters,
         pairs=pairs,
+        version=MINI_CLIP_VERSION,
+        measured=MEASURED,
+        candidates=MAX_CANDIDATES,
         header=" | ".join(COLUMNS),
         rule="---|" * len(COLUMNS),
         rows="\n".join(rows),
@@ -233,18 +244,24 @@ def save(
 
 
 COLUMNS = ("top1", "top1_all", "style_accuracy", "auc", "cosine_own", "cosine_others")
-README = """# Mini-CLIP heads
+README = """# Mini-CLIP heads, version {version}
 
 Two heads ({parameters:,} parameters, float16) on frozen MiniLM-L6 and frozen AlexNet features, trained with InfoNCE on
-{pairs:,} captioned images. They give `mini_clip_score`: whether small emoji-like images follow their captions.
-This is not CLIP; values are comparable only under these very weights.
+{pairs:,} captioned images. They give `mini_clip_score` and `mini_clip_top1`: whether small emoji-like images follow
+their captions. This is not CLIP; values are comparable only under these very weights.
+
+Their own error, on real images (up to {measured} of a split, plain, with their first captions):
 
 | split | {header} |
 |---|{rule}
 {rows}
 
-auc: an image's own caption against the captions of all others. style_accuracy: own caption against the same words
-with the other style. Validation concepts never occur in training.
+- top1: the own caption is the best of 32 captions of the split (chance 0.031); top1_all: of all (up to {candidates}).
+- style_accuracy: the own caption is better than the same words with each other style.
+- auc: the own caption against those of all others.
+
+Of the validation splits, `pairs` are combinations of concept and style that training lacked, though it had both;
+`concepts` (or `validation`) never occur in training. A generator's shares are read against these.
 
     {command}
 

@@ -25,10 +25,10 @@ def parser() -> argparse.ArgumentParser:
         "--validation", nargs="+", help="validation shards (default: validation-*.tar beside --data)"
     )
     form.add_argument("--out", type=Path, required=True, help="folder for weights, config and README")
-    form.add_argument("--steps", type=int, default=1500, help="optimizer steps (%(default)s)")
+    form.add_argument("--steps", type=int, default=700, help="optimizer steps (%(default)s)")
     form.add_argument("--batch", type=int, default=512, help="pairs a step (%(default)s)")
     form.add_argument(
-        "--views", type=int, default=3, help="versions of each image, the plain one first (%(default)s)"
+        "--views", type=int, default=2, help="versions of each image, the plain one first (%(default)s)"
     )
     form.add_argument("--learning-rate", type=float, default=1e-3, help="peak, AdamW (%(default)s)")
     form.add_argument("--seed", type=int, default=0)

@@ -36,10 +36,10 @@ class MetricInfo:
 
 
 # Changes with the weights that ship: values of another version do not compare.
-MINI_CLIP_VERSION = 1
+MINI_CLIP_VERSION = 2
 _MINI = (
     f"mini-CLIP version {MINI_CLIP_VERSION}, a small dual encoder (frozen MiniLM text encoder and frozen AlexNet with "
-    "two learned heads) trained on emoji"
+    "two learned heads) trained on emoji in seven styles"
 )
 
 _CONVENTIONS = {
