@@ -92,7 +92,9 @@ def test_nonsense_gets_no_suggestion(typed: str) -> None:
 
 
 def test_equally_near_names_are_all_given() -> None:
-    assert hint("scales") == "; did you mean 'tokenizer.scales' or 'model.scales' or 'sampling.pruning.scales'?"
+    assert (
+        hint("scales") == "; did you mean 'tokenizer.scales' or 'model.scales' or 'sampling.pruning.scales'?"
+    )
     assert nearest("tokenizr.scales", SETTINGS) == ["tokenizer.scales"]
     assert nearest("a.same", [f"{group}.same" for group in "bcdefg"]) == []  # too many to be of any use
 
