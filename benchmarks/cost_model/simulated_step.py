@@ -233,8 +233,10 @@ def run_step(
     trace: StepTrace | None = None,
 ) -> None:
     """Forward and backward passes on blank images; the gradients stay in the parameters."""
+    # Images are encoded as in the first epoch.
+    trainer = replace(config.trainer, cache_latents=False)
     module = GeneratorModule(
-        config.model, tokenizer, config.optimizer, config.loss, config.trainer, seed=0, ema=False
+        config.model, tokenizer, config.optimizer, config.loss, trainer, seed=0, ema=False
     )
     mixed = _mixed(config)
     for i in range(micro_batches):
