@@ -184,7 +184,7 @@ def _distance(name: str, work: Work, reference: Reference) -> Estimate:
         value = frechet_distance(reference.statistics, statistics_of(features.numpy()))
     else:
         assert reference.features_NF is not None  # _reference_for has looked
-        value = float(kernel_distance(torch.from_numpy(reference.features_NF), features))
+        value = float(kernel_distance(torch.from_numpy(reference.features_NF), features, torch.float32))
     if not np.isfinite(value):
         raise UserError(f"{name} of {work.folder} is not finite")
     return Estimate(value, None, None, len(features))

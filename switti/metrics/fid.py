@@ -56,12 +56,12 @@ class FrechetDistance(FrechetInceptionDistance):
         return super().compute()
 
 
-def kernel_distance(real_NF: Tensor, fake_MF: Tensor) -> Tensor:
+def kernel_distance(real_NF: Tensor, fake_MF: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """Unbiased squared maximum mean discrepancy under k(x, y) = (x·y / F + 1)³, scalar float64 (KID, arXiv 1801.01401).
 
     Over all pairs rather than random subsets: no seed, less variance. May be slightly negative. nan with fewer than
-    two samples on a side. Computed by blocks of the kernel matrices, each in the features' own precision and added up
-    in float64: memory beyond the features stays the same.
+    two samples on a side. Computed by blocks of the kernel matrices, in `dtype` and added up in float64: memory
+    beyond the features stays the same. float32 is twice as fast; its rounding averages out over the pairs.
     """
 
     def within(values: Tensor) -> Tensor:
@@ -69,23 +69,24 @@ def kernel_distance(real_NF: Tensor, fake_MF: Tensor) -> Tensor:
         if not pairs:
             return values.new_tensor(math.nan, dtype=torch.float64)
         diagonal = sum(((part.double().square().mean(dim=1) + 1) ** 3).sum() for part in values.split(BLOCK))
-        return (_kernel_sum(values) - diagonal) / pairs
+        return (_kernel_sum(values, None, dtype) - diagonal) / pairs
 
-    crossed = _kernel_sum(real_NF, fake_MF) / max(1, len(real_NF) * len(fake_MF))
+    crossed = _kernel_sum(real_NF, fake_MF, dtype) / max(1, len(real_NF) * len(fake_MF))
     return within(real_NF) + within(fake_MF) - 2 * crossed
 
 
-def _kernel_sum(a_NF: Tensor, b_MF: Tensor | None = None) -> Tensor:
+def _kernel_sum(a_NF: Tensor, b_MF: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Sum of the kernel over all pairs, scalar float64; without b of all ordered pairs within a."""
     total = a_NF.new_zeros((), dtype=torch.float64)
     width = a_NF.shape[1]
     others = list((a_NF if b_MF is None else b_MF).split(BLOCK))
     for number, a in enumerate(a_NF.split(BLOCK)):
+        rows = a.to(dtype)
         # The kernel is symmetric: blocks below the diagonal are those above it.
         for place, b in enumerate(others):
             if b_MF is None and place < number:
                 continue
-            part = (a @ b.T).div_(width).add_(1).pow_(3).sum(dtype=torch.float64)
+            part = (rows @ b.to(dtype).T).div_(width).add_(1).pow_(3).sum(dtype=torch.float64)
             total += part if b_MF is not None or place == number else 2 * part
     return total
 
