@@ -38,7 +38,7 @@ $(VENV)/.installed: pyproject.toml requirements/torch.txt requirements/embedded.
 	  || $(VENV)/bin/python -m pip install $(TORCH)
 	@# Whatever torch is there now stays: the next line must not pull another one.
 	$(VENV)/bin/python -m pip list --format=freeze | grep -E '^(torch|torchvision)==' > $(VENV)/torch-constraint.txt
-	$(VENV)/bin/python -m pip install -c $(VENV)/torch-constraint.txt -e '.[train,embedded,sweep,docs,dev]'
+	$(VENV)/bin/python -m pip install -c $(VENV)/torch-constraint.txt -e '.[train,embedded,sweep,diffusion,docs,dev]'
 	$(MAKE) --no-print-directory install-embedded
 	@touch $@
 

@@ -20,7 +20,7 @@ def project(root: Path) -> dict:
 
 
 # What `make install` and environment.yml install beside the library's own dependencies.
-EXTRAS = ("train", "embedded", "sweep", "docs", "dev")
+EXTRAS = ("train", "embedded", "sweep", "diffusion", "docs", "dev")
 # Modules called otherwise than their packages.
 PACKAGES = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open_clip_torch"}
 # Extras whose packages are imported only when they are asked for.
