@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,16 +121,12 @@ def maker(system: System, prompts: PromptSet, work: Work, batch: int) -> Make:
     def make(unit: int, path: Path, advance: Callable[[int], None]) -> None:
         first = unit * UNIT
 
-        def images() -> Any:
+        def images() -> Iterator[tuple[Prompt, EncodedImage]]:
             for start in range(first, first + work.sizes[unit], batch):
                 stop = min(start + batch, first + work.sizes[unit])
                 part = [prompts[number] for number in range(start, stop)]
-                yield from _paired(part, system.generate(part))
+                yield from zip(part, system.generate(part), strict=True)
 
         write_unit(path, work.digest, unit, images(), system.settings, advance)
 
     return make
-
-
-def _paired(prompts: list[Prompt], images: list[EncodedImage]) -> list[tuple[Prompt, EncodedImage]]:
-    return list(zip(prompts, images, strict=True))

@@ -55,11 +55,12 @@ def is_distance(name: str) -> bool:
 def labels_of(config: MetricsConfig, name: str) -> list[str]:
     """Labels of a metric's values, without building its network."""
     from switti.metrics.clip_score import clip_score_name
+    from switti.metrics.retrieval import VALUES
 
     if name == "clip_score":
         return [clip_score_name(config.clip_model)]
     if name == "mini_clip_top1":
-        return [name, "mini_clip_top1_all", "mini_clip_style_accuracy"]
+        return [f"mini_clip_{value}" for value in VALUES]
     return [IMAGE_METRICS[name].label or name]
 
 
@@ -74,10 +75,14 @@ def evaluate_image_sets(
     """
     sets = [open_image_set(folder) for folder in folders]
     _check_prompts(sets)
-    found = {name: _reference_for(name, references, config) for name in config.names if is_distance(name)}
+    # Once: the files of networks are read for it.
+    digests = {name: metric_digest(config, name) for name in config.names}
+    found = {
+        name: _reference_for(name, references, digests[name]) for name in config.names if is_distance(name)
+    }
     results = [Evaluated(images) for images in sets]
     for name in config.names:
-        works = [_score_all(images, name, config, worker) for images in sets]
+        works = _score_all(sets, name, digests[name], config, worker)
         if is_distance(name):
             for result, work in zip(results, works, strict=True):
                 result.metrics[name] = _distance(name, work, found[name])
@@ -112,7 +117,7 @@ def _check_prompts(sets: list[ImageSet]) -> None:
             raise UserError(f"{a}, {b}{more}; systems are compared on the same prompts: evaluate them apart")
 
 
-def _reference_for(name: str, references: list[Reference], config: MetricsConfig) -> Reference:
+def _reference_for(name: str, references: list[Reference], digest: str) -> Reference:
     network = IMAGE_METRICS[name].network
     fitting = [reference for reference in references if reference.network == network]
     # Files of other programs do not say what they are; the published ones are of this convention.
@@ -126,7 +131,7 @@ def _reference_for(name: str, references: list[Reference], config: MetricsConfig
             "FILE.npz"
         )
     reference = fitting[0]
-    if reference.digest and reference.digest != metric_digest(config, name):
+    if reference.digest and reference.digest != digest:
         raise UserError(
             f"{name}: the reference of {reference.source} was made with another network file; make it again"
         )
@@ -138,36 +143,40 @@ def _reference_for(name: str, references: list[Reference], config: MetricsConfig
     return reference
 
 
-def _score_all(images: ImageSet, name: str, config: MetricsConfig, worker: Worker) -> Work:
-    """The finished work of one metric on one set."""
+def _score_all(
+    sets: list[ImageSet], name: str, digest: str, config: MetricsConfig, worker: Worker
+) -> list[Work]:
+    """The finished work of one metric on each set. Its network is built once, and only if something is missing."""
     import torch
 
     from switti.metrics.collection import build_metrics
 
-    info, digest = IMAGE_METRICS[name], metric_digest(config, name)
-    labels = labels_of(config, name)
-    work = (
+    info, labels = IMAGE_METRICS[name], labels_of(config, name)
+    works = [
         feature_work(images, info.network, digest)
         if is_distance(name)
         else score_work(images, labels[0], digest)
-    )
-    if not work.missing():
-        return work
+        for images in sets
+    ]
+    missing = [(images, work) for images, work in zip(sets, works, strict=True) if work.missing()]
+    if not missing:
+        return works
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     built = build_metrics(replace(config, names=[name], extra=[]), device)
-    if is_distance(name):
-        (group,) = built.distances
-        make = feature_maker(images, group.network, work, config.batch, device)
-    else:
-        built.set_candidates(images.prompts())
-        (metric,) = built.scores.values()
-        make = score_maker(images, metric.score, labels, work, config.batch, device)
-    progress = Progress(work, shown=worker.number == 0)
-    try:
-        do_units(work, make, worker, progress)
-    finally:
-        progress.close()
-    return work
+    for images, work in missing:
+        if is_distance(name):
+            (group,) = built.distances
+            make = feature_maker(images, group.network, work, config.batch, device)
+        else:
+            built.set_candidates(images.prompts())
+            (metric,) = built.scores.values()
+            make = score_maker(images, metric.score, labels, work, config.batch, device)
+        progress = Progress(work, shown=worker.number == 0)
+        try:
+            do_units(work, make, worker, progress)
+        finally:
+            progress.close()
+    return works
 
 
 def _distance(name: str, work: Work, reference: Reference) -> Estimate:

@@ -1,7 +1,6 @@
 """WebDataset shards of generated images: written once, unit by unit, and read back with their digests checked."""
 
 import hashlib
-import io
 import json
 import os
 import tarfile
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.shards.tar import BLOCK, CorruptTarError, FileSource, members
+from datamodules.shards.tar import BLOCK, CorruptTarError, FileSource, add_member, members
 from evaluation.prompt_sets import Prompt
 from switti.errors import UserError
 from switti.files import open_regular, parse_json
@@ -48,7 +47,7 @@ def write_unit(
 ) -> None:
     """One shard. Equal images give equal bytes."""
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
-        _add(tar, STAMP, _json({"digest": digest, "unit": unit}))
+        add_member(tar, STAMP, _json({"digest": digest, "unit": unit}))
         for prompt, image in images:
             meta = {
                 "prompt": prompt.text,
@@ -58,20 +57,14 @@ def write_unit(
                 "settings": settings,
                 "sha256": hashlib.sha256(image.content).hexdigest(),
             }
-            _add(tar, f"{prompt.key}.{image.suffix}", image.content)
-            _add(tar, f"{prompt.key}.txt", prompt.text.encode())
-            _add(tar, f"{prompt.key}.json", _json(meta))
+            add_member(tar, f"{prompt.key}.{image.suffix}", image.content)
+            add_member(tar, f"{prompt.key}.txt", prompt.text.encode())
+            add_member(tar, f"{prompt.key}.json", _json(meta))
             advance(1)
 
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, sort_keys=True).encode()
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size, member.mode = len(content), 0o644
-    tar.addfile(member, io.BytesIO(content))
 
 
 def stamp_of(path: Path) -> str | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from switti.errors import UserError
-from switti.files import kind_of, sync_file, sync_folder, unique_temporary, writing
+from switti.files import atomic_write, kind_of, writing
 
 CLAIMS = ".claims"
 # Seconds between two looks at units that others work on.
@@ -120,7 +120,6 @@ def _do(work: Work, make: Make, unit: int, descriptor: int, progress: "Progress"
     for leftover in work.folder.glob(f".{target.name}.*.tmp"):
         with suppress(OSError):
             leftover.unlink()
-    temporary = unique_temporary(target)
     done = 0
 
     def advance(items: int) -> None:
@@ -131,16 +130,8 @@ def _do(work: Work, make: Make, unit: int, descriptor: int, progress: "Progress"
             os.pwrite(descriptor, f"{done:12d}".encode(), 0)
         progress.refresh()
 
-    with writing(target):
-        try:
-            make(unit, temporary, advance)
-            sync_file(temporary)
-            os.replace(temporary, target)
-            sync_folder(work.folder)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+    with atomic_write(target) as temporary:
+        make(unit, temporary, advance)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from switti.suggestions import shortened
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import nn
 
     from switti.sampling.pipeline import SwittiPipeline
 
@@ -112,15 +113,19 @@ class ScaleWiseSystem:
 
 def weights_digest(pipeline: "SwittiPipeline") -> str:
     """SHA-256 over names, types and bytes of all weights, and what the text encoder says of itself."""
-    import torch
-
     digest = hashlib.sha256()
     for part in (pipeline.generator, pipeline.tokenizer):
-        for name, tensor in sorted(part.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        _add_weights(digest, part)
     digest.update(pipeline.text_encoder.fingerprint.encode())
     return digest.hexdigest()
+
+
+def _add_weights(digest: "hashlib._Hash", part: "nn.Module", prefix: str = "") -> None:
+    import torch
+
+    for name, tensor in sorted(part.state_dict().items()):
+        digest.update(f"{prefix}{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 class OwnSystem:
@@ -189,9 +194,7 @@ class DiffusersSystem:
             if not isinstance(module, torch.nn.Module):
                 digest.update(f"{part} {type(module).__name__}\n".encode())
                 continue
-            for name, tensor in sorted(module.state_dict().items()):
-                digest.update(f"{part}.{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            _add_weights(digest, module, f"{part}.")
         return digest.hexdigest()
 
     def generate(self, prompts: Sequence[Prompt]) -> list[EncodedImage]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from datamodules.images import BadImageError
 from datamodules.prepare.processes import ordered_map
-from datamodules.prepare.splits import TRAIN, Splits
+from datamodules.prepare.splits import TRAIN, Assigned, Splits
 from datamodules.prepare.writer import (
     ATTRIBUTION,
     SKIPPED,
@@ -39,7 +39,7 @@ EXAMPLES = 3
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-class Item(Protocol):
+class Item(Assigned, Protocol):
     """One image of a source, cheap to list and to send to a worker.
 
     key: unique, without dots; group: never divided between training and unseen concepts; concept: what it shows, in
@@ -47,14 +47,6 @@ class Item(Protocol):
     reads or renders it, BadImageError if it cannot.
     """
 
-    @property
-    def key(self) -> str: ...
-    @property
-    def group(self) -> str: ...
-    @property
-    def concept(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
     @property
     def origin(self) -> str: ...
     def digest_text(self) -> str: ...

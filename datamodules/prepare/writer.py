@@ -1,7 +1,6 @@
 """Writing WebDataset shards: deterministic tars, made aside and published together, the manifest last."""
 
 import fcntl
-import io
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from datamodules.shards.tar import add_member
 from switti.errors import UserError
 from switti.files import (
     kind_of,
@@ -72,11 +72,8 @@ class ShardWriter:
         return self.folder / f"{self.split}-{len(self.shards):06d}.tar"
 
     def _add(self, name: str, data: bytes) -> None:
-        member = tarfile.TarInfo(name)
-        member.size = len(data)
-        member.mode = 0o644
         assert self._tar is not None  # write() has opened it
-        self._tar.addfile(member, io.BytesIO(data))
+        add_member(self._tar, name, data)
 
     def close(self) -> None:
         """Finish the open shard and note its size and digest."""

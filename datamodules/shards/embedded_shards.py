@@ -3,7 +3,6 @@
 Streams are read forward, so that what belongs to a sample must lie beside it.
 """
 
-import io
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from datamodules.shards.embedding_file import SideFile, encode_entry
 from datamodules.shards.index import ShardIndex, ShardReader
 from datamodules.shards.members import CAPTION, EMBEDDING_SUFFIX, IMAGE, META, sample_part
 from datamodules.shards.open_files import OpenFiles
-from datamodules.shards.tar import FileSource, members
+from datamodules.shards.tar import FileSource, add_member, members
 from switti.errors import UserError
 from switti.files import atomic_write, open_regular, read_json_object, write_json
 
@@ -52,12 +51,12 @@ def _write_shard(index: ShardIndex, side: SideFile, path: Path) -> None:
         with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
             for row, key in enumerate(index.keys):
                 caption = reader.stored_caption(0, row)
-                _add(tar, names[key][IMAGE], reader.image(0, row))
-                _add(tar, names[key][CAPTION], caption)
+                add_member(tar, names[key][IMAGE], reader.image(0, row))
+                add_member(tar, names[key][CAPTION], caption)
                 if (meta := reader.meta(0, row)) is not None:
-                    _add(tar, names[key][META], meta)
+                    add_member(tar, names[key][META], meta)
                 entry = encode_entry(side.read(rows[key], files), caption, side.fingerprint)
-                _add(tar, f"{key}{EMBEDDING_SUFFIX}", entry)
+                add_member(tar, f"{key}{EMBEDDING_SUFFIX}", entry)
     finally:
         reader.close()
         files.close()
@@ -75,9 +74,3 @@ def _member_names(index: ShardIndex) -> Mapping[str, dict[int, str]]:
             if named is not None and places.get(member.offset) == named[0]:
                 names[named[0]][named[1]] = member.name
     return names
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size, member.mode = len(data), 0o644
-    tar.addfile(member, io.BytesIO(data))

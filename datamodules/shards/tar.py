@@ -1,11 +1,12 @@
 """Tar archives header by header, from a file or a stream, in bounded time and memory whatever the bytes are.
 
 Reads what tar programs write: v7, ustar, GNU (long names, sizes in base 256, sparse files) and pax. Formats:
-POSIX.1-2001 "pax", GNU tar manual "Basic Tar Format".
+POSIX.1-2001 "pax", GNU tar manual "Basic Tar Format". `add_member` writes.
 """
 
 import io
 import re
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
@@ -269,3 +270,10 @@ def printable(name: bytes) -> str:
     """A member's name as text: bytes that are not UTF-8 and control characters become escapes such as \\xe9."""
     text = name.decode(errors="backslashreplace")
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Write a file into an archive; time, owner and mode are fixed, so that equal contents give equal bytes."""
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = len(data), 0o644
+    tar.addfile(member, io.BytesIO(data))

@@ -22,6 +22,8 @@ from switti.metrics.scores import DualEncoder
 WAYS = 32
 # Captions that are compared with at most; more of a split are thinned out evenly.
 MAX_CANDIDATES = 1024
+# The values of the metric, which its name precedes.
+VALUES = ("top1", "top1_all", "style_accuracy")
 _STYLE = " style"
 _CHUNK = 256
 
@@ -71,7 +73,7 @@ class CaptionRetrieval(Metric):
     def __init__(self, encoder: DualEncoder, name: str, ways: int = WAYS, **options: Any) -> None:
         super().__init__(**options)
         self.encoder = encoder
-        self.labels = [f"{name}_{value}" for value in ("top1", "top1_all", "style_accuracy")]
+        self.labels = [f"{name}_{value}" for value in VALUES]
         self.ways = ways
         self.candidates: list[str] = []
         self._texts: dict[str, Tensor] = {}

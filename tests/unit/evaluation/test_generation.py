@@ -23,11 +23,7 @@ from switti.errors import UserError
 STUB = "stub_system:Stub"
 
 
-@pytest.fixture(autouse=True)
-def alone(monkeypatch, tmp_path):
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 @pytest.fixture

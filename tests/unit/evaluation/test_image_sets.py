@@ -37,12 +37,7 @@ from switti.metrics.catalogue import IMAGE_METRICS
 from switti.metrics.config import MetricsConfig
 from switti.metrics.fid import kernel_distance
 
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch, tmp_path):
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 @pytest.fixture
